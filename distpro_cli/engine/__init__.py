@@ -1,0 +1,1 @@
+"""The loop that every run shares, and where its weights over time come from."""

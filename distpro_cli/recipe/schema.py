@@ -124,6 +124,7 @@ class Teacher(Network):
     """The teacher: a network with weights, or with a `train` section that makes them on the way."""
 
     train: Training | None = Field(None, description="how to train the teacher when it has no weights; the result is cached by content")
+    seed: int = Field(0, ge=0, description="seed of the teacher's training; the run's seed does not change it, so all runs share one teacher")
 
 
 class PathwayGroup(Model):

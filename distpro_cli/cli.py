@@ -1,0 +1,87 @@
+"""The command line: registers the commands and turns errors into exit statuses; imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from distpro_cli.commands.inspect import inspect
+from distpro_cli.commands.running import InterruptedRunError
+from distpro_cli.commands.schema import schema
+from distpro_cli.commands.search import search
+from distpro_cli.commands.train import train
+from distpro_cli.commands.transfer import transfer
+from distpro_cli.errors import DistproError
+
+DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find out how a student network should be distilled from a teacher, and distil it so.",
+    epilog="--debug, anywhere, shows the traceback of an error. --version prints the version.",
+)
+for command in (search, transfer, inspect, train, schema):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 2 the user's input is wrong, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    if given[:1] == ["--version"]:
+        print_version()
+        sys.exit(DONE)
+    try:
+        status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = WRONG_INPUT
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has closed it; pointing stdout elsewhere keeps the exit quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:
+        explained = explain(error)
+        if explained is None or debug:
+            raise
+        print(explained, file=sys.stderr)
+        status = INTERRUPTED if isinstance(error, InterruptedRunError) else WRONG_INPUT
+    sys.exit(status)
+
+
+def explain(error: Exception) -> str | None:
+    """Returns what to tell the user of `error`, or None for an error of ours."""
+    text = str(error)
+    if isinstance(error, InterruptedRunError):
+        return text
+    if isinstance(error, DistproError):
+        return "\n".join(f"error: {line}" for line in text.splitlines())
+    if isinstance(error, ImportError | RuntimeError | AttributeError) and "torchvision" in text:
+        return (
+            f"error: torchvision does not fit torch ({text.splitlines()[0]}); "
+            "mend: pip install --upgrade --force-reinstall torch torchvision"
+        )
+    if type(error).__name__ == "OutOfMemoryError":
+        return "error: the device ran out of memory; try a smaller distill.batch_size, precision=bfloat16 or --device cpu"
+    return None
+
+
+def print_version() -> None:
+    """Prints the version of distpro."""
+    from importlib.metadata import version
+
+    print(f"distpro {version('distpro-cli')}")
+
+
+if __name__ == "__main__":
+    main()

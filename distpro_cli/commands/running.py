@@ -1,0 +1,87 @@
+"""What the commands that run something have in common: the run's options, its surroundings, its result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distpro_cli.errors import DistproError
+
+if TYPE_CHECKING:
+    from distpro_cli.engine.runs import RunFolder
+    from distpro_cli.engine.session import Surroundings
+    from distpro_cli.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The shared options of a command that runs something."""
+
+    device: str | None
+    seed: int | None
+    run_dir: Path | None
+    resume: bool
+    force: bool
+    quiet: bool
+
+
+def read_recipe(source: str, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
+    """Loads a recipe under its overrides; `--seed` is one more of them."""
+    from distpro_cli.recipe.load import load_recipe
+
+    return load_recipe(source, with_seed(overrides, seed))
+
+
+def with_seed(overrides: Sequence[str] | None, seed: int | None) -> list[str]:
+    """Returns the overrides, with `--seed` as the last of them."""
+    return [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
+
+
+def run(
+    verb: str,
+    name: str,
+    recipe: Recipe,
+    options: RunOptions,
+    work: Callable[[RunFolder, Surroundings], dict[str, Any]],
+    inputs: Mapping[str, str | float | None] | None = None,
+) -> dict[str, Any]:
+    """Opens the run folder, does `work` in it and returns its summary; a finished run that is resumed is done."""
+    from distpro_cli.engine.runs import open_run_folder
+
+    folder = open_run_folder(
+        verb, name, recipe, options.run_dir, resume=options.resume, force=options.force, inputs=inputs
+    )
+    finished = folder.finished_summary()
+    if finished is not None:
+        return finished
+    with _surroundings(options, folder) as around:
+        return work(folder, around)
+
+
+@contextmanager
+def _surroundings(options: RunOptions, folder: RunFolder) -> Iterator[Surroundings]:
+    from distpro_cli.engine.interruption import Interruption
+    from distpro_cli.engine.runs import resume_command
+    from distpro_cli.engine.session import surroundings
+    from distpro_cli.report.progress import make_reporter
+
+    with Interruption() as interruption:
+        try:
+            yield surroundings(options.device, make_reporter(options.quiet), interruption)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(f"interrupted; go on with: {resume_command(folder)}") from None
+
+
+class InterruptedRunError(DistproError):
+    """The run stopped at a signal; the message holds the command that resumes it; exit status 130."""
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Prints the command's one machine-readable object."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")

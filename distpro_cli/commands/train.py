@@ -1,0 +1,55 @@
+"""distpro train: train the student or the teacher of a recipe alone."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, RecipeName, Resume, RunDir, Seed
+from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run
+
+if TYPE_CHECKING:
+    from distpro_cli.engine.runs import RunFolder
+    from distpro_cli.engine.session import Surroundings
+
+
+class Role(StrEnum):
+    """Which of the pair is trained."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    network: Annotated[Role, typer.Option("--network", help="Which of the pair to train.")] = Role.STUDENT,
+    device: Device = None,
+    seed: Seed = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the student (as in `distill`) or the teacher (as in `teacher.train`) without distillation."""
+    from distpro_cli.recipe.load import recipe_name
+
+    resolved = read_recipe(recipe, overrides, seed)
+    options = RunOptions(device, seed, run_dir, resume, force, quiet)
+
+    def work(folder: RunFolder, around: Surroundings) -> dict[str, Any]:
+        from distpro_cli.engine.transfer import train_student, train_teacher_alone
+
+        run_training = train_student if network is Role.STUDENT else train_teacher_alone
+        return run_training(resolved, folder, around)
+
+    summary = run(f"train-{network}", recipe_name(recipe), resolved, options, work)
+    if json:
+        print_json(summary)
+        return
+    result = summary[network.value]
+    print(f"{network} top-1 {result['top1_last']:.2f} % after the last epoch, {result['top1_best']:.2f} % at best")
+    print(f"weights: {result['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")

@@ -1,0 +1,79 @@
+"""distpro transfer: distil with a process."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, Resume, RunDir, Seed
+from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run, with_seed
+
+if TYPE_CHECKING:
+    from distpro_cli.engine.runs import RunFolder
+    from distpro_cli.engine.session import Surroundings
+    from distpro_cli.process.process import Process
+    from distpro_cli.recipe.schema import Recipe
+
+
+def transfer(
+    process: Annotated[Path, typer.Option("--process", "-p", help="Process file.", show_default=False)],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="The pair to distil; default: the recipe inside the process file."),
+    ] = None,
+    overrides: Overrides = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", min=0, max=1, help="Drop what lies below this, alpha scaled to [0, 1]."),
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option("--keep", min=0, max=1, help="Keep only the strongest share of the entries.")
+    ] = None,
+    match: Annotated[str, typer.Option("--match", help="How pathways are matched: strict.")] = "strict",
+    device: Device = None,
+    seed: Seed = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil a student with the weights over time of a process, whatever the length of the run."""
+    from distpro_cli.process.file import load_process
+
+    searched = load_process(process)
+    name, resolved = _resolve(recipe, overrides, searched, process, seed)
+    options = RunOptions(device, seed, run_dir, resume, force, quiet)
+
+    def work(folder: RunFolder, around: Surroundings) -> dict[str, Any]:
+        from distpro_cli.engine.transfer import Dropping
+        from distpro_cli.engine.transfer import transfer as transfer_process
+
+        return transfer_process(resolved, searched, Dropping(threshold, keep), folder, around, mode=match)
+
+    inputs = {"process": sha256(process.read_bytes()).hexdigest(), "threshold": threshold, "keep": keep, "match": match}
+    summary = run("transfer", name, resolved, options, work, inputs)
+    if json:
+        print_json(summary)
+        return
+    student = summary["student"]
+    print(f"teacher top-1 {summary['teacher']['top1']:.2f} %")
+    print(f"student top-1 {student['top1_last']:.2f} % after the last epoch, {student['top1_best']:.2f} % at best")
+    print(f"pathways used: {summary['pathways_used']}, {summary['remaining_percent']:g} % of the process")
+    print(f"weights: {student['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
+
+
+def _resolve(
+    recipe: str | None, overrides: list[str] | None, process: Process, path: Path, seed: int | None
+) -> tuple[str, Recipe]:
+    """Returns the name and the recipe of the run: the one given, else the one inside the process."""
+    from distpro_cli.recipe.load import parse_recipe, recipe_name
+
+    if recipe is not None and "=" not in recipe:
+        return recipe_name(recipe), read_recipe(recipe, overrides, seed)
+    # Without RECIPE the first override stands in its place.
+    given = [*([recipe] if recipe is not None else []), *(overrides or [])]
+    return path.stem, parse_recipe(process.recipe, with_seed(given, seed), filename=f"recipe inside {path}")

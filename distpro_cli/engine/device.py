@@ -1,0 +1,56 @@
+"""Where a run computes, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from distpro_cli.errors import DistproError
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Returns the device called `name`, or the best there is (CUDA, Apple's MPS, CPU) when it is None.
+
+    Raises:
+        DistproError: the name is unknown, or this machine has no such device.
+    """
+    if name is None or name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise DistproError(f"--device {name}: not available here ({reason}); use cpu, cuda, cuda:N or mps") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DistproError(f"--device {name}: nothing can be computed there; use cpu, cuda, cuda:N or mps")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Returns the mixed-precision context of a recipe's `precision`: autocast to bfloat16, or nothing."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def make_deterministic() -> None:
+    """Asks for kernels that give the same bits every time, as far as the device has them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def describe_device(device: torch.device) -> str:
+    """Returns the device in words, such as `cpu, 2 threads` or `cuda, NVIDIA H100`."""
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    return str(device)

@@ -1,0 +1,103 @@
+"""The teacher: loaded, or trained on the way and kept in a cache, so that a second search does not train it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from distpro_cli.engine.session import Session
+from distpro_cli.engine.step import Pair
+from distpro_cli.errors import DistproError
+from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.networks.weights import load_weights, save_weights
+from distpro_cli.report.metrics import MetricsFile
+
+
+def prepare_teacher(session: Session, folder: Path) -> TappedNetwork:
+    """Returns the recipe's teacher on the device: with its weights, frozen, in eval mode.
+
+    Args:
+        session: The run that needs it.
+        folder: The run's folder; holds the checkpoint of a teacher being trained.
+
+    Raises:
+        DistproError: the recipe names neither weights nor how to train them.
+    """
+    recipe, spec = session.recipe, session.recipe.teacher
+    teacher = session.build(spec, "teacher", seed=spec.seed)
+    if spec.weights is None:
+        if spec.train is None:
+            raise DistproError(
+                f"teacher {spec.name} has no weights: set teacher.weights to pretrained or to a file, "
+                "or teacher.train to how it is trained"
+            )
+        # The teacher is trained on the whole train set, under its own seed: the same one for every run.
+        school = Session(recipe.model_copy(update={"seed": spec.seed}), session.around)
+        cached = cache_folder() / "teachers" / f"{teacher_key(school)}.safetensors"
+        if cached.exists():
+            session.around.reporter.message(f"teacher {spec.name}: trained before, taken from {cached}")
+        else:
+            train_teacher(school, teacher, cached, folder)
+        load_weights(teacher.model, cached)
+    return teacher.requires_grad_(False).eval()
+
+
+def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: Path) -> list[float]:
+    """Trains the teacher by `teacher.train`, writes its weights to `target`; returns top-1 after every epoch.
+
+    The checkpoint and the metrics lie in `folder`; a checkpoint found there is gone on from.
+    """
+    recipe = session.recipe
+    training = recipe.teacher.train or recipe.distill
+    checkpoint = folder / "teacher-checkpoint.pt"
+    trainer = session.trainer(
+        Pair(teacher),
+        training,
+        title=f"teacher {recipe.teacher.name}",
+        seed=recipe.seed,
+        checkpoint=checkpoint,
+        metrics=MetricsFile(folder / "teacher-metrics.jsonl"),
+    )
+    if checkpoint.exists():
+        trainer.resume()
+    progress = trainer.run()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DistproError(f"{target.parent}: cannot be made ({error.strerror}); set DISTPRO_CACHE") from None
+    save_weights(teacher.model, target, {"network": recipe.teacher.name, "top1_last": f"{progress.top1[-1]:.2f}"})
+    checkpoint.unlink(missing_ok=True)
+    return progress.top1
+
+
+def teacher_key(session: Session) -> str:
+    """Returns what determines a trained teacher, hashed: network, training, data, precision."""
+    recipe = session.recipe
+    teacher = recipe.teacher.model_dump(include={"name", "options", "train", "mean", "std", "seed"})
+    source = Path(recipe.teacher.name.rpartition(":")[0])
+    if source.suffix == ".py" and source.is_file():
+        teacher["source"] = hashlib.sha256(source.read_bytes()).hexdigest()
+    free = {"workers", "cache", "test_split", "test_images"}
+    if recipe.data.test_on == "test":
+        free.add("held_out")
+    content = {
+        "teacher": teacher,
+        "data": recipe.data.model_dump(exclude=free),
+        "images": session.data.train_fingerprint,
+        "precision": recipe.precision,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def cache_folder() -> Path:
+    """Returns $DISTPRO_CACHE, else the platform's cache folder for distpro."""
+    if named := os.environ.get("DISTPRO_CACHE"):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "distpro" / "cache"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/distpro").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "distpro"

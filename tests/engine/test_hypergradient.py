@@ -1,0 +1,128 @@
+"""The three ways to the hypergradient agree, train the student alike, and leave running statistics alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from distpro_cli.engine.hypergradient import BILEVEL_STEPS, outer_gradient
+from distpro_cli.engine.step import Batch, Pair, Stepper
+from distpro_cli.networks.build import build_network
+from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.module import Pathways
+from distpro_cli.recipe.schema import Data, Network, PathwayGroup
+from distpro_cli.tasks.classification import task_loss
+
+DATA = Data(name="digits", image_size=32)
+
+
+def make_stepper(seed: int = 0, *, momentum: float = 0.0, precision: str = "float32") -> Stepper:
+    torch.manual_seed(seed)
+    student = build_network(Network(name="wrn_10_1"), DATA)
+    teacher = build_network(Network(name="wrn_16_1"), DATA).eval().requires_grad_(False)
+    groups = [PathwayGroup(), PathwayGroup(connections="same", transform="conv1", distance="mse")]
+    pathways = Pathways(resolve_pathways(groups, teacher.levels, student.levels))
+    pair = Pair(student, teacher, pathways)
+    parameters = [p for module in pair.trained_modules() for p in module.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=momentum)
+    return Stepper(pair, optimizer, task_loss, device=torch.device("cpu"), precision=precision)
+
+
+def batches(seed: int = 1) -> tuple[Batch, Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    made = [
+        Batch(torch.rand(16, 3, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator))
+        for _ in range(2)
+    ]
+    return made[0], made[1]
+
+
+def weights(stepper: Stepper) -> Tensor:
+    assert stepper.pair.pathways is not None
+    return torch.linspace(0.2, 1.5, len(stepper.pair.pathways.infos))
+
+
+def hypergradient(name: str, *, steps: int = 3, **kinds: object) -> tuple[Tensor, Stepper]:
+    stepper = make_stepper(**kinds)  # type: ignore[arg-type]
+    stepper.pair.student.train()
+    inner, outer = batches()
+    for step in range(steps):
+        stepper.plain(inner, weights(stepper), step)
+    return BILEVEL_STEPS[name](stepper)(inner, outer, weights(stepper), steps)[2], stepper
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_cheap_is_the_exact_hypergradient(momentum: float) -> None:
+    cheap, _ = hypergradient("cheap", momentum=momentum)
+    exact, _ = hypergradient("exact", momentum=momentum)
+    assert cosine_similarity(cheap, exact, dim=0) > 0.9999
+    torch.testing.assert_close(cheap, exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+
+
+def test_central_difference_points_the_same_way() -> None:
+    central, _ = hypergradient("central-difference")
+    exact, _ = hypergradient("exact")
+    assert cosine_similarity(central, exact, dim=0) > 0.99
+
+
+def test_cheap_in_bfloat16_stays_close_to_exact_in_float32() -> None:
+    stepper = make_stepper()
+    stepper.pair.student.train()
+    inner, outer = batches()
+    for step in range(3):
+        stepper.plain(inner, weights(stepper), step)
+    low = Stepper(stepper.pair, stepper.optimizer, task_loss, device=stepper.device, precision="bfloat16")
+    before = copy.deepcopy(stepper.pair.student.state_dict())
+    cheap = BILEVEL_STEPS["cheap"](low)(inner, outer, weights(stepper), 3)[2]
+    stepper.pair.student.load_state_dict(before)
+    exact, _ = hypergradient("exact")
+    assert cosine_similarity(cheap, exact, dim=0) > 0.99
+
+
+def test_exact_is_the_derivative_of_the_outer_loss_after_a_step() -> None:
+    """Independent check: move one weight a little, take the step anew, and look at the outer loss in float64."""
+    exact, _ = hypergradient("exact", steps=0)
+    inner, outer = batches()
+
+    def outer_loss(k: int, change: float) -> float:
+        stepper = make_stepper()
+        assert stepper.pair.teacher is not None and stepper.pair.pathways is not None
+        for module in (stepper.pair.student, stepper.pair.teacher, stepper.pair.pathways):
+            module.double()
+        moved = weights(stepper).double()
+        moved[k] += change
+        stepper.pair.student.train()
+        stepper.plain(Batch(inner.images_bchw.double(), inner.targets), moved, 0)
+        outer_batch = Batch(outer.images_bchw.double(), outer.targets)
+        return outer_gradient(stepper, outer_batch, 0)[0].task.item()
+
+    for k in (0, 4, exact.numel() - 1):
+        derivative = (outer_loss(k, 1e-2) - outer_loss(k, -1e-2)) / 2e-2
+        assert exact[k].item() == pytest.approx(derivative, rel=0.05, abs=0.02 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("name", list(BILEVEL_STEPS))
+def test_a_search_step_trains_the_student_as_a_plain_step_does(name: str) -> None:
+    """Weights, transform blocks and running statistics: neither the outer batch nor a shifted forward is seen."""
+    _, searched = hypergradient(name, momentum=0.9)
+    plain = make_stepper(momentum=0.9)
+    plain.pair.student.train()
+    inner, _ = batches()
+    for step in range(4):
+        plain.plain(inner, weights(plain), step)
+    for mine, theirs in zip(searched.pair.trained_modules(), plain.pair.trained_modules(), strict=True):
+        for key, value in mine.state_dict().items():
+            torch.testing.assert_close(value, theirs.state_dict()[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_the_teacher_is_never_touched() -> None:
+    before = {k: v.clone() for k, v in make_stepper().pair.teacher.state_dict().items()}  # type: ignore[union-attr]
+    _, stepper = hypergradient("cheap")
+    assert stepper.pair.teacher is not None
+    assert not stepper.pair.teacher.training
+    assert all(torch.equal(before[k], v) for k, v in stepper.pair.teacher.state_dict().items())
+    assert all(p.grad is None for p in stepper.pair.teacher.parameters())
