@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +47,8 @@ class PathwayInfo:
     student: LevelInfo
     transform: str
     distance: str
-    transform_options: Mapping[str, Any] = field(default_factory=dict)
-    distance_options: Mapping[str, Any] = field(default_factory=dict)
+    transform_options: dict[str, Any] = field(default_factory=dict)
+    distance_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def connection(self) -> tuple[int, int]:

@@ -1,0 +1,62 @@
+"""Writing a file so that whatever happens, the old one or the whole new one is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from distpro_cli.errors import DistproError
+
+
+def check_writable(path: Path, *, force: bool) -> None:
+    """Refuses a target that is a folder, or that exists when it may not be replaced.
+
+    Raises:
+        DistproError: with the remedy.
+    """
+    if path.is_dir():
+        raise DistproError(f"{path} is a folder; name a file")
+    if not force and os.path.lexists(path):
+        raise DistproError(f"{path} exists already; --force replaces it")
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replaces `path` by what `write` puts into the file it is given: aside, flushed, renamed.
+
+    The folder is made when it is missing. Whatever fails, what was at `path` stays, and nothing is left
+    beside it.
+
+    Raises:
+        DistproError: the folder is read-only, the disk full, or the like.
+    """
+    target = Path(os.path.realpath(path))
+    # A name of its own: two runs may write the same target, and a killed one may have left its file.
+    aside = target.with_name(f".distpro-{os.urandom(6).hex()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise DistproError(f"{path} cannot be written: {error.strerror or error}") from error
+    _flush_folder(target.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    # Best effort: some file systems refuse it, and the file itself is safe already.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

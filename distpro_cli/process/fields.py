@@ -1,0 +1,172 @@
+"""The metadata of a process file, to strings and back, every value checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import Any
+
+from distpro_cli.errors import ProcessError
+from distpro_cli.process.container import from_json, to_json
+from distpro_cli.process.pathway import LevelInfo, PathwayInfo
+from distpro_cli.process.process import Process
+
+MAX_PATHWAYS = 10_000
+KINDS = ("map", "tokens", "vector", "logits")
+_MAX_NAME = 500
+_MAX_NUMBER = 2**53
+_LEVEL_KEYS = {"number", "count", "name", "kind", "reduction", "shape"}
+_PATHWAY_KEYS = {"id", "teacher", "student", "transform", "distance", "transform_options", "distance_options"}
+
+
+def encode_fields(process: Process) -> dict[str, str]:
+    """Returns the metadata of a process as strings, format and version left out.
+
+    Raises:
+        ProcessError: a value is not one that JSON knows, or that `decode_fields` would refuse.
+    """
+    return {
+        "pathways": to_json([asdict(pathway) for pathway in process.pathways]),
+        "normalization": process.normalization,
+        "recipe": process.recipe,
+        "versions": to_json(dict(process.versions)),
+        "seed": str(process.seed),
+        "measured": to_json(dict(process.measured)),
+    }
+
+
+def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
+    """Returns the keyword arguments of `Process` that metadata holds.
+
+    Raises:
+        ProcessError: one is missing or malformed.
+    """
+    missing = [name for name in _DECODERS if name not in metadata]
+    if missing:
+        raise ProcessError(f"the metadata lacks {', '.join(missing)}")
+    return {name: decode(metadata[name]) for name, decode in _DECODERS.items()}
+
+
+def _pathways(text: str) -> tuple[PathwayInfo, ...]:
+    values = from_json(text, "the metadata's pathways")
+    if not isinstance(values, list):
+        raise ProcessError("the metadata's pathways are not a list")
+    if len(values) > MAX_PATHWAYS:
+        raise ProcessError(f"{len(values)} pathways; at most {MAX_PATHWAYS} are allowed")
+    return tuple(_pathway(value, f"pathway {number}") for number, value in enumerate(values, start=1))
+
+
+def _pathway(value: Any, where: str) -> PathwayInfo:
+    _check_keys(value, _PATHWAY_KEYS, where)
+    return PathwayInfo(
+        id=_name(value["id"], f"{where}: id"),
+        teacher=_level(value["teacher"], f"{where}: teacher"),
+        student=_level(value["student"], f"{where}: student"),
+        transform=_name(value["transform"], f"{where}: transform"),
+        distance=_name(value["distance"], f"{where}: distance"),
+        transform_options=_options(value["transform_options"], f"{where}: transform_options"),
+        distance_options=_options(value["distance_options"], f"{where}: distance_options"),
+    )
+
+
+def _level(value: Any, where: str) -> LevelInfo:
+    _check_keys(value, _LEVEL_KEYS, where)
+    number, count = (
+        _positive(value["number"], f"{where}: number"),
+        _positive(value["count"], f"{where}: count"),
+    )
+    if number > count:
+        raise ProcessError(f"{where}: number is {number}, beyond the count of {count}")
+    if value["kind"] not in KINDS:
+        raise ProcessError(f"{where}: kind is {_shown(value['kind'])}; allowed: {', '.join(KINDS)}")
+    shape = value["shape"]
+    if not isinstance(shape, list) or not 1 <= len(shape) <= 3:
+        raise ProcessError(f"{where}: shape is {_shown(shape)}; expected one to three sizes")
+    reduction = value["reduction"]
+    return LevelInfo(
+        number=number,
+        count=count,
+        name=_name(value["name"], f"{where}: name"),
+        kind=value["kind"],
+        reduction=None if reduction is None else _positive(reduction, f"{where}: reduction"),
+        shape=tuple(_positive(size, f"{where}: shape") for size in shape),
+    )
+
+
+def _check_keys(value: Any, keys: set[str], where: str) -> None:
+    if not isinstance(value, dict):
+        raise ProcessError(f"{where} is {_shown(value)}; expected an object")
+    if missing := keys - value.keys():
+        raise ProcessError(f"{where} lacks {', '.join(sorted(missing))}")
+    if unknown := value.keys() - keys:
+        raise ProcessError(f"{where} holds unknown keys: {_shown(', '.join(sorted(unknown)))}")
+
+
+def _positive(value: Any, where: str) -> int:
+    if type(value) is not int or not 1 <= value <= _MAX_NUMBER:
+        raise ProcessError(f"{where} is {_shown(value)}; expected a whole number from 1")
+    return value
+
+
+def _name(value: Any, where: str) -> str:
+    # Names go to the terminal: no control characters, nothing endless.
+    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME or not value.isprintable():
+        raise ProcessError(f"{where} is {_shown(value)}; expected a printable name")
+    return value
+
+
+def _options(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ProcessError(f"{where} is {_shown(value)}; expected an object")
+    return value
+
+
+def _recipe(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ProcessError("the metadata's recipe is not valid text") from None
+    return text
+
+
+def _versions(text: str) -> dict[str, str]:
+    values = from_json(text, "the metadata's versions")
+    if not isinstance(values, dict):
+        raise ProcessError("the metadata's versions are not an object")
+    return {
+        _name(key, "a name in versions"): _name(value, f"version of {key}") for key, value in values.items()
+    }
+
+
+def _measured(text: str) -> dict[str, float | int | str]:
+    values = from_json(text, "the metadata's measured")
+    if not isinstance(values, dict):
+        raise ProcessError("the metadata's measured is not an object")
+    for key, value in values.items():
+        _name(key, "a name in measured")
+        if isinstance(value, str) and value.isprintable():
+            continue
+        if type(value) not in (int, float) or abs(value) > 1e300:
+            raise ProcessError(f"measured {key} is {_shown(value)}; expected a finite number or text")
+    return values
+
+
+def _seed(text: str) -> int:
+    if re.fullmatch(r"-?[0-9]{1,20}", text) is None:
+        raise ProcessError(f"the metadata's seed is {_shown(text)}; expected a whole number")
+    return int(text)
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_DECODERS = {
+    "pathways": _pathways,
+    "normalization": lambda text: _name(text, "the metadata's normalization"),
+    "recipe": _recipe,
+    "versions": _versions,
+    "seed": _seed,
+    "measured": _measured,
+}

@@ -1,0 +1,161 @@
+"""Process files: one safetensors file, written atomically, read without torch and without trust.
+
+`docs/process-format.md` describes the format byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from distpro_cli.errors import ProcessError
+from distpro_cli.process.atomic import check_writable, write_atomically
+from distpro_cli.process.container import (
+    LENGTH_BYTES,
+    MAX_BYTES,
+    MAX_HEADER_BYTES,
+    Header,
+    decode_header,
+    decode_layout,
+    decode_tables,
+    encode,
+)
+from distpro_cli.process.fields import MAX_PATHWAYS, decode_fields, encode_fields
+from distpro_cli.process.process import Process
+
+__all__ = [
+    "FORMAT",
+    "MAX_ROWS",
+    "VERSION",
+    "NotAProcessError",
+    "check_writable",
+    "load_process",
+    "save_process",
+    "write_atomically",
+]
+
+FORMAT = "distpro-process"
+VERSION = 1
+MAX_ROWS = 10_000
+_TABLES = ("alpha", "progress", "weights")
+
+
+class NotAProcessError(ProcessError):
+    """A sound safetensors file that holds something else, such as a network's weights."""
+
+
+def save_process(process: Process, path: Path, force: bool = False) -> None:
+    """Writes a process; equal processes give equal bytes.
+
+    Args:
+        process: What to write.
+        path: Where; missing folders are made.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        DistproError: `path` exists and `force` is not set, or it cannot be written; what was there is intact.
+        ProcessError: the process cannot be expressed in the format.
+    """
+    check_writable(path, force=force)
+    if len(process.progress) > MAX_ROWS or len(process.pathways) > MAX_PATHWAYS:
+        raise ProcessError(f"a process file holds at most {MAX_ROWS} rows and {MAX_PATHWAYS} pathways")
+    metadata = encode_fields(process)
+    decode_fields(metadata)  # What could not be read back is not written.
+    tables = {"alpha": process.alpha, "progress": process.progress, "weights": process.weights}
+    content = encode(tables, {"format": FORMAT, "version": str(VERSION), **metadata})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load_process(path: Path) -> Process:
+    """Reads a process file.
+
+    Raises:
+        ProcessError: it is missing, unreadable, malformed, truncated, oversized, of a newer version or not a
+            process; one line that begins with the path.
+        NotAProcessError: it is a safetensors file of another kind.
+    """
+    path = Path(path)
+    try:
+        with _open(path) as file:
+            return _read(file)
+    except NotAProcessError as error:
+        raise NotAProcessError(f"{path}: {error}") from None
+    except ProcessError as error:
+        raise ProcessError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ProcessError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # A path with a null character.
+        raise ProcessError(f"{str(path)!r}: cannot be read: {error}") from None
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise ProcessError("no such file") from None
+    if stat.S_ISDIR(mode):
+        raise ProcessError("is a folder, not a process file")
+    if not stat.S_ISREG(mode):
+        raise ProcessError("is not a regular file")
+    return path.open("rb")
+
+
+def _read(file: IO[bytes]) -> Process:
+    size = os.fstat(file.fileno()).st_size
+    header = _read_header(file, size)
+    _check_format(header.metadata)
+    if size > MAX_BYTES:
+        raise ProcessError(f"{size / 2**20:.0f} MiB; a process file has at most {MAX_BYTES // 2**20} MiB")
+    _check_names(header)
+    layout = decode_layout(header)
+    rows = layout["progress"].shape[:1]
+    if rows and rows[0] > MAX_ROWS:
+        raise ProcessError(f"{rows[0]} rows; at most {MAX_ROWS} are allowed")
+    fields = decode_fields(header.metadata)
+    tables = decode_tables(layout, file.read(MAX_BYTES))
+    return Process(tables["progress"], tables["weights"], tables["alpha"], **fields)
+
+
+def _read_header(file: IO[bytes], size: int) -> Header:
+    if size == 0:
+        raise ProcessError("the file is empty")
+    if size < LENGTH_BYTES:
+        raise ProcessError(f"truncated: {size} bytes, shorter than the length of a header")
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    if length > max(size, MAX_HEADER_BYTES):
+        raise ProcessError("not a process file (its first bytes are not the length of a safetensors header)")
+    if length > MAX_HEADER_BYTES:
+        raise ProcessError(f"the header has {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
+    text = file.read(length)
+    if len(text) < length:
+        raise ProcessError(f"truncated or not a process file: {len(text)} bytes of a header of {length}")
+    return decode_header(text)
+
+
+def _check_format(metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise NotAProcessError(
+            f"a safetensors file, but not a process: its metadata has no format {FORMAT!r}"
+        )
+    version = metadata.get("version", "")
+    if not (version.isascii() and version.isdigit() and 0 < len(version) <= 9 and int(version) > 0):
+        raise ProcessError(
+            f"the metadata's version is {version[:40]!r}; expected a whole number such as '{VERSION}'"
+        )
+    if int(version) > VERSION:
+        raise ProcessError(
+            f"made by a newer distpro: format version {int(version)}, this one reads up to {VERSION}; "
+            "update with: pip install --upgrade distpro-cli"
+        )
+
+
+def _check_names(header: Header) -> None:
+    missing = [name for name in _TABLES if name not in header.entries]
+    if missing:
+        raise ProcessError(f"the file lacks the tensor {', '.join(missing)}")
+    unknown = sorted(set(header.entries) - set(_TABLES))
+    if unknown:
+        raise ProcessError(f"unknown tensor {unknown[0][:60]!r}; a process has {', '.join(_TABLES)}")
