@@ -30,7 +30,6 @@ from torch.profiler import ProfilerActivity, profile
 from distpro_cli.engine.device import choose_device, describe_device
 from distpro_cli.engine.hypergradient import BILEVEL_STEPS, CheapHypergradient, ExactHypergradient
 from distpro_cli.engine.optim import make_optimizer
-from distpro_cli.engine.randomness import seed_torch
 from distpro_cli.engine.step import Batch, Pair, Stepper
 from distpro_cli.networks.build import build_network
 from distpro_cli.pathways.connections import resolve_pathways
@@ -47,7 +46,7 @@ class Bench:
     def __init__(self, device: torch.device, batch_size: int, seed: int = 0) -> None:
         self.device = device
         self.batch_size = batch_size
-        seed_torch(seed, "bench")
+        torch.manual_seed(seed)
         data = Data(name="torch/cifar100", root="unused", image_size=32)
         groups = [PathwayGroup()]
         student = build_network(Network(name="wrn_16_2"), data).to(device)

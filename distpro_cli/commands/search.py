@@ -30,7 +30,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Learn a weight over time for every pathway of a teacher/student pair, and write it as a process."""
-    from distpro_cli.process.file import check_writable
+    from distpro_cli.process.atomic import check_writable
     from distpro_cli.recipe.load import recipe_name
 
     resolved = read_recipe(recipe, overrides, seed)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distpro_cli.errors import DistproError
-from distpro_cli.process.file import write_atomically
+from distpro_cli.process.atomic import write_atomically
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -22,7 +22,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     # Through memory, so that a full disk is an OSError of ours and not one inside torch's writer.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distpro_cli.errors import DistproError
-from distpro_cli.process.file import write_atomically
+from distpro_cli.process.atomic import write_atomically
 from distpro_cli.recipe.load import dump_recipe, parse_recipe
 from distpro_cli.recipe.schema import Recipe
 
@@ -67,7 +67,7 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json; its presence says that the run is done."""
         text = json.dumps(summary, indent=2) + "\n"
-        write_atomically(self.summary, text.encode())
+        _write(self.summary, text)
 
 
 def open_run_folder(
@@ -104,8 +104,8 @@ def open_run_folder(
             _check_same_run(folder, recipe, dict(inputs or {}))
             return folder
         _clear(folder, force=force or resume)
-        write_atomically(folder.inputs, json.dumps(dict(inputs or {})).encode())
-        write_atomically(folder.recipe, dump_recipe(recipe).encode())
+        _write(folder.inputs, json.dumps(dict(inputs or {})))
+        _write(folder.recipe, dump_recipe(recipe))
     except OSError as error:
         raise DistproError(f"{path}: the run folder cannot be made ({error.strerror})") from None
     return folder
@@ -159,6 +159,10 @@ def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, 
             found += _differences(before.get(key), now.get(key), deeper)
         return found
     return [] if before == now else [(path, before, now)]
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def resume_command(folder: RunFolder) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from distpro_cli.engine.alpha import AlphaOptimizer
 from distpro_cli.engine.hypergradient import BILEVEL_STEPS
@@ -26,6 +27,7 @@ from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import PathwayGroup, Recipe, Training
 from distpro_cli.report.metrics import MetricsFile
+from distpro_cli.tasks.randomness import derived_seed
 
 
 def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings, *, force: bool) -> dict[str, Any]:
@@ -94,13 +96,8 @@ def build_pair(session: Session, folder: RunFolder, groups: Sequence[PathwayGrou
 
 def build_pathways(session: Session, infos: Sequence[PathwayInfo]) -> Pathways:
     """Builds the transform blocks of pathways, with weights drawn from the run's seed."""
-    import torch
-
-    from distpro_cli.engine.randomness import seed_torch
-
-    seed_torch(session.recipe.seed, "weights", "pathways")
-    pathways = Pathways(infos).to(session.device)
-    return pathways.to(memory_format=torch.channels_last) if session.recipe.channels_last else pathways  # type: ignore[call-overload, no-any-return]
+    torch.manual_seed(derived_seed(session.recipe.seed, "weights", "pathways"))
+    return session.place(Pathways(infos))
 
 
 def searched_weights(session: Session, stepper: Stepper, total_steps: int, batch_size: int) -> SearchedWeights:

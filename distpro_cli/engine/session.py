@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distpro_cli.engine.device import autocast, choose_device, make_deterministic
 from distpro_cli.engine.interruption import Interruption
 from distpro_cli.engine.loop import Batches, Plan, ScheduledWeights, Trainer, Weights
 from distpro_cli.engine.optim import make_optimizer, make_schedule
-from distpro_cli.engine.randomness import derive_seed, seed_torch
 from distpro_cli.engine.step import Batch, Pair, Stepper
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
@@ -22,7 +22,8 @@ from distpro_cli.report.metrics import MetricsFile
 from distpro_cli.report.progress import Reporter
 from distpro_cli.tasks.classification import evaluate, task_loss
 from distpro_cli.tasks.data import ClassificationData
-from distpro_cli.tasks.mixing import Mixer
+from distpro_cli.tasks.mixing import Mixing
+from distpro_cli.tasks.randomness import derived_seed
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ def surroundings(device_name: str | None, reporter: Reporter, interruption: Inte
 WeightsMaker = Callable[[Stepper, int], Weights]  # (stepper, total steps) → source of weights
 
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
 class Session:
     """A recipe made real: its data and networks on a device."""
 
@@ -60,17 +64,17 @@ class Session:
 
     def build(self, spec: Network, role: str, seed: int | None = None) -> TappedNetwork:
         """Builds a network with random weights drawn from the run's seed (or `seed`), or its own weights."""
-        seed_torch(self.recipe.seed if seed is None else seed, "weights", role)
+        torch.manual_seed(derived_seed(self.recipe.seed if seed is None else seed, "weights", role))
         return self.place(build_network(spec, self.recipe.data))
 
-    def place(self, network: TappedNetwork) -> TappedNetwork:
-        """Moves a network to the device, in the recipe's memory format."""
-        network.to(self.device)
+    def place(self, module: AnyModule) -> AnyModule:
+        """Moves a network or pathways to the device, in the recipe's memory format."""
+        module.to(self.device)
         if self.recipe.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return module
 
-    def batches(self, part: str, batch_size: int, num_steps: int, mixer: Mixer | None = None) -> Batches:
+    def batches(self, part: str, batch_size: int, num_steps: int, mixer: Mixing | None = None) -> Batches:
         """Returns the maker of the batches of the `train` or the `outer` part, on the device."""
         source = self.data.train_batches if part == "train" else self.data.outer_batches
 
@@ -134,7 +138,7 @@ class Session:
             seed=seed,
         )
         weights = (make_weights or ScheduledWeights)(stepper, plan.total_steps)
-        mixer = Mixer(training, self.data.num_classes, derive_seed(seed, "mixing")) if _mixes(training) else None
+        mixer = Mixing(training.mixup, training.cutmix, self.data.num_classes, seed)
         return Trainer(
             plan,
             stepper,
@@ -146,7 +150,3 @@ class Session:
             metrics=metrics,
             interruption=self.around.interruption,
         )
-
-
-def _mixes(training: Training) -> bool:
-    return training.mixup > 0 or training.cutmix > 0

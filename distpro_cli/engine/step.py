@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.engine.device import autocast
-from distpro_cli.engine.randomness import seed_torch
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.module import Pathways
+from distpro_cli.tasks.randomness import derived_seed
 
 Features = dict[int, Tensor]
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
@@ -129,7 +129,7 @@ class Stepper:
 
     def seed_student(self, step: int) -> None:
         """Makes what the student draws in this step (dropout, stochastic depth) a function of the step alone."""
-        seed_torch(self.seed, "student", step)
+        torch.manual_seed(derived_seed(self.seed, "student", step))
 
     def update(self) -> None:
         """Clips if asked, steps the optimiser and drops the gradients."""

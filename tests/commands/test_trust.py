@@ -1,0 +1,212 @@
+"""Runs that can be trusted: signals, kills, resumption, nothing overwritten, clear errors."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distpro_cli.engine import loop
+from tests.conftest import Run, start_distpro
+
+OUTPUT = ["--output", "p.safetensors", "--run-dir", "run"]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def uninterrupted(distpro: Run, workplace: Path) -> bytes:
+    result = distpro("search", "tiny.yaml", "search.epochs=3", "-o", "whole.safetensors", "--run-dir", "whole", "-q")
+    assert result.status == 0, result.err
+    return (workplace / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("stop_step", [2, 4, 7])
+def test_resume_in_the_middle_of_an_epoch_is_bit_identical(
+    distpro: Run, workplace: Path, uninterrupted: bytes, monkeypatch: pytest.MonkeyPatch, stop_step: int
+) -> None:
+    original = loop.Trainer._train_step
+
+    def stop_at(self: loop.Trainer, batch: object) -> None:
+        original(self, batch)  # type: ignore[arg-type]
+        if self.plan.title == "search" and self.progress.step == stop_step:
+            self.interruption.pending = True
+
+    monkeypatch.setattr(loop.Trainer, "_train_step", stop_at)
+    stopped = distpro("search", "tiny.yaml", "search.epochs=3", *OUTPUT, "-q")
+    assert stopped.status == 130
+    assert "--resume" in stopped.err and "--run-dir run" in stopped.err
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    torch.manual_seed(12345)  # a resumed run owes nothing to the random state it finds
+    resumed = distpro("search", "tiny.yaml", "search.epochs=3", *OUTPUT, "--resume", "-q")
+    assert resumed.status == 0, resumed.err
+    assert (workplace / "p.safetensors").read_bytes() == uninterrupted
+    whole, mine = (workplace / name / "student.safetensors" for name in ("whole", "run"))
+    assert whole.read_bytes() == mine.read_bytes()
+    rows = [
+        [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "run")
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(workplace: Path, number: int) -> None:
+    process = start_distpro("search", "tiny.yaml", "search.epochs=500", *OUTPUT)
+    wait_for(workplace / "run" / "checkpoint.pt", process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    command = errors.split("go on with: ")[1].strip()
+    assert command == "distpro search tiny.yaml search.epochs=500 --output p.safetensors --run-dir run --resume"
+    assert shlex.split(command)
+    assert "Traceback" not in errors
+    state = torch.load(workplace / "run" / "checkpoint.pt", weights_only=True)
+    assert 0 < state["progress"]["step"] < 500 * 4
+
+
+def test_kill_at_any_moment_and_resume(distpro: Run, workplace: Path, uninterrupted: bytes) -> None:
+    arguments = ["search", "tiny.yaml", "search.epochs=3", "checkpoint_seconds=0.01", *OUTPUT, "--quiet"]
+    process = start_distpro(*arguments)
+    wait_for(workplace / "run" / "checkpoint.pt", process)
+    time.sleep(0.15)
+    process.kill()
+    process.communicate()
+    resumed = distpro(*arguments, "--resume")
+    assert resumed.status == 0, resumed.err
+    weights = [torch.load(workplace / name / "checkpoint.pt", weights_only=True)["weights"] for name in ("whole", "run")]
+    assert torch.equal(weights[0]["alpha_rows"], weights[1]["alpha_rows"])
+
+
+def test_transfer_resumes_bit_identical(distpro: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q").status == 0
+    whole = distpro("transfer", "-p", "p.safetensors", "--run-dir", "whole", "-q", "--json")
+    original = loop.Trainer._train_step
+
+    def stop(self: loop.Trainer, batch: object) -> None:
+        original(self, batch)  # type: ignore[arg-type]
+        self.interruption.pending = self.progress.step == 3
+
+    monkeypatch.setattr(loop.Trainer, "_train_step", stop)
+    assert distpro("transfer", "-p", "p.safetensors", "--run-dir", "part", "-q").status == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    resumed = distpro("transfer", "-p", "p.safetensors", "--run-dir", "part", "--resume", "-q", "--json")
+    assert resumed.status == 0, resumed.err
+    assert Path(whole.json["student"]["weights"]).read_bytes() == Path(resumed.json["student"]["weights"]).read_bytes()
+
+
+def test_resuming_a_finished_run_prints_its_result_again(distpro: Run) -> None:
+    first = distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "--json", "-q")
+    again = distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "--json", "-q", "--resume")
+    assert again.status == 0 and again.json == first.json
+
+
+def test_a_run_is_not_resumed_under_another_recipe(distpro: Run) -> None:
+    assert distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "-q").status == 0
+    result = distpro("train", "tiny.yaml", "distill.epochs=5", "--run-dir", "run", "-q", "--resume")
+    assert result.status == 2
+    assert "distill.epochs=1, not 5" in result.err
+
+
+def test_what_is_there_is_not_overwritten(distpro: Run, workplace: Path) -> None:
+    (workplace / "p.safetensors").write_bytes(b"precious")
+    result = distpro("search", "tiny.yaml", *OUTPUT, "-q")
+    assert result.status == 2
+    assert "p.safetensors" in result.err and "--force" in result.err
+    assert (workplace / "p.safetensors").read_bytes() == b"precious"
+    assert not (workplace / "run").exists()
+    (workplace / "p.safetensors").unlink()
+    assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q").status == 0
+    (workplace / "p.safetensors").unlink()
+    result = distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q")
+    assert result.status == 2 and "--resume goes on with it" in result.err
+    assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q", "--force").status == 0
+
+
+def test_runs_without_a_folder_of_their_own_are_numbered(distpro: Run) -> None:
+    folders = [distpro("train", "tiny.yaml", "distill.epochs=1", "--json", "-q").json["run_dir"] for _ in range(2)]
+    assert folders == ["runs/train-student-tiny", "runs/train-student-tiny-2"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(distpro: Run, workplace: Path) -> None:
+    (workplace / "file").write_text("not a folder")
+    result = distpro("train", "tiny.yaml", "--run-dir", "file/run", "-q")
+    assert result.status == 2
+    assert result.err.count("\n") == 1 and "file/run" in result.err
+
+
+def test_a_damaged_checkpoint_is_one_line(distpro: Run, workplace: Path) -> None:
+    assert distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "-q").status == 0
+    (workplace / "run" / "summary.json").unlink()
+    (workplace / "run" / "checkpoint.pt").write_bytes(b"PK\x03\x04 not one")
+    result = distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "--resume", "-q")
+    assert result.status == 2
+    assert "checkpoint.pt: not a checkpoint" in result.err and "Traceback" not in result.err
+
+
+def test_a_loss_that_is_not_finite_names_step_and_pathway(distpro: Run) -> None:
+    overrides = ["distill.optimizer.lr=1e30", "search.epochs=3"]
+    result = distpro("search", "tiny.yaml", *overrides, *OUTPUT, "-q")
+    assert result.status == 2
+    assert "step " in result.err and "checkpoint" in result.err and "nan" in result.err + "nan"
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["search", "nowhere.yaml"], "nowhere.yaml"),
+        (["search", "tiny.yaml", "search.epoch=3"], "epochs"),
+        (["search", "tiny.yaml", "student.name=wrn_10_l"], "wrn_10_1"),
+        (["search", "tiny.yaml", "pathways.0.transform=conf2"], "conv2"),
+        (["search", "tiny.yaml", "pathways.0.connections=[[9, 1]]"], "9"),
+        (["search", "tiny.yaml", "student.levels=[block1.nothere]"], "block1"),
+        (["search", "tiny.yaml", "data.name=folder", "data.root=/nowhere/at/all"], "/nowhere/at/all"),
+        (["search", "tiny.yaml", "teacher.weights=none.safetensors"], "none.safetensors"),
+        (["search", "tiny.yaml", "--device", "tpu9"], "--device"),
+        (["transfer", "--process", "none.safetensors"], "none.safetensors"),
+        (["transfer", "--process", "tiny.yaml"], "tiny.yaml"),
+        (["train", "tiny.yaml", "--network", "pupil"], "student"),
+        (["serch", "tiny.yaml"], "search"),
+    ],
+)
+def test_wrong_input_is_status_2_and_a_clear_line(distpro: Run, arguments: list[str], expected: str) -> None:
+    result = distpro(*arguments)
+    assert result.status == 2, result.err
+    assert expected in result.err
+    assert "Traceback" not in result.err
+
+
+def test_help_and_inspect_import_nothing_heavy(workplace: Path, distpro: Run) -> None:
+    assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q").status == 0
+    for arguments in (["--help"], ["inspect", "p.safetensors"], ["inspect", "p.safetensors", "--json"], ["search", "--help"]):
+        code = (
+            "import sys\nfrom distpro_cli.cli import main\n"
+            f"try:\n    main({arguments!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+            "loaded = {'torch', 'timm', 'torchvision', 'matplotlib'} & set(sys.modules)\nassert not loaded, loaded"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_torchvision_that_does_not_fit_is_one_line(workplace: Path) -> None:
+    (workplace / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    process = start_distpro("train", "tiny.yaml", "-q", cwd=workplace)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "pip install" in errors and "Traceback" not in errors and errors.count("\n") == 1

@@ -1,0 +1,78 @@
+"""Fixtures: a tiny recipe on the digits, the command line in this process and in one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY_RECIPE = """\
+data: {name: digits, image_size: 16, train_images: 160, test_images: 80, workers: 0, augment: {crop: pad, padding: 1, flip: 0.0}}
+teacher: {name: wrn_10_1, train: {epochs: 1, batch_size: 32}}
+student: {name: wrn_10_1}
+pathways:
+  - {connections: lower, transform: conv1, distance: hcl}
+search: {epochs: 2}
+distill: {epochs: 2, batch_size: 32, optimizer: {lr: 0.05}}
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one object on stdout."""
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder that holds `tiny.yaml`; teachers are cached for the whole test session."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTPRO_CACHE", str(tmp_path_factory.getbasetemp() / "distpro-cache"))
+    (tmp_path / "tiny.yaml").write_text(TINY_RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def distpro(workplace: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs the real command line in this process."""
+    from distpro_cli.cli import main
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        captured = capfd.readouterr()
+        return Result(int(stop.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def start_distpro(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Starts the command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "distpro_cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        **options,
+    )
