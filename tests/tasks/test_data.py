@@ -1,0 +1,194 @@
+"""Parts, order, determinism and resumption of the batches."""
+
+from __future__ import annotations
+
+import os
+import random
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from distpro_cli.errors import DistproError
+from distpro_cli.recipe.schema import Augmentation, Data
+from distpro_cli.tasks.data import ClassificationData
+from tests.tasks.conftest import folder_data, random_image
+
+EVERYTHING = Augmentation(
+    crop="resized", auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5
+)
+DIGITS = Data(name="digits", image_size=32, workers=0, augment=Augmentation(crop="pad", padding=2, flip=0.0))
+
+
+def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True)
+    )
+
+
+def part_indices(data: ClassificationData) -> tuple[set[int], set[int], set[int]]:
+    return set(data._train.tolist()), set(data._outer.tolist()), set(data._test.tolist())
+
+
+def test_digits_have_the_stated_split_and_range() -> None:
+    data = ClassificationData(DIGITS, seed=0)
+    assert (data.train_size, data.outer_size, data.test_size) == (1437, 0, 360)
+    assert data.num_classes == 10
+    assert data.class_names == tuple("0123456789")
+    batches = list(data.test_batches(100))
+    assert [len(targets) for _, targets in batches] == [100, 100, 100, 60]
+    targets = torch.cat([targets for _, targets in batches])
+    assert targets.bincount().tolist() == [36] * 10
+    images, targets = batches[0]
+    assert images.shape == (100, 3, 32, 32)
+    assert images.dtype == torch.float32
+    assert targets.dtype == torch.int64
+    assert images.is_contiguous()
+    assert images.min() == 0
+    assert images.max() <= 1
+
+
+@pytest.mark.parametrize("augment", [Augmentation(crop="pad"), EVERYTHING])
+@pytest.mark.parametrize("cache", [False, True])
+def test_batches_do_not_depend_on_workers_or_cache(
+    image_root: Path, augment: Augmentation, cache: bool
+) -> None:
+    expected = list(ClassificationData(folder_data(image_root, augment=augment), 3).train_batches(10, 9))
+    for workers in (0, 2):
+        spec = folder_data(image_root, augment=augment, workers=workers, cache=cache)
+        data = ClassificationData(spec, 3)
+        assert same(expected, list(data.train_batches(10, 9)))
+        assert same(
+            list(ClassificationData(folder_data(image_root), 0).test_batches(5)), list(data.test_batches(5))
+        )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_continues_in_the_middle_of_an_epoch(image_root: Path, workers: int) -> None:
+    data = ClassificationData(
+        folder_data(image_root, augment=EVERYTHING, workers=workers), 3, outer_share=0.5
+    )
+    assert data.steps_per_epoch(5) == 4
+    for batches in (data.train_batches, data.outer_batches):
+        whole = list(batches(5, 11))
+        assert len(whole) == 11
+        assert same(whole[6:], list(batches(5, 11, start_step=6)))
+
+
+def test_seed_and_epoch_change_order_and_augmentation(image_root: Path) -> None:
+    spec = folder_data(image_root)
+    first, second = (list(ClassificationData(spec, seed).train_batches(42, 2)) for seed in (0, 1))
+    assert not torch.equal(first[0][0], second[0][0])
+    assert not torch.equal(first[0][0], first[1][0])
+    plain = folder_data(image_root, augment=Augmentation(crop="none", flip=0.0))
+    epochs = [images for images, _ in ClassificationData(plain, 0).train_batches(42, 2)]
+    sums = [images.sum((1, 2, 3)).sort().values for images in epochs]
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(sums[0], sums[1])
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(image_root: Path) -> None:
+    one, other = (
+        ClassificationData(folder_data(image_root), 0),
+        ClassificationData(folder_data(image_root), 0),
+    )
+    by_batch_of_42 = next(one.train_batches(42, 1))
+    by_batch_of_6 = list(other.train_batches(6, 7))
+    assert torch.equal(by_batch_of_42[0], torch.cat([images for images, _ in by_batch_of_6]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_random_states_are_left_alone(image_root: Path, workers: int) -> None:
+    data = ClassificationData(folder_data(image_root, augment=EVERYTHING, workers=workers), 0)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
+    list(data.train_batches(10, 3))
+    list(data.test_batches(10))
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_epochs_cover_the_part_and_batches_are_full(image_root: Path) -> None:
+    spec = folder_data(image_root, augment=Augmentation(crop="none", flip=0.0))
+    data = ClassificationData(spec, 0)
+    assert data.steps_per_epoch(21) == 2
+    targets = torch.cat([targets for _, targets in data.train_batches(21, 2)])
+    assert targets.bincount().tolist() == [24, 12, 6]
+    assert data.steps_per_epoch(10) == 4
+    assert {len(targets) for _, targets in data.train_batches(10, 9)} == {10}
+    assert data.steps_per_epoch(100) == 1
+    assert [len(targets) for _, targets in data.train_batches(100, 2)] == [42, 42]
+
+
+def test_inner_and_outer_part_are_stratified_and_do_not_depend_on_the_seed(image_root: Path) -> None:
+    data = ClassificationData(folder_data(image_root), seed=0, outer_share=1 / 3)
+    train, outer, _ = part_indices(data)
+    assert (data.train_size, data.outer_size) == (28, 14)
+    assert not train & outer
+    assert np.bincount(data._train_source.targets[sorted(outer)]).tolist() == [8, 4, 2]
+    assert part_indices(ClassificationData(folder_data(image_root), seed=7, outer_share=1 / 3))[1] == outer
+    other = ClassificationData(folder_data(image_root, subset_seed=1), seed=0, outer_share=1 / 3)
+    assert part_indices(other)[1] != outer
+
+
+def test_subsets_are_drawn_evenly(image_root: Path) -> None:
+    data = ClassificationData(folder_data(image_root, train_images=20, test_images=6), seed=0)
+    assert (data.train_size, data.test_size) == (20, 6)
+    assert np.bincount(data._train_source.targets[data._train]).tolist() == [7, 7, 6]
+    assert np.bincount(data._test_source.targets[data._test]).tolist() == [2, 2, 2]
+    smaller = ClassificationData(folder_data(image_root, train_images=9), seed=0)
+    assert part_indices(smaller)[0] < part_indices(data)[0]
+    with pytest.raises(DistproError, match=r"data\.train_images: 43 asked for, .*train has 42"):
+        ClassificationData(folder_data(image_root, train_images=43), seed=0)
+
+
+def test_held_out_images_come_from_train_and_are_not_trained_on(image_root: Path) -> None:
+    spec = folder_data(image_root, test_on="held-out", held_out=0.5, test_split="not there")
+    data = ClassificationData(spec, seed=0, outer_share=0.5)
+    train, outer, test = part_indices(data)
+    assert len(test) == 21
+    assert not test & (train | outer)
+    assert train | outer | test == set(range(42))
+    assert data._test_source is data._train_source
+
+
+def test_stored_size_is_not_resampled(image_root: Path) -> None:
+    expected = torch.stack(
+        [torch.from_numpy(np.array(random_image(number))).permute(2, 0, 1) / 255 for number in range(42)]
+    )
+    for crop in ("none", "pad"):
+        spec = folder_data(image_root, augment=Augmentation(crop=crop, flip=0.0), test_split="train")
+        images = torch.cat([images for images, _ in ClassificationData(spec, 0).test_batches(42)])
+        assert torch.equal(images, expected)
+
+
+def test_outer_batches_need_an_outer_part() -> None:
+    with pytest.raises(ValueError, match="outer_share"):
+        ClassificationData(DIGITS, 0).outer_batches(4, 1)
+
+
+def test_abandoned_workers_end_with_the_iterator(image_root: Path) -> None:
+    batches = ClassificationData(folder_data(image_root, workers=2), 0).train_batches(4, 10_000)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    next(ClassificationData(folder_data(image_root, workers=2), 0).train_batches(4, 10_000))
+
+
+@pytest.mark.skipif("CIFAR10" not in os.environ, reason="CIFAR10 names no folder with train.tar and test.tar")
+def test_cifar_is_shown_as_it_is_stored() -> None:
+    spec = folder_data(Path("$CIFAR10"), num_classes=10, train_images=1000, workers=2)
+    data = ClassificationData(spec, 0, outer_share=0.2)
+    assert (data.train_size, data.outer_size, data.test_size) == (800, 200, 10_000)
+    assert data.class_names[:3] == ("airplane", "automobile", "bird")
+    images, targets = next(data.test_batches(4))
+    source = data._test_source
+    for row in range(4):
+        assert torch.equal(images[row], torch.from_numpy(source.load(row).copy()).permute(2, 0, 1) / 255)
+    assert targets.tolist() == [0, 0, 0, 0]
+    assert sum(len(targets) for _, targets in islice(data.train_batches(128, 6), 6)) == 768
