@@ -29,7 +29,7 @@ def task_loss(logits_bn: Tensor, targets: Tensor, label_smoothing: float = 0.0) 
 @torch.no_grad()
 def evaluate(
     forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
-) -> dict[str, float | int]:
+) -> dict[str, float]:
     """Measures a network, which the caller has put into eval mode, on test batches.
 
     Args:
@@ -55,7 +55,7 @@ def evaluate(
     if totals is None:
         raise ValueError("no test batches")
     first, fifth, loss_sum = totals.tolist()
-    result: dict[str, float | int] = {
+    result: dict[str, float] = {
         "top1": 100 * first / images,
         "loss": loss_sum / images,
         "images": images,

@@ -12,8 +12,8 @@ import numpy as np
 from timm.data import create_dataset
 
 from distpro_cli.errors import DistproError, nearest
+from distpro_cli.recipe.shipped import expand_path
 from distpro_cli.tasks.folders import class_names
-from distpro_cli.tasks.paths import expand_path
 from distpro_cli.tasks.sources import Pixels, Source, as_pixels, decode
 
 STREAMED = ("hfids/", "tfds/", "wds/")

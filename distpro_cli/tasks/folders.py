@@ -18,7 +18,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from distpro_cli.errors import DistproError, nearest
-from distpro_cli.tasks.paths import expand_path
+from distpro_cli.recipe.shipped import expand_path
 from distpro_cli.tasks.sources import Pixels, Source, decode
 
 TRAIN_NAMES = ("train", "training")
