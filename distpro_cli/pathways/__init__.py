@@ -1,0 +1,1 @@
+"""Connections, transform blocks, distances, and the module that turns features into K losses."""

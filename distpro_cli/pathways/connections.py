@@ -1,0 +1,197 @@
+"""Which teacher level is joined to which student level: a recipe's groups become K pathways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from distpro_cli.errors import DistproError, Problem, RecipeError
+from distpro_cli.pathways.distances import make_distance
+from distpro_cli.pathways.grids import shape_text
+from distpro_cli.pathways.registry import check_options
+from distpro_cli.pathways.transforms import TRANSFORMS, make_transform
+from distpro_cli.process.pathway import LevelInfo, PathwayInfo
+from distpro_cli.recipe.schema import PathwayGroup
+
+Joint = tuple[LevelInfo, LevelInfo]  # teacher level, student level
+
+SETS: dict[str, Callable[[int, int], bool]] = {
+    "lower": lambda teacher, student: student <= teacher,
+    "upper": lambda teacher, student: student >= teacher,
+    "same": lambda teacher, student: student == teacher,
+    "all": lambda teacher, student: True,
+}
+
+
+def resolve_pathways(
+    groups: Sequence[PathwayGroup], teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]
+) -> tuple[PathwayInfo, ...]:
+    """Resolves the groups of a recipe against the levels of its two networks.
+
+    The sets `lower`, `upper`, `same` and `all` leave logits out, whatever transform they use; with a distance
+    between logits (kl) they join the logits of both networks and nothing else. Pairs may name any level.
+
+    Args:
+        groups: The recipe's `pathways`.
+        teacher: Levels of the teacher, numbered from 1.
+        student: Levels of the student, numbered from 1.
+
+    Returns:
+        K pathways, group by group, within a group by teacher level, then student level.
+
+    Raises:
+        RecipeError: everything wrong with the groups, all at once.
+    """
+    problems: list[Problem] = []
+    pathways: list[PathwayInfo] = []
+    declared: dict[tuple[int, int, str, str], int] = {}
+    for g, group in enumerate(groups):
+        key = f"pathways.{g}"
+        found = _group_problems(key, group)
+        if not found:
+            try:
+                joints = _joints(key, group, teacher, student)
+            except RecipeError as error:
+                found += error.problems
+            else:
+                found += _fit_problems(key, group, joints)
+                pathways += _named(key, group, joints, g, declared, found)
+        problems += found
+    if problems:
+        raise RecipeError(problems)
+    return tuple(pathways)
+
+
+def _group_problems(key: str, group: PathwayGroup) -> list[Problem]:
+    """Returns what is wrong with a group's transform and distance, whatever levels they join."""
+    problems = []
+    try:
+        check_options("transform", group.transform, TRANSFORMS.find(group.transform), group.transform_options)
+    except DistproError as error:
+        problems += [Problem(f"{key}.transform", line) for line in str(error).splitlines()]
+    try:
+        make_distance(group.distance, group.distance_options)
+    except DistproError as error:
+        problems += [Problem(f"{key}.distance", line) for line in str(error).splitlines()]
+    return problems
+
+
+def _joints(
+    key: str, group: PathwayGroup, teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]
+) -> list[Joint]:
+    """Returns the pairs of levels that a group joins, by teacher level, then student level."""
+    if isinstance(group.connections, str):
+        return _set_joints(key, group, teacher, student)
+    problems = []
+    joints = []
+    levels = {"teacher": teacher, "student": student}
+    by_number = {role: {info.number: info for info in infos} for role, infos in levels.items()}
+    for pair in group.connections:
+        for role, number in zip(by_number, pair, strict=True):
+            if number not in by_number[role]:
+                problems.append(
+                    Problem(
+                        f"{key}.connections",
+                        f"{pair}: there is no {role} level {number}; there are: {_levels_text(levels[role])}",
+                    )
+                )
+        if pair[0] in by_number["teacher"] and pair[1] in by_number["student"]:
+            joints.append((by_number["teacher"][pair[0]], by_number["student"][pair[1]]))
+    if not group.connections:
+        problems.append(Problem(f"{key}.connections", f"joins no levels; {_remedy(teacher, student)}"))
+    if problems:
+        raise RecipeError(problems)
+    return sorted(joints, key=lambda joint: (joint[0].number, joint[1].number))
+
+
+def _set_joints(
+    key: str, group: PathwayGroup, teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]
+) -> list[Joint]:
+    assert isinstance(group.connections, str)
+    between_logits = make_distance(group.distance, group.distance_options).between_logits
+    if between_logits:
+        joints = [(i, j) for i in teacher for j in student if i.kind == j.kind == "logits"]
+        remedy = "add logits to teacher.levels and to student.levels, or name pairs of vectors"
+    else:
+        joins = SETS[group.connections]
+        joints = [
+            (i, j)
+            for i in teacher
+            for j in student
+            if "logits" not in (i.kind, j.kind) and joins(i.number, j.number)
+        ]
+        remedy = _remedy(teacher, student)
+    if not joints:
+        message = f"'{group.connections}' with distance {group.distance} joins no levels; {remedy}"
+        raise RecipeError([Problem(f"{key}.connections", message)])
+    return joints
+
+
+def _fit_problems(key: str, group: PathwayGroup, joints: Sequence[Joint]) -> list[Problem]:
+    """Returns which pairs of levels the group's transform or distance cannot bring together."""
+    distance = make_distance(group.distance, group.distance_options)
+    problems: dict[str, list[str]] = {}  # message → connections, so that one cause is told once
+    for teacher, student in joints:
+        connection = f"{teacher.number}-{student.number}"
+        try:
+            distance.check(teacher)
+        except DistproError as error:
+            problems.setdefault(str(error), []).append(connection)
+        try:
+            with torch.device("meta"):  # no memory, and nothing drawn from the random state
+                make_transform(group.transform, student, teacher, group.transform_options)
+        except DistproError as error:
+            problems.setdefault(str(error), []).append(connection)
+    return [Problem(key, f"{', '.join(where)}: {message}") for message, where in problems.items()]
+
+
+def _named(
+    key: str,
+    group: PathwayGroup,
+    joints: Sequence[Joint],
+    g: int,
+    declared: dict[tuple[int, int, str, str], int],
+    problems: list[Problem],
+) -> list[PathwayInfo]:
+    """Returns a group's pathways under their ids, and reports those declared before."""
+    pathways = []
+    taken = {(i, j) for i, j, _, _ in declared}
+    for teacher, student in joints:
+        connection = (teacher.number, student.number)
+        identity = (*connection, group.transform, group.distance)
+        pathway_id = f"{connection[0]}-{connection[1]}"
+        if identity in declared:
+            before = declared[identity]
+            problems.append(
+                Problem(
+                    f"{key}.connections",
+                    f"pathway {pathway_id} with {group.transform} and {group.distance} is declared twice "
+                    + ("in this group" if before == g else f"(also in pathways.{before})")
+                    + "; leave one out, or give it another transform or distance",
+                )
+            )
+            continue
+        declared[identity] = g
+        if connection in taken:
+            pathway_id = f"{pathway_id}:{group.transform}+{group.distance}"
+        pathways.append(
+            PathwayInfo(
+                pathway_id,
+                teacher,
+                student,
+                group.transform,
+                group.distance,
+                dict(group.transform_options),
+                dict(group.distance_options),
+            )
+        )
+    return pathways
+
+
+def _levels_text(levels: Sequence[LevelInfo]) -> str:
+    return ", ".join(f"{info.number} ({info.name}, {info.kind} {shape_text(info.shape)})" for info in levels)
+
+
+def _remedy(teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]) -> str:
+    return f"name pairs of teacher levels {_levels_text(teacher)} and student levels {_levels_text(student)}"

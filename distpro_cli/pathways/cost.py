@@ -1,0 +1,200 @@
+"""What pathways and networks cost: parameters, multiply-adds, memory kept for the backward pass.
+
+Everything runs on the meta device, which computes shapes alone; modules that cannot are run on the CPU.
+No data is touched.
+
+Shape legend: b images, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from distpro_cli.networks.build import build_network
+from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.module import Pathways
+from distpro_cli.process.pathway import LevelInfo, PathwayInfo
+from distpro_cli.recipe.schema import Recipe
+
+NUM_IMAGES = 2  # BatchNorm in train mode refuses a single image on maps of one cell
+
+Measured = TypeVar("Measured")
+
+
+@dataclass(frozen=True)
+class PathwayCost:
+    """Cost of one pathway.
+
+    Attributes:
+        parameters: Trainable numbers of its transform block.
+        multiply_adds: Of its convolutions and matrix products, forward, one image.
+        backward_bytes: Kept from forward to backward pass, float32, one image; without parameters and without
+            the student's feature, which the student keeps itself.
+    """
+
+    parameters: int
+    multiply_adds: int
+    backward_bytes: int
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Cost of one network.
+
+    Attributes:
+        parameters: Trainable numbers.
+        multiply_adds: Of its convolutions and matrix products, forward, one image.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+def recipe_report(recipe: Recipe) -> dict[str, Any]:
+    """Builds both networks with random weights and returns what `distpro inspect recipe.yaml` shows.
+
+    Returns:
+        Plain values: `teacher` and `student` (`name`, `parameters`, `multiply_adds`, `levels`), `pathways`
+        and their `totals`; units as in `PathwayCost`. Nothing is downloaded and no data is read.
+
+    Raises:
+        DistproError: a network or a pathway that the recipe asks for cannot be built.
+    """
+    teacher = build_network(recipe.teacher, recipe.data, pretrained_ok=False)
+    student = build_network(recipe.student, recipe.data, pretrained_ok=False)
+    pathways = Pathways(resolve_pathways(recipe.pathways, teacher.levels, student.levels))
+    costs = pathway_costs(pathways)
+    return {
+        "teacher": _network_report(recipe.teacher.name, teacher, recipe),
+        "student": _network_report(recipe.student.name, student, recipe),
+        "pathways": [_pathway_report(info, cost) for info, cost in zip(pathways.infos, costs, strict=True)],
+        "totals": {
+            "pathways": len(costs),
+            "parameters": sum(cost.parameters for cost in costs),
+            "multiply_adds": sum(cost.multiply_adds for cost in costs),
+            "backward_bytes": sum(cost.backward_bytes for cost in costs),
+        },
+    }
+
+
+def _network_report(name: str, network: TappedNetwork, recipe: Recipe) -> dict[str, Any]:
+    cost = network_cost(network, 3, recipe.data.image_size)
+    return {
+        "name": name,
+        "parameters": cost.parameters,
+        "multiply_adds": cost.multiply_adds,
+        "levels": [_level_report(level) for level in network.levels],
+    }
+
+
+def _level_report(level: LevelInfo) -> dict[str, Any]:
+    return {
+        "number": level.number,
+        "name": level.name,
+        "kind": level.kind,
+        "shape": list(level.shape),
+        "reduction": level.reduction,
+    }
+
+
+def _pathway_report(info: PathwayInfo, cost: PathwayCost) -> dict[str, Any]:
+    return {
+        "id": info.id,
+        "teacher_level": info.teacher.number,
+        "student_level": info.student.number,
+        "teacher_name": info.teacher.name,
+        "student_name": info.student.name,
+        "teacher_shape": list(info.teacher.shape),
+        "student_shape": list(info.student.shape),
+        "teacher_reduction": info.teacher.reduction,
+        "student_reduction": info.student.reduction,
+        "transform": info.transform,
+        "distance": info.distance,
+        "parameters": cost.parameters,
+        "multiply_adds": cost.multiply_adds,
+        "backward_bytes": cost.backward_bytes,
+    }
+
+
+def pathway_costs(pathways: Pathways) -> list[PathwayCost]:
+    """Returns the cost of every pathway in training, in the order of `pathways.infos`."""
+    return [_pathway_cost(pathways, k) for k in range(len(pathways.infos))]
+
+
+def network_cost(network: TappedNetwork, in_channels: int, image_size: int) -> NetworkCost:
+    """Returns the cost of a network on one image of `in_channels` × `image_size` × `image_size`."""
+
+    def count(copied: nn.Module, device: str) -> int:
+        images_bchw = torch.zeros(1, in_channels, image_size, image_size, device=device)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            copied.eval()(images_bchw)
+        return int(counter.get_total_flops()) // 2
+
+    return NetworkCost(_num_parameters(network), _without_computing(network, count))
+
+
+def _pathway_cost(pathways: Pathways, k: int) -> PathwayCost:
+    info = pathways.infos[k]
+    distance = pathways.distances[k]
+
+    def measure(transform: nn.Module, device: str) -> tuple[int, int]:
+        student = _feature(info.student, device).requires_grad_()
+        teacher = _feature(info.teacher, device)
+        kept = _KeptBytes([student, *transform.parameters()])
+        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(kept.pack, kept.unpack):
+            distance(transform(student), teacher)
+        return counter.get_total_flops() // (2 * NUM_IMAGES), kept.total() // NUM_IMAGES
+
+    transform = pathways.transforms[k]
+    multiply_adds, backward_bytes = _without_computing(transform, measure)
+    return PathwayCost(_num_parameters(transform), multiply_adds, backward_bytes)
+
+
+class _KeptBytes:
+    """Adds up the storages that autograd keeps, each once, but for those of `left_out`."""
+
+    def __init__(self, left_out: list[Tensor]) -> None:
+        self._left_out = {_storage(tensor) for tensor in left_out}
+        self._kept: dict[int, Tensor] = {}  # holding them keeps their addresses from being used again
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in self._left_out:
+            self._kept[_storage(tensor)] = tensor
+        return tensor
+
+    def unpack(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def total(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata  # data_ptr() is 0 for all meta tensors
+    return address
+
+
+def _feature(level: LevelInfo, device: str) -> Tensor:
+    return torch.zeros(NUM_IMAGES, *level.shape, device=device)
+
+
+def _without_computing(module: nn.Module, measure: Callable[[nn.Module, str], Measured]) -> Measured:
+    """Measures a copy of the module on the meta device, or on the CPU if some operation needs values."""
+    try:
+        with torch.device("meta"):
+            return measure(copy.deepcopy(module).to("meta"), "meta")
+    except (NotImplementedError, RuntimeError):
+        return measure(copy.deepcopy(module).to("cpu"), "cpu")
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,33 @@
+"""Transform blocks: small trainable modules that carry a student feature into the teacher's space.
+
+| name | block | options |
+| --- | --- | --- |
+| conv1 | 1×1 convolution | |
+| conv2 | 1×1 and 3×3 convolution | mid |
+| conv3 | 1×1, 3×3, 1×1 bottleneck | mid |
+| attention | conv2 whose inner map is gated by channel and by position | mid, reduction |
+| linear | one linear map for every position, token or vector | |
+| identity | nothing; shapes must agree | |
+
+A new one is a subclass of `Transform` (or any `nn.Module` built as `Block(student, teacher, **options)` whose
+output has the teacher feature's shape) under `@register_transform("name")`, here or in a file of the user's,
+which a recipe names as `path/to/file.py:Class`.
+"""
+
+from distpro_cli.pathways.transforms import attention, convolutions, linear
+from distpro_cli.pathways.transforms.base import (
+    TRANSFORMS,
+    Transform,
+    make_transform,
+    register_transform,
+)
+
+__all__ = [
+    "TRANSFORMS",
+    "Transform",
+    "attention",
+    "convolutions",
+    "linear",
+    "make_transform",
+    "register_transform",
+]

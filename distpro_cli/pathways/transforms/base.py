@@ -1,0 +1,69 @@
+"""What every transform block shares: the way from the student's grid to the teacher's.
+
+Shape legend: b images, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from distpro_cli.pathways.grids import from_map, grids_of_pair, to_map
+from distpro_cli.pathways.registry import Registry, check_options
+from distpro_cli.pathways.resize import grow, shrink
+from distpro_cli.process.pathway import LevelInfo
+
+TRANSFORMS: Registry[nn.Module] = Registry("transform")
+register_transform = TRANSFORMS.register
+
+
+def make_transform(
+    name: str, student: LevelInfo, teacher: LevelInfo, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Builds a new transform block; its weights are drawn from torch's global random state.
+
+    Raises:
+        DistproError: unknown name or option, or a pair of levels that the block cannot bring together.
+    """
+    entry = TRANSFORMS.find(name)
+    check_options("transform", name, entry, options or {})
+    return entry(student, teacher, **(options or {}))
+
+
+class Transform(nn.Module):
+    """Base of the blocks that see every feature as a map; a subclass fills in `convert`.
+
+    The block runs at the smaller of the two resolutions: a larger student map is average-pooled before it, a
+    smaller one is upsampled (nearest) after it, so that no convolution runs on cells that hold nothing new.
+    Vectors are 1×1 maps. Tokens lie on their square grid: the student's prefix tokens are left out, the
+    teacher's are met by the mean of the converted map.
+
+    Attributes:
+        in_channels: Channels of the student's feature.
+        out_channels: Channels of the teacher's feature.
+        size: Height and width at which `convert` runs.
+    """
+
+    def __init__(self, student: LevelInfo, teacher: LevelInfo) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.student_grid, self.teacher_grid = grids_of_pair(student, teacher)
+        self.in_channels = self.student_grid.channels
+        self.out_channels = self.teacher_grid.channels
+        self.size = (
+            min(self.student_grid.size[0], self.teacher_grid.size[0]),
+            min(self.student_grid.size[1], self.teacher_grid.size[1]),
+        )
+
+    def forward(self, student_feature: Tensor) -> Tensor:
+        """Carries a student feature [B, *student.shape] to [B, *teacher.shape]."""
+        map_bchw = shrink(to_map(student_feature, self.student_grid), self.size)
+        map_bchw = grow(self.convert(map_bchw), self.teacher_grid.size)
+        return from_map(map_bchw, self.teacher, self.teacher_grid)
+
+    def convert(self, map_bchw: Tensor) -> Tensor:
+        """Converts a map [B, in_channels, *size] to [B, out_channels, *size]."""
+        raise NotImplementedError

@@ -1,0 +1,205 @@
+"""The behaviour every distance must show, and its numbers against formulas written down independently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distpro_cli.errors import DistproError
+from distpro_cli.pathways.distances import DISTANCES, make_distance
+from tests.pathways.levels import level
+
+SHAPES = {
+    "map that divides": (4, 5, 8, 8),
+    "map of 4": (4, 5, 4, 4),
+    "map that does not divide": (4, 5, 7, 7),
+    "map of 14": (3, 5, 14, 14),
+    "not square": (4, 5, 8, 6),
+    "high and narrow": (4, 5, 8, 2),
+    "map of 3": (4, 5, 3, 3),
+    "map of 2": (4, 5, 2, 2),
+    "one cell": (4, 5, 1, 1),
+    "tokens": (4, 17, 6),
+    "vector": (4, 10),
+}
+CASES = [
+    pytest.param(name, shape, id=f"{name}: {s}")
+    for name in DISTANCES.names()
+    for s, shape in SHAPES.items()
+    if name != "kl" or s == "vector"
+]
+every_case = pytest.mark.parametrize(("name", "shape"), CASES)
+
+
+def pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """A prediction and a target of this shape."""
+    generator = torch.Generator().manual_seed(len(shape) + sum(shape))
+    return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+def naive_hcl(prediction: Tensor, target: Tensor) -> Tensor:
+    """ReviewKD's loss as its authors wrote it."""
+    loss = F.mse_loss(prediction, target)
+    if prediction.ndim != 4:
+        return loss
+    weight, total = 1.0, 1.0
+    for size in (4, 2, 1):
+        if size >= prediction.shape[2]:
+            continue
+        pooled = [F.adaptive_avg_pool2d(tensor, size) for tensor in (prediction, target)]
+        weight /= 2
+        loss = loss + F.mse_loss(*pooled) * weight
+        total += weight
+    return loss / total
+
+
+def naive_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    if prediction.ndim == 4:
+        prediction, target = prediction.permute(0, 2, 3, 1), target.permute(0, 2, 3, 1)
+    return (1 - (prediction * target).sum(-1) / (prediction.norm(dim=-1) * target.norm(dim=-1))).mean()
+
+
+def naive_kl(prediction: Tensor, target: Tensor) -> Tensor:
+    teacher, student = torch.softmax(target / 4, 1), torch.softmax(prediction / 4, 1)
+    return 16 * (teacher * (teacher.log() - student.log())).sum(1).mean()
+
+
+NAIVE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hcl": naive_hcl,
+    "mse": lambda prediction, target: (prediction - target).square().mean(),
+    "l1": lambda prediction, target: (prediction - target).abs().mean(),
+    "cosine": naive_cosine,
+    "kl": naive_kl,
+}
+
+
+@every_case
+def test_value_and_gradient_match_the_formula(name: str, shape: tuple[int, ...]) -> None:
+    prediction, target = pair(shape)
+    exact = prediction.double().requires_grad_()
+    expected = NAIVE[name](exact, target.double())
+    expected.backward()
+    given = prediction.requires_grad_()
+    found = make_distance(name)(given, target)
+    (3 * found).backward()
+    assert found.ndim == 0 and found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert given.grad is not None and exact.grad is not None
+    assert torch.allclose(given.grad.double() / 3, exact.grad, rtol=1e-4, atol=1e-8)
+
+
+@every_case
+def test_zero_at_equality_and_never_below(name: str, shape: tuple[int, ...]) -> None:
+    prediction, target = pair(shape)
+    distance = make_distance(name)
+    assert distance(prediction, target) > 0
+    equal = prediction.clone().requires_grad_()
+    found = distance(equal, prediction)
+    found.backward()
+    assert 0 <= found.item() < 1e-6
+    assert equal.grad is not None and equal.grad.abs().max() < 1e-6
+
+
+@every_case
+def test_finite_where_a_feature_is_dead(name: str, shape: tuple[int, ...]) -> None:
+    _, target = pair(shape)
+    dead = torch.zeros(shape, requires_grad=True)
+    found = make_distance(name)(dead, target)
+    found.backward()
+    assert torch.isfinite(found)
+    assert dead.grad is not None and torch.isfinite(dead.grad).all()
+
+
+@every_case
+def test_is_a_mean_over_the_batch(name: str, shape: tuple[int, ...]) -> None:
+    prediction, target = pair(shape)
+    distance = make_distance(name)
+    twice = distance(torch.cat([prediction, prediction]), torch.cat([target, target]))
+    assert twice.item() == pytest.approx(distance(prediction, target).item(), rel=1e-5)
+    apart = [distance(prediction[n : n + 1], target[n : n + 1]).item() for n in range(len(target))]
+    assert np.mean(apart) == pytest.approx(twice.item(), rel=1e-5)
+
+
+@every_case
+def test_float32_under_autocast_and_from_bfloat16(name: str, shape: tuple[int, ...]) -> None:
+    prediction, target = (tensor.bfloat16() for tensor in pair(shape))
+    expected = make_distance(name)(prediction.float(), target.float())
+    prediction.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = make_distance(name)(prediction, target)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    found.backward()
+    assert prediction.grad is not None and prediction.grad.dtype == torch.bfloat16
+
+
+@every_case
+def test_memory_format_changes_nothing(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 4:
+        pytest.skip("has one memory format")
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        prediction, target = (tensor.to(memory_format=memory_format) for tensor in pair(shape))
+        prediction.requires_grad_()
+        found = make_distance(name)(prediction, target)
+        found.backward()
+        assert prediction.grad is not None
+        results.append((found.detach(), prediction.grad))
+    assert torch.allclose(results[0][0], results[1][0], rtol=1e-6)
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-8)
+
+
+def test_hcl_accepts_strided_features() -> None:
+    prediction, target = pair((4, 5, 8, 8))
+    broadcast = prediction[:, :, :1, :1].clone().requires_grad_()
+    found = make_distance("hcl")(broadcast.expand(-1, -1, 8, 8), target)
+    assert found.item() == pytest.approx(naive_hcl(broadcast.expand(-1, -1, 8, 8), target).item(), rel=1e-5)
+    found.backward()
+    turned = prediction.transpose(2, 3).requires_grad_()
+    make_distance("hcl")(turned, target.transpose(2, 3)).backward()
+
+
+def test_kl_matches_scipy() -> None:
+    prediction, target = pair((4, 10))
+    for temperature in (1.0, 4.0):
+        teacher = scipy.special.softmax(target.double().numpy() / temperature, axis=1)
+        student = scipy.special.softmax(prediction.double().numpy() / temperature, axis=1)
+        expected = temperature**2 * scipy.stats.entropy(teacher, student, axis=1).mean()
+        found = make_distance("kl", {"temperature": temperature})(prediction, target)
+        assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_smooth_l1_is_quadratic_near_zero() -> None:
+    distance = make_distance("l1", {"smooth": 0.5})
+    prediction, target = torch.tensor([[0.2, 2.0]]), torch.zeros(1, 2)
+    assert distance(prediction, target).item() == pytest.approx((0.2**2 / (2 * 0.5) + 2.0 - 0.25) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("hlc", {}, r"unknown distance 'hlc' \(did you mean 'hcl'\?\); there are: cosine, hcl, kl, l1, mse"),
+        ("kl", {"temp": 2}, r"distance kl has no option 'temp' \(did you mean 'temperature'\?\)"),
+        ("kl", {"temperature": 0}, "option 'temperature' is 0; it must be a number above 0"),
+        ("l1", {"smooth": "yes"}, "option 'smooth' is 'yes'; it must be a number above 0"),
+    ],
+)
+def test_errors(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DistproError, match=message):
+        make_distance(name, options)
+
+
+def test_kl_refuses_maps() -> None:
+    make_distance("kl").check(level(10, kind="logits"))
+    with pytest.raises(
+        DistproError, match="kl compares logits or vectors, but the teacher's stage1 is map of shape"
+    ):
+        make_distance("kl").check(level(6, 8, 8))

@@ -1,0 +1,218 @@
+"""The behaviour every transform block must show, on every pair of shapes it can bring together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distpro_cli.errors import DistproError
+from distpro_cli.pathways.transforms import TRANSFORMS, make_transform
+from distpro_cli.process.pathway import LevelInfo
+from tests.pathways.levels import feature, level
+
+PAIRS = {
+    "same size": (level(6, 8, 8), level(12, 8, 8)),
+    "student larger, divides": (level(6, 16, 16), level(12, 8, 8)),
+    "student larger, does not divide": (level(6, 7, 7), level(12, 4, 4)),
+    "student smaller, divides": (level(6, 4, 4), level(12, 8, 8)),
+    "student smaller, does not divide": (level(6, 4, 4), level(12, 7, 7)),
+    "not square": (level(6, 7, 10), level(12, 4, 5)),
+    "larger one way, smaller the other": (level(6, 4, 9), level(12, 6, 5)),
+    "teacher narrower": (level(12, 5, 5), level(3, 5, 5)),
+    "vectors": (level(6), level(12)),
+    "logits": (level(10, kind="logits"), level(10, kind="logits")),
+    "map to vector": (level(6, 7, 7), level(12)),
+    "vector to map": (level(6), level(12, 4, 5)),
+    "one cell": (level(6, 1, 1), level(12, 1, 1)),
+    "tokens": (level(17, 6), level(17, 12)),
+    "tokens, other grid and prefix": (level(16, 6), level(38, 12)),
+    "tokens to map": (level(17, 6), level(12, 7, 7)),
+    "map to tokens": (level(6, 7, 7), level(18, 12)),
+    "tokens to vector": (level(17, 6), level(12)),
+    "vector to tokens": (level(6), level(17, 12)),
+    "gridless tokens to vector": (level(13, 6), level(12)),
+}
+EQUAL_SHAPES = {
+    "map": (level(6, 7, 5), level(6, 7, 5)),
+    "tokens": (level(17, 6), level(17, 6)),
+    "gridless tokens": (level(15, 6), level(15, 6)),
+    "logits": (level(10, kind="logits"), level(10, kind="logits")),
+}
+TRAINED = [name for name in TRANSFORMS.names() if name != "identity"]
+CASES = [pytest.param(name, *pair, id=f"{name}: {p}") for name in TRAINED for p, pair in PAIRS.items()]
+CASES += [pytest.param("identity", *pair, id=f"identity: {p}") for p, pair in EQUAL_SHAPES.items()]
+every_case = pytest.mark.parametrize(("name", "student", "teacher"), CASES)
+
+
+@every_case
+def test_reaches_the_teachers_shape(name: str, student: LevelInfo, teacher: LevelInfo) -> None:
+    transform = make_transform(name, student, teacher)
+    assert transform(feature(student)).shape == (2, *teacher.shape)
+    assert transform.eval()(feature(student, 1)).shape == (1, *teacher.shape)
+
+
+@every_case
+def test_gradient_reaches_student_and_parameters(name: str, student: LevelInfo, teacher: LevelInfo) -> None:
+    transform = make_transform(name, student, teacher)
+    source = feature(student, 4).requires_grad_()
+    F.mse_loss(transform(source), feature(teacher, 4, seed=1)).backward()
+    assert source.grad is not None and torch.isfinite(source.grad).all()
+    assert source.grad.abs().sum() > 0
+    for parameter in transform.parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
+
+
+@every_case
+def test_memory_format_and_repetition_change_nothing(
+    name: str, student: LevelInfo, teacher: LevelInfo
+) -> None:
+    transform = make_transform(name, student, teacher)
+    source, target = feature(student, 4), feature(teacher, 4, seed=1)
+
+    def run(channels_last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        flows = channels_last and source.ndim == 4
+        given = source.to(memory_format=torch.channels_last) if flows else source.clone()
+        given.requires_grad_()
+        carried = transform(given)
+        F.mse_loss(carried, target).backward()
+        assert given.grad is not None
+        return carried.detach(), given.grad
+
+    for one, other in zip(run(False), run(False), strict=True):
+        assert torch.equal(one, other)
+    transform.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for one, other in zip(run(False), run(True), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+@every_case
+def test_runs_under_bfloat16_autocast(name: str, student: LevelInfo, teacher: LevelInfo) -> None:
+    transform = make_transform(name, student, teacher)
+    for dtype in (torch.float32, torch.bfloat16):
+        source = feature(student, 4).to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            carried = transform(source)
+        assert carried.shape == (4, *teacher.shape)
+        carried.float().square().mean().backward()
+        assert source.grad is not None and torch.isfinite(source.grad).all()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_convolves_at_the_smaller_resolution(name: str) -> None:
+    large, small = level(6, 16, 16), level(6, 4, 4)
+    for student, teacher in ((large, small), (small, large)):
+        transform = make_transform(name, student, teacher)
+        seen: list[tuple[int, ...]] = []
+        for layer in transform.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_pre_hook(
+                    lambda _, given, seen=seen: seen.append(tuple(given[0].shape[2:]))
+                )
+        transform(feature(student))
+        assert set(seen) <= {(4, 4), (1, 1)}
+
+
+def test_conv1_is_pooling_then_a_normalised_linear_map() -> None:
+    student, teacher = level(6, 7, 7), level(12, 4, 4)
+    transform = make_transform("conv1", student, teacher)
+    source = feature(student, 4)
+    weight = transform.layers[0].weight[:, :, 0, 0]  # type: ignore[union-attr, index]
+    mapped = torch.einsum("bchw,dc->bdhw", F.adaptive_avg_pool2d(source, 4), weight)
+    mean, variance = mapped.mean((0, 2, 3), keepdim=True), mapped.var((0, 2, 3), keepdim=True, correction=0)
+    assert torch.allclose(transform(source), (mapped - mean) / (variance + 1e-5).sqrt(), atol=1e-4)
+
+
+def test_prefix_tokens() -> None:
+    student, teacher = level(6, 4, 4), level(17, 12)
+    carried = make_transform("conv1", student, teacher)(feature(student))
+    assert torch.allclose(carried[:, 0], carried[:, 1:].mean(1), atol=1e-5)
+    student, teacher = level(17, 6), level(18, 12)  # a class token each, and one token more at the teacher
+    transform = make_transform("linear", student, teacher)
+    carried = transform(feature(student))
+    assert torch.allclose(carried[:, 0], transform.layer(feature(student)[:, 0]), atol=1e-6)  # type: ignore[operator]
+    assert torch.allclose(carried[:, 1], carried[:, 2:].mean(1), atol=1e-6)
+
+
+def test_tokens_keep_their_places_on_the_way_to_a_map() -> None:
+    student, teacher = level(5, 3), level(3, 2, 2)
+    transform = make_transform("linear", student, teacher)
+    nn.init.eye_(transform.layer.weight)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(transform.layer.bias)  # type: ignore[union-attr, arg-type]
+    source = feature(student)
+    carried = transform(source)
+    assert torch.equal(carried[:, :, 0, 1], source[:, 2]) and torch.equal(carried[:, :, 1, 0], source[:, 3])
+
+
+def test_options_set_the_inner_channels() -> None:
+    student, teacher = level(6, 8, 8), level(12, 8, 8)
+    transform = make_transform("conv2", student, teacher, {"mid": 5})
+    assert [m.out_channels for m in transform.modules() if isinstance(m, nn.Conv2d)] == [5, 12]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "conv2",
+            {"midd": 4},
+            r"transform conv2 has no option 'midd' \(did you mean 'mid'\?\); its options: mid",
+        ),
+        ("conv1", {"mid": 4}, "transform conv1 has no option 'mid'; its options: none"),
+        ("conv3", {"mid": 0}, "option 'mid' is 0; it must be a whole number of at least 1"),
+        ("attention", {"reduction": 2.5}, "option 'reduction' is 2.5; it must be a whole number"),
+        (
+            "conv",
+            {},
+            r"unknown transform 'conv' \(did you mean 'conv.'\?\); there are: attention, conv1, conv2",
+        ),
+        ("identity", {}, "transform identity needs equal shapes; .* 6×8×8, .* 12×8×8: use conv1 or linear"),
+    ],
+)
+def test_errors(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DistproError, match=message):
+        make_transform(name, level(6, 8, 8), level(12, 8, 8), options)
+
+
+def test_tokens_without_a_grid_cannot_meet_a_map() -> None:
+    with pytest.raises(DistproError, match=r"student level 1 .* has 15 tokens, which form no square grid"):
+        make_transform("conv2", level(15, 6), level(12, 4, 4))
+
+
+USER_FILE = """
+from torch import nn
+from distpro_cli.pathways.transforms import Transform, register_transform
+
+@register_transform("users-own")
+class Scaled(Transform):
+    def __init__(self, student, teacher, *, factor):
+        super().__init__(student, teacher)
+        self.factor = factor
+        self.layer = nn.Conv2d(self.in_channels, self.out_channels, 1)
+
+    def convert(self, map_bchw):
+        return self.factor * self.layer(map_bchw)
+"""
+
+
+def test_a_users_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(USER_FILE)
+    student, teacher = level(6, 8, 8), level(12, 4, 4)
+    for name in (f"{file}:Scaled", f"{file}:users-own"):
+        transform = make_transform(name, student, teacher, {"factor": 2})
+        assert transform(feature(student)).shape == (2, 12, 4, 4)
+    with pytest.raises(DistproError, match=r"has no transform 'Scale' \(did you mean 'Scaled'\?\)"):
+        make_transform(f"{file}:Scale", student, teacher)
+    with pytest.raises(DistproError, match="needs the option 'factor'"):
+        make_transform(f"{file}:Scaled", student, teacher)
+    with pytest.raises(DistproError, match="there is no such file"):
+        make_transform(f"{tmp_path}/other.py:Scaled", student, teacher)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(DistproError, match="cannot be run: ZeroDivisionError"):
+        make_transform(f"{tmp_path}/broken.py:Scaled", student, teacher)
+    TRANSFORMS._entries.pop("users-own")
