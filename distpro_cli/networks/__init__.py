@@ -1,0 +1,1 @@
+"""Teacher and student: what builds them, and the levels that are tapped."""

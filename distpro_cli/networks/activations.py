@@ -1,0 +1,142 @@
+"""Where a feature lies relative to the activation at the end of its stage, found in a trace."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from distpro_cli.errors import DistproError
+from distpro_cli.networks.trace import Call, Trace, version
+
+_ACTIVATIONS = (
+    nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Threshold, nn.GLU,
+)  # fmt: skip
+_ACTIVATION_NAME = re.compile(r"(?i)relu|elu|swish|silu|mish|gelu|sigmoid|tanh|activation")
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a tap takes: the first argument of one module call, or what it returned."""
+
+    call: Call
+    side: str  # "input" | "output"
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """Identifies the point across forwards."""
+        return self.call.name, self.call.index, self.side
+
+    @property
+    def order(self) -> int:
+        """When the tensor is there, in the trace's counting."""
+        return self.call.start if self.side == "input" else self.call.finish
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor of the dry forward; it may have been overwritten since."""
+        value = self.call.input if self.side == "input" else self.call.output
+        assert isinstance(value, Tensor)
+        return value
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the network wrote into the tensor after this point."""
+        then = self.call.input_version if self.side == "input" else self.call.output_version
+        return version(self.tensor) != then
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Tells activation modules from others: torch's, timm's, and a user's own that is called like one."""
+    kind = type(module)
+    if isinstance(module, _ACTIVATIONS) or kind.__module__.startswith("timm.layers.activations"):
+        return True
+    return _is_leaf(module) and not _is_library(module) and bool(_ACTIVATION_NAME.search(kind.__name__))
+
+
+def before_activation(trace: Trace, stage: Call) -> Point:
+    """Returns the input of the activation that ends the stage, or the stage's output if none ends it.
+
+    Raises:
+        DistproError: the stage ends in an activation that is no module, so its input cannot be seen.
+    """
+    if activation := _ending_activation(trace, stage):
+        return Point(activation, "input")
+    if _looks_rectified(trace, stage):
+        raise DistproError(
+            f"level {stage.name}: it ends in an activation that is not a module (such as F.relu), so what comes "
+            "before it cannot be tapped; name the module before it as the level, or set feature: output"
+        )
+    return Point(stage, "output")
+
+
+def after_activation(trace: Trace, stage: Call) -> Point:
+    """Returns the stage's output if an activation ends it, else the first activation that follows.
+
+    Between stage and activation only normalisation is allowed, as in pre-activation networks.
+
+    Raises:
+        DistproError: no activation follows.
+    """
+    if _ending_activation(trace, stage) or stage.nonnegative:
+        return Point(stage, "output")
+    if following := _following_activation(trace, stage):
+        return Point(following, "output")
+    raise DistproError(
+        f"level {stage.name}: no activation ends or follows it (only normalisation may come between), "
+        "so there is nothing to tap after an activation; set feature: output or name another module"
+    )
+
+
+def _ending_activation(trace: Trace, stage: Call) -> Call | None:
+    """The last activation whose output, unwritten since, is the stage's output."""
+    return next((call for call in _makers(trace, stage) if is_activation(call.module)), None)
+
+
+def _looks_rectified(trace: Trace, stage: Call) -> bool:
+    """Whether the output is nowhere negative and no module made it: the mark of a functional ReLU."""
+    made_by_module = any(
+        _is_leaf(call.module) and _is_library(call.module) and call.input is not call.output
+        for call in _makers(trace, stage)
+    )
+    return stage.nonnegative and not made_by_module
+
+
+def _makers(trace: Trace, stage: Call) -> list[Call]:
+    """The calls up to the stage's end that returned the very tensor the stage returned, last first."""
+    return [
+        call
+        for call in reversed(trace.calls)
+        if call.finish <= stage.finish
+        and call.output is stage.output
+        and call.output_version == stage.output_version
+    ]
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def _is_library(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.", "timm."))
+
+
+def _following_activation(trace: Trace, stage: Call) -> Call | None:
+    current, current_version = stage.output, stage.output_version
+    for call in trace.calls:
+        takes_it = call.input is current and call.input_version == current_version
+        if call.start < stage.finish or not takes_it or not isinstance(call.output, Tensor):
+            continue
+        if call.output.shape != stage.output.shape:
+            continue
+        if is_activation(call.module):
+            return call
+        if isinstance(call.module, _NORMS):
+            if fused := _ending_activation(trace, call):  # timm's BatchNormAct2d
+                return fused
+            current, current_version = call.output, call.output_version
+    return None

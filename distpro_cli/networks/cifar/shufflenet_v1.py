@@ -1,0 +1,74 @@
+"""ShuffleNetV1, three groups, for 32×32 images (as used by CRD; Zhang et al. 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distpro_cli.networks.cifar.common import CifarNetwork, pool, shuffle_channels, stages
+from distpro_cli.networks.registry import register_network
+
+CHANNELS = (240, 480, 960)
+NUM_BLOCKS = (4, 8, 4)
+STEM_CHANNELS = 24
+
+
+class ShuffleUnit(nn.Module):
+    """Grouped 1×1, depthwise 3×3, grouped 1×1; stride 2 concatenates the pooled input, stride 1 adds it."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, groups: int) -> None:
+        super().__init__()
+        middle = channels // 4
+        self.stride = stride
+        self.groups = 1 if in_channels == STEM_CHANNELS else groups
+        self.conv1 = nn.Conv2d(in_channels, middle, 1, groups=self.groups, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(middle, middle, 3, stride, 1, groups=middle, bias=False)
+        self.bn2 = nn.BatchNorm2d(middle)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(middle, channels, 1, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.AvgPool2d(3, 2, 1) if stride == 2 else nn.Identity()
+        self.relu3 = nn.ReLU(inplace=True)
+
+    def forward(self, feature_bchw: Tensor) -> Tensor:
+        """Returns the unit's output after its ReLU."""
+        out = shuffle_channels(self.relu1(self.bn1(self.conv1(feature_bchw))), self.groups)
+        out = self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(out)))))
+        shortcut = self.shortcut(feature_bchw)
+        activated: Tensor = self.relu3(torch.cat([out, shortcut], 1) if self.stride == 2 else out + shortcut)
+        return activated
+
+
+class CifarShuffleNetV1(CifarNetwork):
+    """A 1×1 stem and three stages that each halve the resolution."""
+
+    classifier_name = "linear"
+
+    def __init__(self, num_classes: int, groups: int, in_channels: int) -> None:
+        super().__init__(num_classes)
+        self.conv1 = nn.Conv2d(in_channels, STEM_CHANNELS, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
+        self.relu = nn.ReLU(inplace=True)
+        channels = STEM_CHANNELS
+        for index, (out_channels, num_blocks) in enumerate(zip(CHANNELS, NUM_BLOCKS, strict=True)):
+            units = [ShuffleUnit(channels, out_channels - channels, 2, groups)]
+            units += [ShuffleUnit(out_channels, out_channels, 1, groups) for _ in range(num_blocks - 1)]
+            setattr(self, f"layer{index + 1}", nn.Sequential(*units))
+            channels = out_channels
+        self.linear = nn.Linear(channels, num_classes)
+        self.feature_info = stages(*((f"layer{i + 1}", CHANNELS[i], 2 ** (i + 1)) for i in range(3)))
+
+    def forward(self, images_bchw: Tensor) -> Tensor:
+        """Returns logits [B, classes] of images [B, C, H, W]."""
+        feature = self.relu(self.bn1(self.conv1(images_bchw)))
+        feature = self.layer3(self.layer2(self.layer1(feature)))
+        logits: Tensor = self.linear(pool(feature))
+        return logits
+
+
+@register_network("shufflenet_v1_cifar", pattern=r"shufflenet_?v1_cifar")
+def cifar_shufflenet_v1(*, num_classes: int, groups: int = 3, in_channels: int = 3) -> nn.Module:
+    """Builds ShuffleNetV1 for CIFAR with PyTorch's own (kaiming-uniform) initialisation."""
+    return CifarShuffleNetV1(num_classes, groups, in_channels)

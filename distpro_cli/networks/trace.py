@@ -1,0 +1,173 @@
+"""A dry forward: every module call of a network with what went in and what came out.
+
+It holds every tensor until it is dropped, so that identities (`is`) and versions (in-place writes) stay true.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distpro_cli.errors import DistproError
+
+BATCH = 2  # one image would hide layouts whose first dimension is not the batch
+
+
+@dataclass
+class Call:
+    """One execution of a module.
+
+    Attributes:
+        name: Canonical module name.
+        module: The module.
+        index: Which execution of that module it is, from 0.
+        start: When it began; starts and finishes share one counter.
+        finish: When it ended.
+        input: Its first tensor argument.
+        input_version: `_version` of the input when the call began.
+        output: Whatever it returned.
+        output_version: `_version` of the output when the call ended, 0 if it is no tensor.
+        nonnegative: Whether the output was nowhere negative and not all zero when the call ended.
+    """
+
+    name: str
+    module: nn.Module
+    index: int
+    start: int
+    input: Tensor | None
+    input_version: int
+    finish: int = 0
+    output: Any = None
+    output_version: int = 0
+    nonnegative: bool = False
+
+
+@dataclass
+class Trace:
+    """All calls of one forward, in the order in which they ended, and the network's output."""
+
+    calls: list[Call] = field(default_factory=list)
+    output: Any = None
+
+    def of(self, name: str) -> list[Call]:
+        """Returns the executions of a module."""
+        return [call for call in self.calls if call.name == name]
+
+
+def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Returns the first tensor among a call's arguments."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+def version(tensor: Tensor) -> int:
+    """Returns how often the tensor's memory was written in place; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
+    """Runs the network once and returns what happened; training flags, buffers and random state stay as they were.
+
+    Raises:
+        DistproError: the network cannot take these images, or its output is not one tensor of logits.
+    """
+    trace = Trace()
+    clock = iter(range(1 << 62))
+    running: dict[str, list[Call]] = defaultdict(list)
+    counts: dict[str, int] = defaultdict(int)
+    handles = []
+    for name, module in model.named_modules():
+        if not name:
+            continue
+
+        def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            given = first_tensor(args, kwargs)
+            running[name].append(
+                Call(name, module, counts[name], next(clock), given, 0 if given is None else version(given))
+            )
+            counts[name] += 1
+
+        def leave(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            call = running[name].pop()
+            call.finish, call.output = next(clock), output
+            if isinstance(output, Tensor) and output.is_floating_point():
+                call.output_version = version(output)
+                call.nonnegative = bool((output >= 0).all()) and bool((output > 0).any())
+            trace.calls.append(call)
+
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        trace.output = dry_forward(model, images_bchw, training=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(trace.output, Tensor) or trace.output.ndim != 2:
+        raise DistproError(
+            f"{title(model)} returns {describe(trace.output)}; logits [batch, classes] are needed"
+        )
+    return trace
+
+
+def dry_forward(model: nn.Module, images_bchw: Tensor, *, training: bool) -> Any:
+    """Runs the network without graph in the mode asked for, and leaves no trace of it in the network.
+
+    Raises:
+        DistproError: the network cannot take these images.
+    """
+    with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model.train(training)
+        try:
+            return model(images_bchw)
+        except Exception as error:
+            height, width = images_bchw.shape[-2:]
+            raise DistproError(
+                f"{title(model)} cannot take images of {height}×{width} pixels and {images_bchw.shape[1]} channels "
+                f"({first_line(error)}); set data.image_size, or the network's own size among its options"
+            ) from error
+
+
+def dry_images(image_size: int, in_channels: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Returns normalised noise [2, C, H, W] from a generator of its own."""
+    generator = torch.Generator().manual_seed(0)
+    images_bchw = torch.rand(BATCH, in_channels, image_size, image_size, generator=generator)
+    return (images_bchw.to(mean.device) - mean) / std
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Restores training flags and buffers."""
+    flags = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                buffer.copy_(saved)
+
+
+def describe(value: Any) -> str:
+    """Says in words what a module returned."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def title(model: nn.Module) -> str:
+    """Returns what a network is called in messages."""
+    return type(model).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text, or its kind if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,179 @@
+"""Weights in files: read without running anybody's code, written so that timm reads them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from distpro_cli.errors import DistproError
+from distpro_cli.networks.trace import first_line, title
+from distpro_cli.process.atomic import write_atomically
+
+# What training scripts wrap a state dict in; the averaged weights come first, as with timm.
+WRAPPERS = (
+    "state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict", "net", "network",
+    "student", "module", "weights",
+)  # fmt: skip
+_PREFIXES = re.compile(r"(?:module|_orig_mod|model|student|net|network)\.")
+_SHOWN = 3
+
+
+def load_weights(model: nn.Module, source: Path) -> None:
+    """Fills a network with the weights of a file, all of them or none.
+
+    Args:
+        model: On any device.
+        source: A `.safetensors` file, or a torch checkpoint of plain tensors. Wrappers such as `state_dict` and
+            `model`, and prefixes such as `module.` and `_orig_mod.` are looked through.
+
+    Raises:
+        DistproError: the file is missing, broken, holds code to be unpickled, or does not fit the network.
+    """
+    found = _without_prefix(_unwrapped(_read(source), source), model.state_dict())
+    _check_fit(model, found, source)
+    model.load_state_dict(found, strict=False)
+
+
+def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a network's state dict as safetensors, atomically; `timm.create_model` loads it for timm's names.
+
+    Args:
+        model: On any device, in any memory format.
+        path: Replaced if it exists.
+        metadata: Strings for the file's header.
+
+    Raises:
+        DistproError: the folder is missing or read-only, or the disk full.
+    """
+    tensors: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in memory:  # safetensors refuses tensors that share memory
+            plain = plain.clone()
+        memory.add(plain.untyped_storage().data_ptr())
+        tensors[name] = plain
+    content = safetensors.torch.save(tensors, {"format": "pt", **metadata})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _read(source: Path) -> Any:
+    if not source.is_file():
+        what = "is a folder" if source.is_dir() else "there is no such file"
+        raise DistproError(f"weights {source}: {what}; give a .safetensors or a torch checkpoint file")
+    try:
+        if source.suffix == ".safetensors":
+            return safetensors.torch.load_file(source)
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if source.suffix != ".safetensors" and "weights_only" in str(error).lower() and _is_pickle(source):
+            raise DistproError(
+                f"weights {source}: holds more than plain tensors, and reading it would run code from the file, "
+                f"which is refused{_culprit(error)}; save the state dict alone, best as .safetensors"
+            ) from None
+        raise DistproError(f"weights {source}: not a checkpoint ({first_line(error)})") from None
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise DistproError(
+            f"weights {source}: cannot be read, broken or no weights ({first_line(error)})"
+        ) from None
+    except OSError as error:
+        raise DistproError(f"weights {source}: cannot be read ({error.strerror or error})") from None
+
+
+def _is_pickle(source: Path) -> bool:
+    with source.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def _culprit(error: Exception) -> str:
+    match = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
+    return f" (it asks for {match[1] or match[2]})" if match else ""
+
+
+def _unwrapped(content: Any, source: Path) -> dict[str, Tensor]:
+    """Returns the state dict inside whatever wrappers."""
+    for _ in range(5):
+        if not isinstance(content, Mapping):
+            break
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if isinstance(content, Mapping):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+        holds = f"it holds {_some(map(str, content))}"
+    else:
+        holds = f"it holds a {type(content).__name__}"
+    raise DistproError(f"weights {source}: no state dict found; {holds}, looked for {', '.join(WRAPPERS)}")
+
+
+def _without_prefix(found: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strips the prefix under which most of the expected names lie."""
+    prefixes = {""}
+    for name in found:
+        end = 0
+        while match := _PREFIXES.match(name, end):
+            end = match.end()
+            prefixes.add(name[:end])
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: tensor for name, tensor in found.items() if name.startswith(prefix)}
+
+    def matches(prefix: str) -> tuple[int, int]:
+        return sum(name in expected for name in under(prefix)), -len(prefix)
+
+    return under(max(prefixes, key=matches))
+
+
+def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> None:
+    expected = model.state_dict()
+    # absent from checkpoints older than the counter itself
+    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in found if name not in expected]
+    differing = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    if not (missing or unexpected or differing):
+        return
+    heads = _classifier_names(model)
+    if differing and not missing and not unexpected and set(differing) <= heads:
+        has, needs = (tensors[differing[0]].shape[0] for tensors in (found, expected))
+        raise DistproError(
+            f"weights {source}: its classifier has {has} classes, {title(model)} here has {needs}; "
+            f"set data.num_classes to {has}, or take other weights"
+        )
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing ({_some(missing)})")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unknown ({_some(unexpected)})")
+    if differing:
+        shapes = (f"{name} {list(found[name].shape)} for {list(expected[name].shape)}" for name in differing)
+        parts.append(f"{len(differing)} of another shape ({_some(shapes)})")
+    raise DistproError(
+        f"weights {source}: they do not fit {title(model)}, of {len(expected)} tensors {', '.join(parts)}; "
+        "check the network's name and options"
+    )
+
+
+def _classifier_names(model: nn.Module) -> set[str]:
+    getter = getattr(model, "get_classifier", None)
+    heads = getter() if callable(getter) else None
+    if heads is None:
+        heads = next((part for part in reversed(list(model.modules())) if isinstance(part, nn.Linear)), None)
+    parts = heads if isinstance(heads, (tuple, list)) else [heads]
+    names = [name for name, module in model.named_modules() if any(module is part for part in parts)]
+    return {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
