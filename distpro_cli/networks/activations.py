@@ -12,8 +12,9 @@ from distpro_cli.errors import DistproError
 from distpro_cli.networks.trace import Call, Trace, version
 
 _ACTIVATIONS = (
-    nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Threshold, nn.GLU,
+    nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign,
+    nn.Threshold, nn.GLU,
 )  # fmt: skip
 _ACTIVATION_NAME = re.compile(r"(?i)relu|elu|swish|silu|mish|gelu|sigmoid|tanh|activation")
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -68,8 +69,8 @@ def before_activation(trace: Trace, stage: Call) -> Point:
         return Point(activation, "input")
     if _looks_rectified(trace, stage):
         raise DistproError(
-            f"level {stage.name}: it ends in an activation that is not a module (such as F.relu), so what comes "
-            "before it cannot be tapped; name the module before it as the level, or set feature: output"
+            f"level {stage.name}: it ends in an activation that is not a module (such as F.relu), so what "
+            "comes before it cannot be tapped; name the module before it as the level, or set feature: output"
         )
     return Point(stage, "output")
 

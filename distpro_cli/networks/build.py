@@ -1,4 +1,4 @@
-"""From a recipe's network to a tapped one: our CIFAR families, timm's models, or a class from the user's own file."""
+"""From a recipe's network to a tapped one: our CIFAR families, timm's models, or the user's own file."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def build_network(spec: schema.Network, data: schema.Data, *, pretrained_ok: boo
 
 
 def num_classes(data: schema.Data) -> int:
-    """Returns the number of classes: as the recipe says, else 10 for digits, as known for CIFAR, else 1000."""
+    """Returns the number of classes: as the recipe says, else known for digits and CIFAR, else 1000."""
     if data.num_classes is not None:
         return data.num_classes
     name = data.name.lower()
@@ -82,7 +82,7 @@ def num_classes(data: schema.Data) -> int:
 def normalization(
     spec: schema.Network, data: schema.Data, model: nn.Module
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and std per channel: the network's own, else its pretrained weights', the data's, ImageNet's.
+    """Returns mean and std per channel: the recipe's, else the pretrained weights', the data's, ImageNet's.
 
     Raises:
         DistproError: not three numbers each, or a std that is not above 0.
@@ -96,8 +96,8 @@ def normalization(
         wrong = len(values) != 3 or not all(math.isfinite(value) for value in values)
         if wrong or (key == "std" and min(values) <= 0):
             raise DistproError(
-                f"network {spec.name}: {key} is three numbers, one a channel{', above 0' if key == 'std' else ''}; "
-                f"found {list(values)}"
+                f"network {spec.name}: {key} is three numbers, one a channel"
+                f"{', above 0' if key == 'std' else ''}; found {list(values)}"
             )
     return tuple(map(float, mean)), tuple(map(float, std))
 
@@ -135,8 +135,8 @@ def _timm_failure(
     if not any(model.pretrained_cfg.get(key) for key in ("hf_hub_id", "url", "file")):
         return f"network {name}: timm has no pretrained weights for it; set weights to a file, or train it"
     return (
-        f"network {name}: its pretrained weights could not be fetched ({first_line(error)}); check the connection "
-        "to the Hugging Face hub, or set weights to a file"
+        f"network {name}: its pretrained weights could not be fetched ({first_line(error)}); check the "
+        "connection to the Hugging Face hub, or set weights to a file"
     )
 
 
@@ -166,6 +166,6 @@ def _build_failure(name: str, options: dict[str, Any], error: Exception) -> str:
 def _unknown_name(name: str) -> str:
     known: Sequence[str] = [*network_names(), *timm.list_models()]
     return (
-        f"network '{name}' is not known{nearest(name.lower().replace('-', '_'), known)}; give a timm model, one of "
-        f"{', '.join(network_names())}, or your own as path/to/file.py:Name"
+        f"network '{name}' is not known{nearest(name.lower().replace('-', '_'), known)}; give a timm model, "
+        f"one of {', '.join(network_names())}, or your own as path/to/file.py:Name"
     )

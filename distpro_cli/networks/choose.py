@@ -1,9 +1,10 @@
-"""Which tensors of a network are its levels: from the recipe's list, or by default its stages and the pooled vector."""
+"""Which tensors of a network are its levels: as listed, or by default its stages and the pooled vector."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def choose_levels(
     if not entries:
         raise DistproError(f"{title(model)}: levels is empty; leave it out for the default, or name a level")
     chosen = [_choose(model, trace, entry, feature) for entry in entries]
-    for before, after in zip(chosen, chosen[1:], strict=False):
+    for before, after in pairwise(chosen):
         if _place(before) > _place(after):
             raise DistproError(
                 f"{title(model)}: levels go from shallow to deep, but {before.name} comes after {after.name} "
@@ -82,15 +83,16 @@ def default_levels(model: nn.Module, trace: Trace) -> list[int | str]:
         unfit = [name for name in (stage["module"] for stage in stages) if not _is_tappable(trace, name)]
         if unfit:
             raise DistproError(
-                f"{title(model)}: its stages cannot be tapped ({unfit[0]} is no module that returns one tensor); "
-                f"set levels to module names. There are: {_listing(_tappable(trace))}"
+                f"{title(model)}: its stages cannot be tapped ({unfit[0]} is no module that returns one "
+                f"tensor); set levels to module names. There are: {_listing(_tappable(trace))}"
             )
         entries = [stage["module"] for stage in _spaced(stages)]
     else:
         entries = list(_found_stages(model, trace))
     if not entries:
         raise DistproError(
-            f"{title(model)}: no stages found; set levels to module names. There are: {_listing(_tappable(trace))}"
+            f"{title(model)}: no stages found; set levels to module names. "
+            f"There are: {_listing(_tappable(trace))}"
         )
     if feature_stages(model) or _classifier_call(model, trace) is not None:
         entries.append(POOLED)
@@ -137,9 +139,13 @@ def _named(model: nn.Module, trace: Trace, name: str) -> str:
         names = _tappable(trace)
         hint = nearest(name, [*names, POOLED, LOGITS])
         raise DistproError(
-            f"{title(model)}: there is no level '{name}'{hint}. There are: {POOLED}, {LOGITS}, {_listing(names)}"
+            f"{title(model)}: there is no level '{name}'{hint}. "
+            f"There are: {POOLED}, {LOGITS}, {_listing(names)}"
         )
-    return next(known for known, module in model.named_modules() if module is modules[name])
+    canonical = {
+        module: known for known, module in model.named_modules()
+    }  # of a shared module's names the first
+    return canonical[modules[name]]
 
 
 def _single_call(model: nn.Module, trace: Trace, name: str) -> Call:
@@ -163,7 +169,7 @@ def _single_call(model: nn.Module, trace: Trace, name: str) -> Call:
 
 
 def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
-    """The last run of the classifier: what the network calls so, else its last linear layer or convolution."""
+    """The last run of the classifier: what the network calls so, else its last linear or convolution."""
     getter = getattr(model, "get_classifier", None)
     classifier = getter() if callable(getter) else None
     if isinstance(classifier, (tuple, list)):  # distilled transformers: the class head comes first
@@ -211,7 +217,7 @@ def _block_names(model: nn.Module, trace: Trace) -> list[str]:
 
 
 def _spaced(stages: list[Any]) -> list[Any]:
-    """The last four of a pyramid; of more, equally deep blocks, four equally spaced ones, the last included."""
+    """The last four of a pyramid; of equally deep blocks four equally spaced ones, the last included."""
     reductions = {stage.get("reduction") if isinstance(stage, dict) else None for stage in stages}
     if len(reductions) > 1 or len(stages) <= DEFAULT_STAGES:
         return stages[-DEFAULT_STAGES:]

@@ -45,8 +45,8 @@ class TappedNetwork(nn.Module):
         Args:
             model: Takes normalised images [B, C, H, W], returns logits [B, classes].
             levels: See `choose_levels`; None for the default.
-            feature: `output`: as a stage returns it; `before-activation` or `after-activation`: before or after
-                the activation at the stage's end. Holds for stages, not for `pooled` and `logits`.
+            feature: `output`: as a stage returns it; `before-activation` or `after-activation`: before or
+                after the activation at the stage's end. Holds for stages, not for `pooled` and `logits`.
             mean: Per channel, what the network expects to be subtracted from images in [0, 1].
             std: Per channel, what it expects them to be divided by.
             image_size: Height and width of the images in pixels.
@@ -93,8 +93,8 @@ class TappedNetwork(nn.Module):
             logits: False: not wanted; the forward stops as soon as the deepest wanted level is there.
 
         Returns:
-            Logits [B, classes], None if not wanted, and by level number the features: maps [B, C, H, W], tokens
-            [B, N, D], vectors [B, D], logits [B, classes].
+            Logits [B, classes], None if not wanted, and by level number the features: maps [B, C, H, W],
+            tokens [B, N, D], vectors [B, D], logits [B, classes].
         """
         wanted = {int(level) for level in levels}
         if unknown := wanted - set(self._layouts):
@@ -145,8 +145,8 @@ class TappedNetwork(nn.Module):
         return ", ".join(f"level {level} ({self.levels[level - 1].name})" for level in sorted(levels))
 
 
-class StopForward(BaseException):  # noqa: N818 - no error; not an Exception, so that no network catches it
-    """Leaves a forward whose remaining part nobody needs."""
+class StopForward(BaseException):
+    """Leaves a forward whose remaining part nobody needs; no `Exception`, so that no network catches it."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -235,10 +235,8 @@ def _layout(choice: Choice, tensor: Tensor) -> str:
 
 
 def _map_layout(tensor: Tensor, channels: int | None) -> str:
-    """Images are square here, so the two equal dimensions are the positions; else the channels known decide."""
+    """The known channels decide; else, images being square here, the two equal dimensions are positions."""
     _, first, middle, last = tensor.shape
-    if first == last and channels not in (first, last):
-        return "bchw"
     if channels is not None and (first == channels) != (last == channels):
         return "bchw" if first == channels else "bhwc"
     return "bhwc" if first == middle != last else "bchw"

@@ -71,7 +71,7 @@ def version(tensor: Tensor) -> int:
 
 
 def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
-    """Runs the network once and returns what happened; training flags, buffers and random state stay as they were.
+    """Runs the network once and returns what happened; flags, buffers and random state stay as they were.
 
     Raises:
         DistproError: the network cannot take these images, or its output is not one tensor of logits.
@@ -127,8 +127,8 @@ def dry_forward(model: nn.Module, images_bchw: Tensor, *, training: bool) -> Any
         except Exception as error:
             height, width = images_bchw.shape[-2:]
             raise DistproError(
-                f"{title(model)} cannot take images of {height}×{width} pixels and {images_bchw.shape[1]} channels "
-                f"({first_line(error)}); set data.image_size, or the network's own size among its options"
+                f"{title(model)} cannot take images of {height}×{width} pixels and {images_bchw.shape[1]} "
+                f"channels ({first_line(error)}); set data.image_size, or the network's own size among its options"
             ) from error
 
 

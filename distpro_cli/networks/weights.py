@@ -31,8 +31,8 @@ def load_weights(model: nn.Module, source: Path) -> None:
 
     Args:
         model: On any device.
-        source: A `.safetensors` file, or a torch checkpoint of plain tensors. Wrappers such as `state_dict` and
-            `model`, and prefixes such as `module.` and `_orig_mod.` are looked through.
+        source: A `.safetensors` file, or a torch checkpoint of plain tensors. Wrappers such as `state_dict`
+            and `model`, and prefixes such as `module.` and `_orig_mod.` are looked through.
 
     Raises:
         DistproError: the file is missing, broken, holds code to be unpickled, or does not fit the network.
@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, source: Path) -> None:
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a network's state dict as safetensors, atomically; `timm.create_model` loads it for timm's names.
+    """Writes a network's state dict as safetensors, atomically; for timm's names `timm.create_model` loads it.
 
     Args:
         model: On any device, in any memory format.
@@ -76,8 +76,8 @@ def _read(source: Path) -> Any:
     except pickle.UnpicklingError as error:
         if source.suffix != ".safetensors" and "weights_only" in str(error).lower() and _is_pickle(source):
             raise DistproError(
-                f"weights {source}: holds more than plain tensors, and reading it would run code from the file, "
-                f"which is refused{_culprit(error)}; save the state dict alone, best as .safetensors"
+                f"weights {source}: holds more than plain tensors, and reading it would run code from the "
+                f"file, which is refused{_culprit(error)}; save the state dict alone, best as .safetensors"
             ) from None
         raise DistproError(f"weights {source}: not a checkpoint ({first_line(error)})") from None
     except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:

@@ -63,7 +63,8 @@ class CifarShuffleNetV1(CifarNetwork):
     def forward(self, images_bchw: Tensor) -> Tensor:
         """Returns logits [B, classes] of images [B, C, H, W]."""
         feature = self.relu(self.bn1(self.conv1(images_bchw)))
-        feature = self.layer3(self.layer2(self.layer1(feature)))
+        for index in range(len(CHANNELS)):
+            feature = self.get_submodule(f"layer{index + 1}")(feature)
         logits: Tensor = self.linear(pool(feature))
         return logits
 

@@ -98,8 +98,8 @@ def wide_resnet(
     if depth < 10 or (depth - 4) % 6:
         below = max(10, depth - (depth - 4) % 6)
         raise DistproError(
-            f"wrn_{depth}_{width}: the depth of a WRN is 6n + 4 (10, 16, 22, 28, 34, 40, ...), found {depth}: "
-            f"take wrn_{below}_{width}"
+            f"wrn_{depth}_{width}: the depth of a WRN is 6n + 4 (10, 16, 22, 28, 34, 40, ...), "
+            f"found {depth}; take wrn_{below}_{width}"
         )
     if width < 1:
         raise DistproError(f"wrn_{depth}_{width}: the widening factor is at least 1, found {width}")
