@@ -142,9 +142,7 @@ def _named(model: nn.Module, trace: Trace, name: str) -> str:
             f"{title(model)}: there is no level '{name}'{hint}. "
             f"There are: {POOLED}, {LOGITS}, {_listing(names)}"
         )
-    canonical = {
-        module: known for known, module in model.named_modules()
-    }  # of a shared module's names the first
+    canonical: dict[nn.Module, str] = {module: known for known, module in model.named_modules()}
     return canonical[modules[name]]
 
 

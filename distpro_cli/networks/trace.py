@@ -128,7 +128,7 @@ def dry_forward(model: nn.Module, images_bchw: Tensor, *, training: bool) -> Any
             height, width = images_bchw.shape[-2:]
             raise DistproError(
                 f"{title(model)} cannot take images of {height}×{width} pixels and {images_bchw.shape[1]} "
-                f"channels ({first_line(error)}); set data.image_size, or the network's own size among its options"
+                f"channels ({first_line(error)}); set data.image_size, or the network's size in its options"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Networks from the user's own Python file: `path/to/file.py:Name`, a class or function returning a module."""
+"""Networks from the user's own Python file: `path/to/file.py:Name`, a class or function that makes one."""
 
 from __future__ import annotations
 

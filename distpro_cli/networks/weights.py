@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, source: Path) -> None:
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a network's state dict as safetensors, atomically; for timm's names `timm.create_model` loads it.
+    """Writes a network's state dict as safetensors, atomically; `timm.create_model` loads it for its names.
 
     Args:
         model: On any device, in any memory format.
