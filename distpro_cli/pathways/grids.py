@@ -36,8 +36,8 @@ class Grid:
 def grid_of(level: LevelInfo) -> Grid | None:
     """Returns the grid of a level, or None for tokens that form no square.
 
-    Of several numbers of prefix tokens that leave a square, the smallest is taken; more than a row of the grid is
-    no prefix, or nearly every number of tokens would do.
+    Of several numbers of prefix tokens that leave a square, the smallest is taken; more than a row of
+    the grid is no prefix, or nearly every number of tokens would do.
     """
     if level.kind == "map":
         channels, height, width = level.shape

@@ -11,11 +11,11 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from distpro_cli.errors import DistproError, nearest
+from distpro_cli.recipe.shipped import expand_path
 
 Entry = TypeVar("Entry")
 Registered = TypeVar("Registered", bound=type)
@@ -84,8 +84,8 @@ def load_python_file(path: str) -> ModuleType:
     Raises:
         DistproError: the file is missing, or raises while it runs.
     """
-    file = Path(path).expanduser().resolve()
-    # Two files of the same stem must not meet under one module name.
+    file = expand_path(path).resolve()
+    # As for networks: a file with both is run once, and files of one stem in two folders stay apart.
     name = f"distpro_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
