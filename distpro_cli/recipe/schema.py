@@ -5,14 +5,37 @@ A recipe is a task, two networks, the pathways between their levels, and how to 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Mean = Annotated[list[Probability], Field(min_length=1)]
+Deviation = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
 Connection = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+
+
+def wrong(message: str, key: str = "") -> PydanticCustomError:
+    """Returns the error for a value that has the right type and is still wrong.
+
+    Args:
+        message: What is wrong and what is allowed.
+        key: For a check across keys: the key of the section that the message is about.
+    """
+    # Handed over as a value, since pydantic reads braces in a template.
+    return PydanticCustomError("wrong", "{message}", {"message": message, "key": key})
+
+
+def check_normalization(mean: list[float] | None, std: list[float] | None) -> None:
+    """Checks that `mean` and `std` fit each other where both are given."""
+    if mean is not None and std is not None and len(mean) != len(std):
+        raise wrong(f"has {len(std)} values, but mean has {len(mean)}; give one per channel in both", "std")
 
 
 class Model(BaseModel):
@@ -25,16 +48,25 @@ class Augmentation(Model):
     """What happens to a training image. Each sample's draw depends on seed, epoch and index alone."""
 
     crop: Literal["none", "pad", "resized"] = Field(
-        "resized", description="none: resize only; pad: zero-pad and crop (CIFAR); resized: random resized crop (ImageNet)"
+        "resized",
+        description="none: resize only; pad: zero-pad and crop (CIFAR); "
+        "resized: random resized crop (ImageNet)",
     )
     padding: PositiveInt = Field(4, description="pixels of padding on each side for crop: pad")
-    flip: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="probability of a horizontal flip")
-    scale: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
-        [0.08, 1.0], description="share of the area kept by crop: resized"
+    flip: Probability = Field(0.5, description="probability of a horizontal flip")
+    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] = Field(
+        [0.08, 1.0], description="smallest and largest share of the area kept by crop: resized"
     )
     auto_augment: str | None = Field(None, description="timm policy, such as rand-m9-mstd0.5-inc1")
     color_jitter: NonNegative | None = Field(None, description="strength of timm's colour jitter")
-    random_erasing: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="probability of random erasing")
+    random_erasing: Probability = Field(0.0, description="probability of random erasing")
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_is_ordered(cls, scale: list[float]) -> list[float]:
+        if scale[0] > scale[1]:
+            raise wrong("the smallest share comes first, then the largest")
+        return scale
 
 
 class Data(Model):
@@ -42,51 +74,112 @@ class Data(Model):
 
     name: str = Field(
         "folder",
-        description="folder (class folders or tars under root), digits (ships inside), or a timm dataset name: hfds/..., torch/...",
+        description="folder (class folders or tars under root), digits (ships inside), "
+        "or a timm dataset name: hfds/..., torch/...",
     )
-    root: str | None = Field(None, description="folder or tar; environment variables such as $CIFAR10 are expanded when it is used")
-    train_split: str = Field("train", description="name of the split (folder, tar or data set split) to train on")
-    test_split: str | None = Field(None, description="name of the split to test on; otherwise test, validation or val is looked for")
+    root: str | None = Field(
+        None,
+        description="folder or tar, needed by the name folder; ~ and environment variables such as $CIFAR10 "
+        "are expanded when it is used",
+    )
+    train_split: str = Field(
+        "train", description="name of the split (folder, tar or data set split) to train on"
+    )
+    test_split: str | None = Field(
+        None, description="name of the split to test on; otherwise test, validation or val is looked for"
+    )
     num_classes: PositiveInt | None = Field(
-        None, description="classes; known for digits and the CIFAR sets, otherwise 1000; checked against the data when a run starts"
+        None,
+        description="classes; known for digits and the CIFAR sets, otherwise 1000; checked against the data "
+        "when a run starts",
     )
     image_size: PositiveInt = Field(224, description="height and width in pixels shown to the networks")
-    train_images: PositiveInt | None = Field(None, description="use only this many train images, drawn evenly over classes by the seed `subset_seed`")
-    test_images: PositiveInt | None = Field(None, description="use only this many test images, drawn likewise")
-    subset_seed: int = Field(0, description="seed of the subsets and of the split into inner and outer part; the run's seed does not change them")
+    train_images: PositiveInt | None = Field(
+        None, description="use only this many train images, drawn evenly over classes by subset_seed"
+    )
+    test_images: PositiveInt | None = Field(
+        None, description="use only this many test images, drawn likewise"
+    )
+    subset_seed: int = Field(
+        0,
+        ge=0,
+        description="seed of the subsets and of the split into inner and outer part; the run's seed does not "
+        "change them",
+    )
     test_on: Literal["test", "held-out"] = Field(
-        "test", description="held-out: report on a held-out part of the train set, to choose settings without the test set"
+        "test",
+        description="held-out: report on a held-out part of the train set, to choose settings without the "
+        "test set",
     )
     held_out: Fraction = Field(0.1, description="share of the train set held out when test_on is held-out")
     augment: Augmentation = Field(Augmentation(), description="training-time augmentation")
-    mean: list[float] | None = Field(None, description="mean per channel for networks that bring none, in [0, 1]")
-    std: list[float] | None = Field(None, description="standard deviation per channel for networks that bring none")
-    crop_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="share of the resized test image kept by the centre crop; 0.875 from 64 pixels on, else 1"
+    mean: Mean | None = Field(
+        None, description="mean per channel for networks that bring none, of images in [0, 1]"
     )
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that load data; results do not depend on it")
+    std: Deviation | None = Field(
+        None, description="standard deviation per channel for networks that bring none"
+    )
+    crop_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="share of the resized test image kept by the centre crop; default: 0.875 from 64 pixels "
+        "on, else 1",
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(
+        2, description="processes that load data; results do not depend on it"
+    )
     cache: bool = Field(False, description="keep decoded images in memory (small sets)")
+
+    @model_validator(mode="after")
+    def _normalization_fits(self) -> Self:
+        check_normalization(self.mean, self.std)
+        return self
 
 
 class Optimizer(Model):
     """A timm optimiser."""
 
-    name: str = Field("sgd", description="timm's name: sgd is Nesterov SGD, momentum is plain momentum SGD, adamw, lamb, ...")
+    name: str = Field(
+        "sgd",
+        description="timm's name: sgd is Nesterov SGD, momentum is plain momentum SGD, adamw, lamb, ...",
+    )
     lr: Annotated[float, Field(gt=0)] = Field(0.1, description="peak learning rate at this batch size")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum, where the optimiser has one")
-    weight_decay: NonNegative = Field(5e-4, description="weight decay; not applied to biases and norms when no_decay is set")
+    momentum: BelowOne = Field(0.9, description="momentum, where the optimiser has one")
+    weight_decay: NonNegative = Field(
+        5e-4, description="weight decay; not applied to biases and norms when no_decay is set"
+    )
     no_decay: bool = Field(False, description="leave biases and normalisation parameters out of weight decay")
-    options: dict[str, Any] = Field({}, description="further keyword arguments of the optimiser, such as betas")
+    options: dict[str, Any] = Field(
+        {}, description="further keyword arguments of the optimiser, such as betas"
+    )
 
 
 class Schedule(Model):
     """A timm learning-rate schedule, stepped every update."""
 
-    name: Literal["cosine", "step", "constant"] = Field("cosine", description="shape of the learning rate over time")
-    milestones: list[float] = Field([], description="step: shares of the run, in (0, 1), after which the rate is multiplied by gamma")
+    name: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="shape of the learning rate over time"
+    )
+    milestones: list[Fraction] = Field(
+        [],
+        description="step: shares of the run, increasing, after which the rate is multiplied by gamma",
+        examples=[[0.3, 0.6, 0.9]],
+    )
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="step: the factor at a milestone")
     warmup_epochs: NonNegative = Field(0.0, description="epochs of linear warm-up from 1 percent of lr")
     min_lr: NonNegative = Field(0.0, description="cosine: learning rate at the end")
+
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_increase(cls, milestones: list[float]) -> list[float]:
+        if any(later <= earlier for earlier, later in pairwise(milestones)):
+            raise wrong("each milestone must be larger than the one before")
+        return milestones
+
+    @model_validator(mode="after")
+    def _step_has_milestones(self) -> Self:
+        if self.name == "step" and not self.milestones:
+            raise wrong("step needs milestones, such as milestones: [0.3, 0.6, 0.9]", "name")
+        return self
 
 
 class Training(Model):
@@ -94,68 +187,135 @@ class Training(Model):
 
     epochs: PositiveInt = Field(100, description="passes over the train set")
     batch_size: PositiveInt = Field(128, description="images a step")
-    optimizer: Optimizer = Field(Optimizer(), description="optimiser of the student and the transform blocks")
+    optimizer: Optimizer = Field(
+        Optimizer(), description="optimiser of the network and, when it is distilled, of the transform blocks"
+    )
     schedule: Schedule = Field(Schedule(), description="learning rate over time")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing of the task loss")
+    label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss")
     mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 is without")
     cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 is without")
-    clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of the student's gradient")
+    clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of the gradient")
 
 
 class Network(Model):
     """A network, its weights and the levels that are tapped."""
 
-    name: str = Field(..., description="timm name, CIFAR family name (wrn_40_2, resnet_8x4, ...) or path/to/file.py:Name")
+    name: Annotated[str, Field(min_length=1)] = Field(
+        ...,
+        description="timm name, path/to/file.py:Name, or a CIFAR family name: wrn_<depth>_<width> such as "
+        "wrn_40_2; resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110; resnet8x4, "
+        "resnet32x4; vgg8_cifar, vgg11_cifar, vgg13_cifar; mobilenet_v2_cifar (half width); "
+        "shufflenet_v1_cifar, shufflenet_v2_cifar; resnet50_cifar",
+        examples=["wrn_16_2", "resnet18", "network.py:Student"],
+    )
     options: dict[str, Any] = Field({}, description="keyword arguments of the network's constructor")
-    weights: str | None = Field(None, description="pretrained (timm), or a .safetensors or weights-only checkpoint file")
-    levels: list[int | str] | None = Field(
+    weights: str | None = Field(
+        None, description="pretrained (timm), or a .safetensors or weights-only checkpoint file"
+    )
+    levels: Annotated[list[int | str], Field(min_length=1)] | None = Field(
         None,
-        description="levels from shallow to deep: stage or block indices (from 0, negative from the end), module names, pooled, logits; "
-        "default: the last four stages, then pooled",
+        description="levels from shallow to deep: stage or block indices (from 0, negative from the end), "
+        "module names, pooled, logits; default: the last four stages, then pooled",
+        examples=[[0, 1, 2, 3, "pooled"]],
     )
     feature: Literal["output", "before-activation", "after-activation"] = Field(
-        "output", description="where a stage is tapped: as it comes out, or before or after the activation at its end"
+        "output",
+        description="where a stage is tapped: as it comes out, or before or after the activation at its end",
     )
-    mean: list[float] | None = Field(None, description="mean per channel this network was trained with; default: its own, else the data's")
-    std: list[float] | None = Field(None, description="standard deviation per channel, likewise")
+    mean: Mean | None = Field(
+        None,
+        description="mean per channel this network was trained with; default: its own, else the data's",
+    )
+    std: Deviation | None = Field(None, description="standard deviation per channel, likewise")
+
+    @model_validator(mode="after")
+    def _normalization_fits(self) -> Self:
+        check_normalization(self.mean, self.std)
+        return self
 
 
 class Teacher(Network):
     """The teacher: a network with weights, or with a `train` section that makes them on the way."""
 
-    train: Training | None = Field(None, description="how to train the teacher when it has no weights; the result is cached by content")
-    seed: int = Field(0, ge=0, description="seed of the teacher's training; the run's seed does not change it, so all runs share one teacher")
+    train: Training | None = Field(
+        None, description="how to train the teacher when it has no weights; the result is cached by content"
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="seed of the teacher's training; the run's seed does not change it, so all runs share "
+        "one teacher",
+    )
 
 
 class PathwayGroup(Model):
     """Pathways that share a set of connections, a transform block and a distance."""
 
     connections: Literal["lower", "upper", "same", "all"] | list[Connection] = Field(
-        "lower", description="lower: student level ≤ teacher level; upper: ≥; same: =; all; or pairs [teacher, student] of level numbers from 1"
+        "lower",
+        description="lower: student level ≤ teacher level; upper: ≥; same: =; all; or pairs "
+        "[teacher, student] of level numbers from 1",
+        examples=["lower", [[5, 3], [5, 5]]],
     )
-    transform: str = Field("conv2", description="transform block")
+    transform: str = Field(
+        "conv2",
+        description="transform block: conv1, conv2, conv3, attention, linear, identity, or one registered "
+        "by a file of yours",
+    )
     transform_options: dict[str, Any] = Field({}, description="keyword arguments of the transform block")
-    distance: str = Field("hcl", description="distance between the transformed student feature and the teacher's")
-    distance_options: dict[str, Any] = Field({}, description="keyword arguments of the distance, such as temperature")
+    distance: str = Field(
+        "hcl",
+        description="distance between the transformed student feature and the teacher's: hcl, mse, cosine, "
+        "l1, kl (logits), or one registered by a file of yours",
+    )
+    distance_options: dict[str, Any] = Field(
+        {}, description="keyword arguments of the distance, such as temperature"
+    )
+
+    @field_validator("connections")
+    @classmethod
+    def _connections_are_unique(cls, connections: str | list[list[int]]) -> str | list[list[int]]:
+        if isinstance(connections, list):
+            if not connections:
+                raise wrong("no pair is given; allowed: lower, upper, same, all, or at least one pair")
+            twice = sorted({f"[{a}, {b}]" for a, b in connections if connections.count([a, b]) > 1})
+            if twice:
+                raise wrong(f"given more than once: {', '.join(twice)}")
+        return connections
 
 
 class Search(Model):
-    """How the process is searched. Keys left out are taken from `distill`."""
+    """How the process is searched.
+
+    Of `batch_size`, `optimizer` and `schedule`, what is left out is taken from `distill`: whole sections, and
+    the missing keys of a section with the same `name`.
+    """
 
     epochs: PositiveInt = Field(40, description="passes over the inner part of the train set")
-    batch_size: PositiveInt | None = Field(None, description="images a step, inner and outer; default: distill.batch_size")
-    optimizer: Optimizer | None = Field(None, description="optimiser of the student; default: distill.optimizer")
+    batch_size: PositiveInt | None = Field(
+        None, description="images a step, inner and outer; default: distill.batch_size"
+    )
+    optimizer: Optimizer | None = Field(
+        None, description="optimiser of the student; default: distill.optimizer"
+    )
     schedule: Schedule | None = Field(None, description="learning rate over time; default: distill.schedule")
     outer_share: Fraction = Field(0.2, description="share of the train set that judges; the rest trains")
     alpha_lr: Annotated[float, Field(gt=0)] = Field(0.1, description="learning rate of Adam on alpha")
-    alpha_betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field([0.5, 0.999], description="Adam's betas on alpha")
+    alpha_betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
+        [0.5, 0.999], description="Adam's betas on alpha"
+    )
     alpha_start: float = Field(1.0, description="every alpha at the start")
     normalization: Literal["biased-softmax", "softmax", "sigmoid", "abs", "none"] = Field(
         "biased-softmax", description="how alpha becomes weights"
     )
-    bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
+    bias: float = Field(
+        1.0, description="b of biased-softmax: the extra term that lets all weights go to zero"
+    )
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="kappa, the distillation weight")
-    hypergradient: Literal["cheap", "exact", "central-difference"] = Field("cheap", description="how d(outer loss)/d(alpha) is found")
+    hypergradient: Literal["cheap", "exact", "central-difference"] = Field(
+        "cheap",
+        description="how d(outer loss)/d(alpha) is found; exact and central-difference are slower references",
+    )
     interval: PositiveInt = Field(1, description="steps between two updates of alpha")
 
 
@@ -164,12 +324,18 @@ class Recipe(Model):
 
     task: str = Field("classification", description="what is learnt")
     seed: int = Field(0, ge=0, description="seed of everything random but the data split")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: mixed precision by autocast"
+    )
     channels_last: bool = Field(True, description="memory format of images and networks")
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(300.0, description="longest time between two checkpoints; one is written at every epoch's end too")
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="longest time between two checkpoints; one is written at every epoch's end too"
+    )
     data: Data = Field(..., description="images")
     teacher: Teacher = Field(..., description="the network to learn from")
     student: Network = Field(..., description="the network to train")
-    pathways: Annotated[list[PathwayGroup], Field(min_length=1)] = Field([PathwayGroup()], description="groups of pathways; K is their sum")
+    pathways: Annotated[list[PathwayGroup], Field(min_length=1)] = Field(
+        [PathwayGroup()], description="groups of pathways; K is their sum"
+    )
     search: Search = Field(Search(), description="how the process is searched")
     distill: Training = Field(Training(), description="how the student is distilled")

@@ -1,0 +1,229 @@
+"""From a recipe file, or the name of a shipped one, to a checked `Recipe`; and back to YAML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from distpro_cli.errors import Problem, RecipeError, nearest
+from distpro_cli.recipe.describe import dotted, written
+from distpro_cli.recipe.overrides import apply_overrides
+from distpro_cli.recipe.problems import explain
+from distpro_cli.recipe.schema import Model, Recipe
+from distpro_cli.recipe.shipped import shipped_recipes
+from distpro_cli.recipe.strict_yaml import (
+    MAX_BYTES,
+    Document,
+    KeyPath,
+    StrictYamlError,
+    read_yaml,
+    write_yaml,
+)
+
+Section = TypeVar("Section", bound=Model)
+
+OVERRIDES_LAST = MAX_BYTES + 1
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where each value of a recipe comes from.
+
+    Attributes:
+        filename: What error messages call the text.
+        document: The text's values, with their lines.
+        set_by: The overrides by the path that they set.
+    """
+
+    filename: str
+    document: Document
+    set_by: dict[KeyPath, str]
+
+    def override(self, path: KeyPath) -> str | None:
+        """Returns the override that set `path` or what it lies in."""
+        return next((self.set_by[prefix] for prefix in _prefixes(path) if prefix in self.set_by), None)
+
+    def line(self, path: KeyPath) -> int | None:
+        """Returns the line of `path` or of what it lies in; None at the top and for overrides."""
+        if self.override(path):
+            return None
+        return next((self.document.lines[p] for p in _prefixes(path) if p in self.document.lines), None)
+
+    def unread(self, path: KeyPath) -> bool:
+        """Returns whether `path` lies in a value that could not be read, which has been reported as such."""
+        unread = any(prefix in self.document.unread for prefix in _prefixes(path))
+        return unread and self.override(path) is None
+
+    def place(self, path: KeyPath) -> str:
+        """Returns the place of `path` for an error message: the override's text, or file and line."""
+        return self.override(path) or _place(self.filename, self.line(path))
+
+
+def _no_section(document: Document, filename: str) -> list[Problem]:
+    """Returns what is wrong with a document that is no section of keys."""
+    if document.mistakes:
+        return [Problem("", m.message, _place(filename, m.line)) for m in document.mistakes]
+    found = "is empty" if document.value is None else f"found {written(document.value)}"
+    message = f"{found}; a recipe is a section of keys with at least data, teacher and student"
+    return [Problem("", message, filename)]
+
+
+def _prefixes(path: KeyPath) -> list[KeyPath]:
+    """Returns `path` and what it lies in, deepest first, without the whole recipe."""
+    return [path[:end] for end in range(len(path), 0, -1)]
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Loads a recipe and applies `overrides`.
+
+    Args:
+        source: A file, or the name of a shipped recipe such as `quickstart`, with or without `.yaml`.
+        overrides: `KEY=VALUE` texts.
+
+    Raises:
+        RecipeError: Anything wrong with source, recipe or overrides: all problems at once.
+    """
+    path = find_recipe(source)
+    return parse_recipe(_read_text(path, str(source)), overrides, filename=str(path))
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Returns the file that `source` names: an existing file, otherwise a shipped recipe.
+
+    Raises:
+        RecipeError: There is no such recipe; the message names the closest shipped one.
+    """
+    text = str(source)
+    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    if text and path.exists() and not path.is_dir():
+        return path
+    shipped = shipped_recipes()
+    name = text.removesuffix(".yaml").removesuffix(".yml")
+    if name in shipped:
+        return shipped[name]
+    if text and path.is_dir():
+        files = sorted(file.name for file in path.glob("*.yaml"))
+        remedy = f"name a file in it, such as {path / files[0]}" if files else "name a recipe file"
+        raise RecipeError([Problem("", f"is a folder; {remedy}", text)])
+    names = ", ".join(shipped) or "none"
+    message = f"no such file and no shipped recipe of this name{nearest(name, shipped)}; shipped: {names}"
+    raise RecipeError([Problem("", message, text or "''")])
+
+
+def recipe_name(source: str | Path) -> str:
+    """Returns the short name of a recipe: its file's name without folder and ending."""
+    return Path(source).name.removesuffix(".yaml").removesuffix(".yml")
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), filename: str = "<recipe>") -> Recipe:
+    """Turns YAML into a recipe.
+
+    Args:
+        text: The recipe.
+        overrides: `KEY=VALUE` texts.
+        filename: What error messages call the text.
+
+    Raises:
+        RecipeError: All problems at once, in the order of their lines, then the overrides'.
+    """
+    try:
+        document = read_yaml(text)
+    except StrictYamlError as error:
+        raise RecipeError([Problem("", error.message, _place(filename, error.line))]) from None
+    data = document.value
+    if not isinstance(data, dict):
+        raise RecipeError(_no_section(document, filename))
+    set_by, override_problems = apply_overrides(data, overrides)
+    origins = Origins(filename, document, set_by)
+    found = [
+        (m.line, Problem(dotted(m.path), m.message, _place(filename, m.line))) for m in document.mistakes
+    ]
+    recipe, mistakes = _validate(data)
+    for path, message in mistakes:
+        if not origins.unread(path):
+            order = OVERRIDES_LAST if origins.override(path) else origins.line(path) or 0
+            found.append((order, Problem(dotted(path), message, origins.place(path))))
+    problems = [problem for _, problem in sorted(found, key=lambda item: item[0])] + override_problems
+    if problems or recipe is None:
+        raise RecipeError(problems)
+    return complete_search(recipe)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Returns `recipe` as YAML with every key written out; `parse_recipe` gives an equal recipe back."""
+    return write_yaml(recipe.model_dump())
+
+
+def complete_search(recipe: Recipe) -> Recipe:
+    """Returns `recipe` with the keys that sections of `search` leave out taken from the same of `distill`.
+
+    A section with another `name` than distill's (another optimiser or schedule) stands for itself.
+    """
+    search = recipe.search
+    completed: dict[str, Model] = {}
+    if search.optimizer is not None:
+        completed["optimizer"] = _complete(search.optimizer, recipe.distill.optimizer)
+    if search.schedule is not None:
+        completed["schedule"] = _complete(search.schedule, recipe.distill.schedule)
+    return recipe.model_copy(update={"search": search.model_copy(update=completed)})
+
+
+def _complete(section: Section, pattern: Section) -> Section:
+    given = {key: getattr(section, key) for key in section.model_fields_set}
+    if given.get("name", getattr(pattern, "name", None)) != getattr(pattern, "name", None):
+        return section
+    return pattern.model_copy(update=given)
+
+
+def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPath, str]]]:
+    """Returns the recipe, or None, and what is wrong with it as paths and messages."""
+    mistakes = list(_check_together(data))
+    try:
+        return Recipe.model_validate(data), mistakes
+    except ValidationError as error:
+        return None, [*explain(error.errors(include_url=False), data), *mistakes]
+
+
+def _check_together(data: dict[str, Any]) -> list[tuple[KeyPath, str]]:
+    """Checks what a recipe must say but a part of it, built by itself in Python, need not."""
+    mistakes: list[tuple[KeyPath, str]] = []
+    images = data.get("data")
+    if isinstance(images, dict) and images.get("name", "folder") == "folder" and images.get("root") is None:
+        message = "is missing; the data set 'folder' needs the folder of its images, such as $IMAGENET"
+        mistakes.append((("data", "root"), message))
+    for name in ("data", "teacher", "student"):
+        section = data.get(name)
+        if isinstance(section, dict):
+            mean, std = section.get("mean"), section.get("std")
+            if (mean is None) != (std is None):
+                there, missing = ("std", "mean") if mean is None else ("mean", "std")
+                mistakes.append(((name, there), f"is given without {missing}; give both or none"))
+    return mistakes
+
+
+def _place(filename: str, line: int | None) -> str:
+    return f"{filename}:{line}" if line else filename
+
+
+def _read_text(path: Path, shown: str) -> str:
+    """Returns the text of a recipe file, reading no more than the limit."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        message = f"cannot be read: {os.strerror(error.errno) if error.errno else error}"
+        raise RecipeError([Problem("", message, shown)]) from None
+    if len(content) > MAX_BYTES:
+        message = f"larger than {MAX_BYTES // 1024} KiB, the limit for a recipe"
+        raise RecipeError([Problem("", message, shown)])
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8 text (byte 0x{content[error.start]:02x}); a recipe is a YAML file in UTF-8"
+        raise RecipeError([Problem("", message, _place(shown, line))]) from None

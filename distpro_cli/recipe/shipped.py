@@ -1,0 +1,58 @@
+"""What ships with the project, recipes and processes by name, and paths as a recipe writes them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from distpro_cli.errors import DistproError
+
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+def shipped_folder(name: str) -> Path | None:
+    """Returns the folder `name`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / name
+    if inside.is_dir():
+        return inside
+    beside = package.parent / name
+    return beside if beside.is_dir() and (package.parent / "pyproject.toml").is_file() else None
+
+
+def shipped_files(name: str, suffix: str) -> dict[str, Path]:
+    """Returns the shipped files ending in `suffix` by their path in the folder, without the suffix."""
+    folder = shipped_folder(name)
+    if folder is None:
+        return {}
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob(f"*{suffix}")}
+    return dict(sorted(found.items()))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Returns the shipped recipes by name, such as `quickstart` or `cifar10/wrn_16_2-wrn_10_1`."""
+    return shipped_files("recipes", ".yaml")
+
+
+def shipped_processes() -> dict[str, Path]:
+    """Returns the shipped processes by name."""
+    return shipped_files("processes", ".safetensors")
+
+
+def expand_path(text: str) -> Path:
+    """Returns the path that `text` names, with `~` and environment variables (`$NAME`, `${NAME}`) expanded.
+
+    Raises:
+        DistproError: A variable is not set, or set to nothing.
+    """
+    unset = sorted({a or b for a, b in VARIABLE.findall(text) if not os.environ.get(a or b)})
+    if unset:
+        names = ", ".join(f"${name}" for name in unset)
+        example = f"{unset[0]}=/path/to/it distpro ..."
+        raise DistproError(f"path '{text}': {names} is not set in the environment; set it, as in: {example}")
+    expanded = VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], text)
+    try:
+        return Path(expanded).expanduser()
+    except RuntimeError:
+        raise DistproError(f"path '{text}': '~' names no home folder here; write the path out") from None

@@ -1,0 +1,305 @@
+"""YAML as recipes use it: YAML 1.2 core types, no objects, bounded size, every value with its line.
+
+PyYAML parses; what its constructors leave open (duplicate keys, YAML 1.1's `yes` and `3e-4`, tags that build
+objects, alias bombs) is closed here by turning nodes into plain values ourselves.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.resolver import BaseResolver
+
+KeyPath = tuple[str | int, ...]
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 32
+MAX_VALUES = 20_000
+
+CORE = "tag:yaml.org,2002:"
+KINDS = ("str", "int", "float", "bool", "null", "seq", "map")
+MERGE_TAG = f"{CORE}merge"
+
+# Chapter 10.3 of the YAML 1.2.2 specification, and the merge key.
+PATTERNS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "merge": r"<<",
+}
+REGEXES = {name: re.compile(f"(?:{pattern})") for name, pattern in PATTERNS.items()}
+
+
+class CoreResolver(BaseResolver):
+    """Decides which plain scalars are numbers, booleans and null; the same for reading and for writing."""
+
+
+for _name, _pattern in PATTERNS.items():
+    CoreResolver.add_implicit_resolver(f"{CORE}{_name}", re.compile(f"^(?:{_pattern})$"), None)
+
+
+class StrictYamlError(Exception):
+    """The text is no YAML, or beyond the bounds: there is no value to go on with."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        self.message = message
+        self.line = line
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Something wrong at one place of otherwise readable YAML."""
+
+    path: KeyPath
+    line: int
+    message: str
+
+
+@dataclass
+class Document:
+    """A YAML document as plain values.
+
+    Attributes:
+        value: Nested dicts, lists and scalars.
+        lines: Line number, from 1, of every key and list item by its path.
+        mistakes: Duplicate keys, refused tags, keys that are not text.
+        unread: Paths whose value could not be made; they hold None.
+    """
+
+    value: Any = None
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+    unread: set[KeyPath] = field(default_factory=set)
+
+
+class NodeLoader(yaml.SafeLoader):
+    """PyYAML's parser with the core resolver and a bound on nesting; only `get_single_node` is used of it."""
+
+    yaml_implicit_resolvers = CoreResolver.yaml_implicit_resolvers
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        """Composes one node and what is below it."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+            raise StrictYamlError(f"nested more than {MAX_DEPTH} deep", line)
+        node: Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class CoreDumper(yaml.SafeDumper):
+    """Writes plain what `read_yaml` reads back as the same value, and quotes the rest."""
+
+    yaml_implicit_resolvers = CoreResolver.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Writes repeated values out each time."""
+        return True
+
+
+def write_yaml(value: Any) -> str:
+    """Returns `value` (dicts, lists, scalars) as YAML in the order of its keys; `read_yaml` gives it back."""
+    text: str = yaml.dump(value, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=10_000)
+    return text
+
+
+def read_yaml(text: str) -> Document:
+    """Reads one YAML document.
+
+    Raises:
+        StrictYamlError: Syntax errors, several documents, or beyond `MAX_BYTES`, `MAX_DEPTH`, `MAX_VALUES`.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        raise StrictYamlError(f"larger than {MAX_BYTES // 1024} KiB, the limit for a recipe")
+    try:
+        loader = NodeLoader(text)
+        try:
+            node = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        raise _explain(error) from None
+    except yaml.YAMLError as error:
+        reason = getattr(error, "reason", None) or str(error).splitlines()[0]
+        position = getattr(error, "position", None)
+        line = text.count("\n", 0, position) + 1 if isinstance(position, int) else None
+        raise StrictYamlError(f"not YAML: {reason}", line) from None
+    reader = _Reader()
+    if node is not None:
+        reader.document.value = reader.read(node, ())
+    return reader.document
+
+
+def _explain(error: yaml.MarkedYAMLError) -> StrictYamlError:
+    """Turns PyYAML's report into one line."""
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else None
+    problem = " ".join((error.problem or "unreadable").split())
+    if problem == "but found another document":
+        return StrictYamlError("more than one YAML document ('---'); a recipe is one document", line)
+    if "'\\t'" in problem:
+        problem += " (indent with spaces, not tabs)"
+    if problem.startswith("mapping values are not allowed"):
+        problem += " (a second ': ' on the line, or a wrong indentation? put text with ': ' in quotes)"
+    return StrictYamlError(f"not YAML: {problem}", line)
+
+
+class _Reader:
+    """Turns nodes into plain values; collects lines and mistakes."""
+
+    def __init__(self) -> None:
+        self.document = Document()
+        self._num_values = 0
+        self._num_characters = 0
+        self._open: set[int] = set()
+
+    def read(self, node: Node, path: KeyPath) -> Any:
+        """Returns the value of `node`, which stands at `path`."""
+        self._count(node)
+        line = node.start_mark.line + 1
+        kind = node.tag.removeprefix(CORE)
+        if node.tag != MERGE_TAG and kind not in KINDS:
+            shown = f"!!{kind}" if node.tag.startswith(CORE) else node.tag
+            return self._refuse(path, line, f"tag '{shown}' is not allowed; a recipe holds plain values only")
+        if isinstance(node, ScalarNode):
+            return self._scalar(node, kind, path, line)
+        if (kind == "seq") != isinstance(node, SequenceNode):
+            return self._refuse(path, line, f"tag '!!{kind}' does not fit the value")
+        if id(node) in self._open:
+            raise StrictYamlError("an alias contains itself", line)
+        if len(path) >= MAX_DEPTH:
+            raise StrictYamlError(f"nested more than {MAX_DEPTH} deep", line)
+        self._open.add(id(node))
+        value = self._list(node, path) if isinstance(node, SequenceNode) else self._mapping(node, path)
+        self._open.remove(id(node))
+        return value
+
+    def _count(self, node: Node) -> None:
+        self._num_values += 1
+        if isinstance(node, ScalarNode):
+            self._num_characters += len(node.value)
+        if self._num_values > MAX_VALUES or self._num_characters > MAX_BYTES:
+            message = (
+                f"more than {MAX_VALUES} values or {MAX_BYTES // 1024} KiB once its aliases are expanded"
+            )
+            raise StrictYamlError(message, node.start_mark.line + 1)
+
+    def _refuse(self, path: KeyPath, line: int, message: str) -> None:
+        self.document.mistakes.append(Mistake(path, line, message))
+        self.document.unread.add(path)
+
+    def _scalar(self, node: ScalarNode, kind: str, path: KeyPath, line: int) -> Any:
+        text = node.value
+        if kind in ("str", "merge"):
+            return text
+        if kind in REGEXES and REGEXES[kind].fullmatch(text):
+            try:
+                return _CONVERT[kind](text)
+            except (ValueError, OverflowError):
+                return self._refuse(path, line, "found a number with too many digits")
+        if kind == "float" and REGEXES["int"].fullmatch(text):
+            return float(text)
+        return self._refuse(path, line, f"tag '!!{kind}' does not fit the value '{text[:40]}'")
+
+    def _list(self, node: SequenceNode, path: KeyPath) -> list[Any]:
+        values = []
+        for index, item in enumerate(node.value):
+            self.document.lines[*path, index] = item.start_mark.line + 1
+            values.append(self.read(item, (*path, index)))
+        return values
+
+    def _mapping(self, node: Node, path: KeyPath) -> dict[str, Any]:
+        if not isinstance(node, MappingNode):
+            raise AssertionError("a node is a scalar, a sequence or a mapping")
+        value: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == MERGE_TAG:
+                continue
+            if key_node.tag != f"{CORE}str" or not isinstance(key_node, ScalarNode):
+                shown = (
+                    f"'{key_node.value[:40]}'" if isinstance(key_node, ScalarNode) else "a list or section"
+                )
+                message = f"found the key {shown}; keys are text, write it in quotes if it is meant"
+                self.document.mistakes.append(Mistake(path, line, message))
+                continue
+            key = key_node.value
+            here = (*path, key)
+            if key in value:
+                first = self.document.lines[here]
+                message = f"duplicate key; it is given in line {first} already, keep one of the two"
+                self.document.mistakes.append(Mistake(here, line, message))
+                continue
+            self.document.lines[here] = line
+            value[key] = self.read(value_node, here)
+        for key_node, value_node in node.value:
+            if key_node.tag == MERGE_TAG:
+                self._merge(value, value_node, path)
+        return value
+
+    def _merge(self, value: dict[str, Any], node: Node, path: KeyPath) -> None:
+        """Adds the keys of the merged mapping, or list of mappings, that `value` has not itself."""
+        sources = node.value if isinstance(node, SequenceNode) else [node]
+        for source in sources:
+            line = source.start_mark.line + 1
+            if not isinstance(source, MappingNode):
+                self.document.mistakes.append(
+                    Mistake(path, line, "'<<' merges sections; found something else")
+                )
+                continue
+            part = _Reader()
+            part._open, part._num_values, part._num_characters = (
+                self._open,
+                self._num_values,
+                self._num_characters,
+            )
+            merged = part.read(source, path)
+            self._num_values, self._num_characters = part._num_values, part._num_characters
+            if not isinstance(merged, dict):
+                self.document.mistakes += part.document.mistakes
+                continue
+            added = {key: item for key, item in merged.items() if key not in value}
+            value.update(added)
+            self._adopt(part.document, path, added)
+
+    def _adopt(self, part: Document, path: KeyPath, added: dict[str, Any]) -> None:
+        """Takes over the lines and unread paths of the merged keys, and the mistakes in them."""
+        depth = len(path)
+
+        def ours(where: KeyPath) -> bool:
+            return len(where) <= depth or where[depth] in added
+
+        self.document.lines.update({where: line for where, line in part.lines.items() if ours(where)})
+        self.document.unread.update(where for where in part.unread if ours(where))
+        known = set(self.document.mistakes)
+        self.document.mistakes += [m for m in part.mistakes if ours(m.path) and m not in known]
+
+
+def _integer(text: str) -> int:
+    base = {"0x": 16, "0o": 8}.get(text[:2], 10)
+    return int(text, base)
+
+
+def _number(text: str) -> float:
+    lowered = text.lower()
+    if lowered.endswith("inf"):
+        return -math.inf if lowered.startswith("-") else math.inf
+    return math.nan if lowered == ".nan" else float(text)
+
+
+_CONVERT = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": _integer,
+    "float": _number,
+}
