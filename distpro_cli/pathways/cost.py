@@ -37,8 +37,8 @@ class PathwayCost:
     Attributes:
         parameters: Trainable numbers of its transform block.
         multiply_adds: Of its convolutions and matrix products, forward, one image.
-        backward_bytes: Kept from forward to backward pass, float32, one image; without parameters, buffers and
-            the student's feature, which the student keeps itself.
+        backward_bytes: Kept from forward to backward pass, float32, one image; without parameters, buffers
+            and the student's feature, which the student keeps itself.
     """
 
     parameters: int

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distpro_cli.pathways.resize import spread
+from distpro_cli.pathways.resize import pooling_matrix
 
 POOL_SIZES = (4, 2, 1)
 
@@ -67,7 +67,8 @@ class _HierarchicalMSE(torch.autograd.Function):
         if not pools:
             return difference * fine
         # All cells of a pool receive the same, so the coarse part stays coarse until the fine one is written.
-        coarse = _coarse_gradient(difference, pools, list(weights.values())) * scale
+        with torch.autocast(difference.device.type, enabled=False):
+            coarse = _coarse_gradient(difference, pools, list(weights.values())) * scale
         images, channels, height, width = difference.shape
         rows, columns = coarse.shape[2:]
         blocks = difference.view(images, channels, rows, height // rows, columns, width // columns)
@@ -75,14 +76,18 @@ class _HierarchicalMSE(torch.autograd.Function):
         return gradient.reshape(difference.shape)
 
 
-def _divides(map_bchw: Tensor, size: int) -> bool:
-    return map_bchw.shape[2] % size == 0 and map_bchw.shape[3] % size == 0
+def _mean_square(difference: Tensor) -> Tensor:
+    # Image by image: one sum of squares over the whole batch loses three digits in float32.
+    per_image: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2, 3)).square()
+    return per_image.sum() / difference.numel()
 
 
 def _pools(difference: Tensor, sizes: list[int]) -> list[Tensor]:
     """Returns the l×l average pools of the difference, each [B, C, l, l]."""
-    if not sizes or not _divides(difference, sizes[0]):
-        return [F.adaptive_avg_pool2d(difference, size) for size in sizes]
+    if not sizes:
+        return []
+    if not _divides(difference, sizes[0]):
+        return _unequal_pools(difference, sizes)
     pools, finer = [], difference
     for size in sizes:
         finer = F.avg_pool2d(finer, (finer.shape[2] // size, finer.shape[3] // size))
@@ -93,12 +98,7 @@ def _pools(difference: Tensor, sizes: list[int]) -> list[Tensor]:
 def _coarse_gradient(difference: Tensor, pools: list[Tensor], weights: list[float]) -> Tensor:
     """Returns half the pooled terms' gradient: at the finest pool if sizes divide, else cell by cell."""
     if not _divides(difference, pools[0].shape[2]):
-        return torch.stack(
-            [
-                spread(pool, (difference.shape[2], difference.shape[3])) * (weight / pool.numel())
-                for pool, weight in zip(pools, weights, strict=True)
-            ]
-        ).sum(0)
+        return _unequal_gradient(difference, pools, weights)
     total = pools[-1] * (weights[-1] / difference.numel())
     for pool, weight in zip(pools[-2::-1], weights[-2::-1], strict=True):
         repeated = F.interpolate(total, size=pool.shape[2:], mode="nearest")
@@ -106,7 +106,45 @@ def _coarse_gradient(difference: Tensor, pools: list[Tensor], weights: list[floa
     return total
 
 
-def _mean_square(difference: Tensor) -> Tensor:
-    # Image by image: one sum of squares over the whole batch loses three digits in float32.
-    per_image: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2, 3)).square()
-    return per_image.sum() / difference.numel()
+def _divides(map_bchw: Tensor, size: int) -> bool:
+    return map_bchw.shape[2] % size == 0 and map_bchw.shape[3] % size == 0
+
+
+# Where sizes do not divide, pools overlap. Adaptive pooling of every size is then one product with a matrix
+# [pools, cells], its way back one with the transpose: several times as fast as torch's, and in a fixed order.
+
+
+def _unequal_pools(difference: Tensor, sizes: list[int]) -> list[Tensor]:
+    matrix = _pool_matrix(difference, sizes)
+    counts = [size * size for size in sizes]
+    if _is_channels_last(difference):
+        cells_bpc = difference.permute(0, 2, 3, 1).flatten(1, 2)
+        found = (matrix @ cells_bpc).transpose(1, 2)
+    else:
+        found = difference.flatten(2) @ matrix.T
+    parts: tuple[Tensor, ...] = torch.split(found, counts, 2)
+    return [part.reshape(*part.shape[:2], size, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def _unequal_gradient(difference: Tensor, pools: list[Tensor], weights: list[float]) -> Tensor:
+    matrix = _pool_matrix(difference, [pool.shape[2] for pool in pools])
+    scaled = [pool.flatten(2) * (w / pool.numel()) for pool, w in zip(pools, weights, strict=True)]
+    pulls_bcp = torch.cat(scaled, 2)
+    if _is_channels_last(difference):
+        cells_bpc = matrix.T @ pulls_bcp.transpose(1, 2)
+        return cells_bpc.transpose(1, 2).view(difference.shape)
+    return (pulls_bcp @ matrix).view(difference.shape)
+
+
+def _pool_matrix(difference: Tensor, sizes: list[int]) -> Tensor:
+    """Returns the pools of all sizes, one after the other, as averages over the cells: [pools, H · W]."""
+    height, width = difference.shape[2:]
+    axes = [
+        (pooling_matrix(height, s, difference.device), pooling_matrix(width, s, difference.device))
+        for s in sizes
+    ]
+    return torch.cat([torch.kron(rows, columns) for rows, columns in axes])
+
+
+def _is_channels_last(map_bchw: Tensor) -> bool:
+    return map_bchw.is_contiguous(memory_format=torch.channels_last)

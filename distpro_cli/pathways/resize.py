@@ -44,7 +44,8 @@ def spread(pooled_bchw: Tensor, size: Size) -> Tensor:
     """
     rows = pooling_matrix(size[0], pooled_bchw.shape[2], pooled_bchw.device)
     columns = pooling_matrix(size[1], pooled_bchw.shape[3], pooled_bchw.device)
-    return rows.T @ (pooled_bchw.float() @ columns)
+    # A matrix on the right makes one large product, on the left a small one for every image and channel.
+    return ((pooled_bchw.float() @ columns).transpose(2, 3) @ rows).transpose(2, 3)
 
 
 def pooling_matrix(cells: int, pools: int, device: torch.device) -> Tensor:
