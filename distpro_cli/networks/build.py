@@ -114,8 +114,9 @@ def _build_timm(
 ) -> nn.Module:
     if not timm.is_model(spec.name):
         raise DistproError(_unknown_name(spec.name))
-    given = {"num_classes": num_classes(data), **_size_option(spec.name, options, data.image_size), **options}
+    given = {"num_classes": num_classes(data), **options}
     try:
+        given |= _size_option(spec.name, options, data.image_size)
         model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **given)
     except Exception as error:
         raise DistproError(_timm_failure(spec.name, options, given, error, pretrained)) from error

@@ -186,9 +186,9 @@ def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
 
 def _found_stages(model: nn.Module, trace: Trace) -> list[str]:
     """Top-level children that return maps of falling resolution: the last of each, at most four."""
-    maps = _maps(model, "", trace)
+    maps = _maps(model, None, trace)
     if len(maps) < 2 and (inner := max(model.named_children(), key=_size, default=None)):
-        maps = _maps(inner[1], f"{inner[0]}.", trace) or maps
+        maps = _maps(model, inner[0], trace) or maps
     stages: dict[int, str] = {}
     for call in maps:
         height = call.output.shape[-2]
@@ -199,10 +199,16 @@ def _found_stages(model: nn.Module, trace: Trace) -> list[str]:
     return _spaced([name for name in _block_names(model, trace) if _is_tappable(trace, name)])
 
 
-def _maps(parent: nn.Module, prefix: str, trace: Trace) -> list[Call]:
-    names = {f"{prefix}{name}" for name, _ in parent.named_children()}
+def _maps(model: nn.Module, inside: str | None, trace: Trace) -> list[Call]:
+    """The children (of a child) before the classifier that run once and return a map, in order."""
+    if inside is None:
+        names = {name for name, _ in model.named_children()}
+    else:
+        names = {f"{inside}.{name}" for name, _ in model.get_submodule(inside).named_children()}
     once = [call for call in trace.calls if call.name in names and len(trace.of(call.name)) == 1]
-    return [call for call in once if isinstance(call.output, Tensor) and call.output.ndim == 4]
+    classifier = _classifier_call(model, trace)
+    end = trace.calls[-1].finish if classifier is None else classifier.start
+    return [call for call in once if call.finish <= end and getattr(call.output, "ndim", 0) == 4]
 
 
 def _block_names(model: nn.Module, trace: Trace) -> list[str]:
@@ -211,7 +217,7 @@ def _block_names(model: nn.Module, trace: Trace) -> list[str]:
         block = modules.get(name)
         if isinstance(block, (nn.Sequential, nn.ModuleList)) and len(block):
             return [f"{name}.{child}" for child, _ in block.named_children()]
-    return [call.name for call in _maps(model, "", trace)]
+    return [call.name for call in _maps(model, None, trace)]
 
 
 def _spaced(stages: list[Any]) -> list[Any]:
