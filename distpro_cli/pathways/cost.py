@@ -36,7 +36,7 @@ class PathwayCost:
 
     Attributes:
         parameters: Trainable numbers of its transform block.
-        multiply_adds: Of its convolutions and matrix products, forward, one image.
+        multiply_adds: Of the block's convolutions and matrix products, forward, one image.
         backward_bytes: Kept from forward to backward pass, float32, one image; without parameters, buffers
             and the student's feature, which the student keeps itself.
     """
@@ -150,8 +150,10 @@ def _pathway_cost(pathways: Pathways, k: int) -> PathwayCost:
         student = _feature(info.student, device).requires_grad_()
         teacher = _feature(info.teacher, device)
         kept = _KeptBytes([student, *transform.parameters(), *transform.buffers()])
-        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(kept.pack, kept.unpack):
-            distance(transform(student), teacher)
+        with saved_tensors_hooks(kept.pack, kept.unpack):
+            with FlopCounterMode(display=False) as counter:
+                prediction = transform(student)
+            distance(prediction, teacher)
         return counter.get_total_flops() // (2 * NUM_IMAGES), kept.total() // NUM_IMAGES
 
     transform = pathways.transforms[k]

@@ -41,6 +41,8 @@ def test_two_convolutions_at_the_smaller_resolution() -> None:
 
 def test_identity_keeps_the_difference_and_its_pools() -> None:
     (cost,) = pathway_costs(pathways_of(level(6, 8, 8), level(6, 8, 8), "identity", "hcl"))
+    (uneven,) = pathway_costs(pathways_of(level(6, 7, 7), level(6, 7, 7), "identity", "hcl"))
+    assert uneven.multiply_adds == 0
     assert (cost.parameters, cost.multiply_adds) == (0, 0)
     assert cost.backward_bytes == FLOAT * 6 * (64 + 16 + 4 + 1)
 
