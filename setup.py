@@ -1,4 +1,4 @@
-"""Lists the packages: all below distpro_cli, and recipes/ and processes/, which lie beside it in a checkout."""
+"""Lists the packages: all of distpro_cli, and recipes/ and processes/, which lie beside it in a checkout."""
 
 from pathlib import Path
 

@@ -45,8 +45,17 @@ class Origins:
     set_by: dict[KeyPath, str]
 
     def override(self, path: KeyPath) -> str | None:
-        """Returns the override that set `path` or what it lies in."""
-        return next((self.set_by[prefix] for prefix in _prefixes(path) if prefix in self.set_by), None)
+        """Returns the override that set `path` or what it lies in, or that made a section of it."""
+        for prefix in _prefixes(path):
+            if prefix in self.set_by:
+                return self.set_by[prefix]
+        for prefix in _prefixes(path):
+            if prefix in self.document.lines:
+                return None
+            for where, override in self.set_by.items():
+                if where[: len(prefix)] == prefix:
+                    return override
+        return None
 
     def line(self, path: KeyPath) -> int | None:
         """Returns the line of `path` or of what it lies in; None at the top and for overrides."""

@@ -109,8 +109,16 @@ class CoreDumper(yaml.SafeDumper):
 
 def write_yaml(value: Any) -> str:
     """Returns `value` (dicts, lists, scalars) as YAML in the order of its keys; `read_yaml` gives it back."""
-    text: str = yaml.dump(value, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=10_000)
-    return text
+
+    def dump(allow_unicode: bool) -> str:
+        text: str = yaml.dump(
+            value, Dumper=CoreDumper, sort_keys=False, allow_unicode=allow_unicode, width=10_000
+        )
+        return text
+
+    text = dump(allow_unicode=True)
+    # PyYAML leaves these line breaks as they are, and a reader folds them.
+    return dump(allow_unicode=False) if any(mark in text for mark in "\x85\u2028\u2029") else text
 
 
 def read_yaml(text: str) -> Document:
