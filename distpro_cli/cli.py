@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import click
 import typer
 
 from distpro_cli.commands.inspect import inspect
@@ -40,10 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(DONE)
     try:
         status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        status = WRONG_INPUT
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
     except BrokenPipeError:
@@ -51,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except Exception as error:
+        # A usage error; typer brings its own copy of click, whose class has no public name.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(WRONG_INPUT)
         explained = explain(error)
         if explained is None or debug:
             raise

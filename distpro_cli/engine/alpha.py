@@ -95,7 +95,7 @@ class AlphaOptimizer:
         return progress_t.astype(np.float32), self.weight_tk.cpu().numpy(), self.alpha_tk.cpu().numpy()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that a resumed search needs."""
+        """Returns all that a resumed search needs; live tensors, as an optimiser's."""
         return {
             "alpha": self.alpha_k.detach().clone(),
             "adam": self.adam.state_dict(),

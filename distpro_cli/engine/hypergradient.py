@@ -61,7 +61,7 @@ class CheapHypergradient:
         outer_losses, direction = outer_gradient(stepper, outer, step)
         changes, shift = self._feature_changes(inner, features, before, direction, step)
         products = [
-            torch.sum(g.float() * changes[level]) for g, level in zip(gradients, self._levels(), strict=True)
+            torch.sum(g.to(changes[level].dtype) * changes[level]) for g, level in zip(gradients, self._levels(), strict=True)
         ]
         return losses, outer_losses, torch.stack(products) * (-lr / shift)
 
@@ -124,8 +124,8 @@ class CheapHypergradient:
 
     def _features(self, inner: Batch, levels: Features, step: int) -> Features:
         self.stepper.seed_student(step)
-        features: Features = self.stepper.pair.student(inner.images_bchw, levels=set(levels), logits=False)[1]
-        return {level: feature.float() for level, feature in features.items()}
+        _, features = self.stepper.pair.student(inner.images_bchw, levels=set(levels), logits=False)
+        return features
 
     def _levels(self) -> list[int]:
         assert self.stepper.pair.pathways is not None
@@ -225,10 +225,11 @@ def outer_gradient(stepper: Stepper, outer: Batch, step: int) -> tuple[StepLosse
 
     The student's running statistics do not see the outer batch. Parameters the task does not reach get zeros.
     """
+    # The buffers go back only after the backward pass, whose graph holds on to them.
     with unmoved_buffers(stepper.pair.student):
         logits, _ = stepper.study(outer, (), step)
-    task = stepper.task_loss(logits, outer.targets)
-    gradients = torch.autograd.grad(task, stepper.student_parameters, allow_unused=True)
+        task = stepper.task_loss(logits, outer.targets)
+        gradients = torch.autograd.grad(task, stepper.student_parameters, allow_unused=True)
     direction = [
         torch.zeros_like(p) if g is None else g
         for p, g in zip(stepper.student_parameters, gradients, strict=True)

@@ -86,7 +86,7 @@ def teacher_key(session: Session) -> str:
     content = {
         "teacher": teacher,
         "data": recipe.data.model_dump(exclude=free),
-        "images": session.data.train_fingerprint,
+        "images": [session.data.train_size, *session.data.class_names],
         "precision": recipe.precision,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_state_goes_round() -> None:
     for gradient in gradients[:3]:
         first.update(gradient)
     first.record(2)
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     for gradient in gradients[3:]:
         first.update(gradient)
         second.update(gradient)

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, cross_entropy
 
+import distpro_cli.engine.hypergradient as hypergradient_module
 from distpro_cli.engine.hypergradient import BILEVEL_STEPS, outer_gradient
 from distpro_cli.engine.step import Batch, Pair, Stepper
 from distpro_cli.networks.build import build_network
@@ -46,6 +47,20 @@ def weights(stepper: Stepper) -> Tensor:
     return torch.linspace(0.2, 1.5, len(stepper.pair.pathways.infos))
 
 
+def in_float64(stepper: Stepper) -> Stepper:
+    """The task loss of the engine is float32; here it is torch's own."""
+    assert stepper.pair.teacher is not None and stepper.pair.pathways is not None
+    for module in (stepper.pair.student, stepper.pair.teacher, stepper.pair.pathways):
+        module.double()
+    stepper.pair.student.train()
+    stepper.task_loss = cross_entropy
+    return stepper
+
+
+def batch_in_float64(batch: Batch) -> Batch:
+    return Batch(batch.images_bchw.double(), batch.targets)
+
+
 def hypergradient(name: str, *, steps: int = 3, **kinds: object) -> tuple[Tensor, Stepper]:
     stepper = make_stepper(**kinds)  # type: ignore[arg-type]
     stepper.pair.student.train()
@@ -59,8 +74,18 @@ def hypergradient(name: str, *, steps: int = 3, **kinds: object) -> tuple[Tensor
 def test_cheap_is_the_exact_hypergradient(momentum: float) -> None:
     cheap, _ = hypergradient("cheap", momentum=momentum)
     exact, _ = hypergradient("exact", momentum=momentum)
-    assert cosine_similarity(cheap, exact, dim=0) > 0.9999
-    torch.testing.assert_close(cheap, exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+    assert cosine_similarity(cheap, exact, dim=0) > 0.999
+
+
+def test_cheap_converges_to_the_exact_hypergradient_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypergradient_module, "SHIFT_LENGTH", 1e-7)
+    results = []
+    for name in ("cheap", "exact"):
+        stepper, (inner, outer) = in_float64(make_stepper()), map(batch_in_float64, batches())
+        moved = weights(stepper).double()
+        stepper.plain(inner, moved, 0)
+        results.append(BILEVEL_STEPS[name](stepper)(inner, outer, moved, 1)[2])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3 * results[1].abs().max().item())
 
 
 def test_central_difference_points_the_same_way() -> None:
@@ -89,16 +114,11 @@ def test_exact_is_the_derivative_of_the_outer_loss_after_a_step() -> None:
     inner, outer = batches()
 
     def outer_loss(k: int, change: float) -> float:
-        stepper = make_stepper()
-        assert stepper.pair.teacher is not None and stepper.pair.pathways is not None
-        for module in (stepper.pair.student, stepper.pair.teacher, stepper.pair.pathways):
-            module.double()
+        stepper = in_float64(make_stepper())
         moved = weights(stepper).double()
         moved[k] += change
-        stepper.pair.student.train()
-        stepper.plain(Batch(inner.images_bchw.double(), inner.targets), moved, 0)
-        outer_batch = Batch(outer.images_bchw.double(), outer.targets)
-        return outer_gradient(stepper, outer_batch, 0)[0].task.item()
+        stepper.plain(batch_in_float64(inner), moved, 0)
+        return outer_gradient(stepper, batch_in_float64(outer), 0)[0].task.item()
 
     for k in (0, 4, exact.numel() - 1):
         derivative = (outer_loss(k, 1e-2) - outer_loss(k, -1e-2)) / 2e-2
