@@ -72,7 +72,9 @@ def explain(error: Exception) -> str | None:
             "mend: pip install --upgrade --force-reinstall torch torchvision"
         )
     if type(error).__name__ == "OutOfMemoryError":
-        return "error: the device ran out of memory; try a smaller distill.batch_size, precision=bfloat16 or --device cpu"
+        return (
+            "error: the device ran out of memory; try a smaller distill.batch_size, precision=bfloat16 or --device cpu"
+        )
     return None
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 TINY_RECIPE = """\
-data: {name: digits, image_size: 16, train_images: 160, test_images: 80, workers: 0, augment: {crop: pad, padding: 1, flip: 0.0}}
+data:
+  {name: digits, image_size: 16, train_images: 160, test_images: 80, workers: 0, augment: {crop: pad, flip: 0.0}}
 teacher: {name: wrn_10_1, train: {epochs: 1, batch_size: 32}}
 student: {name: wrn_10_1}
 pathways:
@@ -73,6 +74,6 @@ def start_distpro(*arguments: object, **options: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env=dict(os.environ),
         **options,
     )

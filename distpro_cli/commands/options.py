@@ -16,8 +16,13 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folde
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of recipe keys, such as search.epochs=5.", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Overrides of recipe keys, such as search.epochs=5.",
+        show_default=False,
+    ),
 ]
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.", show_default=False)
+    str,
+    typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.", show_default=False),
 ]

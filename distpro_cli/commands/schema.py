@@ -8,9 +8,7 @@ import typer
 
 
 def schema(
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the reference to read instead.")
-    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference to read instead.")] = False,
 ) -> None:
     """Print the JSON Schema of a recipe, or its reference with --markdown."""
     from distpro_cli.recipe import reference

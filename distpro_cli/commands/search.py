@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, RecipeName, Resume, RunDir, Seed
+from distpro_cli.commands.options import (
+    Device,
+    Force,
+    Json,
+    Overrides,
+    Quiet,
+    RecipeName,
+    Resume,
+    RunDir,
+    Seed,
+)
 from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run
 
 if TYPE_CHECKING:
@@ -19,7 +29,8 @@ def search(
     recipe: RecipeName,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Process file; default: processes/<recipe>.safetensors.")
+        Path | None,
+        typer.Option("--output", "-o", help="Process file; default: processes/<recipe>.safetensors."),
     ] = None,
     device: Device = None,
     seed: Seed = None,

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, RecipeName, Resume, RunDir, Seed
+from distpro_cli.commands.options import (
+    Device,
+    Force,
+    Json,
+    Overrides,
+    Quiet,
+    RecipeName,
+    Resume,
+    RunDir,
+    Seed,
+)
 from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ def transfer(
         typer.Option("--threshold", min=0, max=1, help="Drop what lies below this, alpha scaled to [0, 1]."),
     ] = None,
     keep: Annotated[
-        float | None, typer.Option("--keep", min=0, max=1, help="Keep only the strongest share of the entries.")
+        float | None,
+        typer.Option("--keep", min=0, max=1, help="Keep only the strongest share of the entries."),
     ] = None,
     match: Annotated[str, typer.Option("--match", help="How pathways are matched: strict.")] = "strict",
     device: Device = None,
@@ -54,7 +55,12 @@ def transfer(
 
         return transfer_process(resolved, searched, Dropping(threshold, keep), folder, around, mode=match)
 
-    inputs = {"process": sha256(process.read_bytes()).hexdigest(), "threshold": threshold, "keep": keep, "match": match}
+    inputs = {
+        "process": sha256(process.read_bytes()).hexdigest(),
+        "threshold": threshold,
+        "keep": keep,
+        "match": match,
+    }
     summary = run("transfer", name, resolved, options, work, inputs)
     if json:
         print_json(summary)

@@ -7,7 +7,7 @@ d(outer loss)/d(weight_k) ≈ -lr · ⟨v, ∇_w D_k(w_t)⟩ with v = ∇_w L_ou
 | --- | --- | --- |
 | cheap | gradient of D_k at the student's level times the level's change along v | one more student forward |
 | exact | autograd through the student, pathway by pathway | K more backward passes |
-| central-difference | second-order scheme of DARTS (Liu et al. 2019): whole training steps at w ± εv | three more whole steps |
+| central-difference | second-order scheme of DARTS (Liu et al. 2019): whole steps at w ± εv | three more whole steps |
 
 Shape legend: k pathways.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from distpro_cli.engine.device import autocast
 from distpro_cli.engine.optim import learning_rate
-from distpro_cli.engine.step import Batch, Features, Stepper, StepLosses, unmoved_buffers
+from distpro_cli.engine.step import Batch, Features, StepLosses, Stepper, unmoved_buffers
 
 SHIFT_LENGTH = 1e-3  # r: how far the parameters are moved along v, in the parameters' own Euclidean norm
 DARTS_SHIFT_LENGTH = 1e-2  # DARTS's own choice for its central difference
@@ -61,7 +61,8 @@ class CheapHypergradient:
         outer_losses, direction = outer_gradient(stepper, outer, step)
         changes, shift = self._feature_changes(inner, features, before, direction, step)
         products = [
-            torch.sum(g.to(changes[level].dtype) * changes[level]) for g, level in zip(gradients, self._levels(), strict=True)
+            torch.sum(g.to(changes[level].dtype) * changes[level])
+            for g, level in zip(gradients, self._levels(), strict=True)
         ]
         return losses, outer_losses, torch.stack(products) * (-lr / shift)
 
@@ -124,6 +125,7 @@ class CheapHypergradient:
 
     def _features(self, inner: Batch, levels: Features, step: int) -> Features:
         self.stepper.seed_student(step)
+        features: Features
         _, features = self.stepper.pair.student(inner.images_bchw, levels=set(levels), logits=False)
         return features
 
@@ -231,8 +233,7 @@ def outer_gradient(stepper: Stepper, outer: Batch, step: int) -> tuple[StepLosse
         task = stepper.task_loss(logits, outer.targets)
         gradients = torch.autograd.grad(task, stepper.student_parameters, allow_unused=True)
     direction = [
-        torch.zeros_like(p) if g is None else g
-        for p, g in zip(stepper.student_parameters, gradients, strict=True)
+        torch.zeros_like(p) if g is None else g for p, g in zip(stepper.student_parameters, gradients, strict=True)
     ]
     return stepper.named(task, {}, logits, outer), direction
 

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
 from distpro_cli.engine.alpha import AlphaOptimizer
 from distpro_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from distpro_cli.engine.hypergradient import BilevelStep
-from distpro_cli.engine.interruption import Interruption, Interrupted
+from distpro_cli.engine.interruption import Interrupted, Interruption
 from distpro_cli.engine.optim import learning_rate
-from distpro_cli.engine.step import Batch, Stepper, StepLosses
+from distpro_cli.engine.step import Batch, StepLosses, Stepper
 from distpro_cli.errors import NonFiniteLossError
 from distpro_cli.process.process import Schedule
 from distpro_cli.report.metrics import MetricsFile
@@ -51,7 +50,11 @@ class ScheduledWeights:
     """Weights read from a process at training progress step / total_steps; no process is plain training."""
 
     def __init__(
-        self, stepper: Stepper, total_steps: int, schedule: Schedule | None = None, columns: list[int] | None = None
+        self,
+        stepper: Stepper,
+        total_steps: int,
+        schedule: Schedule | None = None,
+        columns: list[int] | None = None,
     ) -> None:
         self.stepper = stepper
         self.total_steps = total_steps
@@ -81,9 +84,7 @@ class ScheduledWeights:
 class SearchedWeights:
     """Weights that a search moves: alpha is updated every `interval` steps by its hypergradient."""
 
-    def __init__(
-        self, stepper: Stepper, bilevel: BilevelStep, alpha: AlphaOptimizer, outer_batches: Batches
-    ) -> None:
+    def __init__(self, stepper: Stepper, bilevel: BilevelStep, alpha: AlphaOptimizer, outer_batches: Batches) -> None:
         self.stepper = stepper
         self.bilevel = bilevel
         self.alpha = alpha

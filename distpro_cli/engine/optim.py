@@ -50,9 +50,7 @@ def make_schedule(
     }
     if spec.name == "cosine":
         curve_steps = max(1, total_steps - warmup_steps)
-        return CosineLRScheduler(
-            optimizer, t_initial=curve_steps, lr_min=spec.min_lr, warmup_prefix=True, **common
-        )
+        return CosineLRScheduler(optimizer, t_initial=curve_steps, lr_min=spec.min_lr, warmup_prefix=True, **common)
     milestones = spec.milestones if spec.name == "step" else []
     decay_steps = [round(share * total_steps) for share in milestones]
     return MultiStepLRScheduler(optimizer, decay_t=decay_steps, decay_rate=spec.gamma, **common)

@@ -71,7 +71,7 @@ class Session:
         """Moves a network or pathways to the device, in the recipe's memory format."""
         module.to(self.device)
         if self.recipe.channels_last:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         return module
 
     def batches(self, part: str, batch_size: int, num_steps: int, mixer: Mixing | None = None) -> Batches:
@@ -98,7 +98,8 @@ class Session:
         def forward(images_bchw: Tensor) -> Tensor:
             logits, _ = network(self.to_device(images_bchw))
             assert logits is not None
-            return logits.float().cpu()
+            cpu_logits: Tensor = logits.float().cpu()
+            return cpu_logits
 
         with torch.no_grad(), autocast(self.device, self.recipe.precision):
             return evaluate(forward, self.data.test_batches())

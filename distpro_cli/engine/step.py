@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distpro_cli.engine.device import autocast
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.module import Pathways
+from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.tasks.randomness import derived_seed
 
 Features = dict[int, Tensor]
@@ -78,7 +79,7 @@ class Stepper:
         self.precision = precision
         self.clip_grad = clip_grad
         self.seed = seed
-        self.student_parameters = [p for p in pair.student.parameters() if p.requires_grad]
+        self.student_parameters: list[Tensor] = [p for p in pair.student.parameters() if p.requires_grad]
 
     def plain(self, batch: Batch, weights: Sequence[float] | Tensor, step: int) -> StepLosses:
         """Trains on one batch by L_task + Σ_k weight_k · D_k over the pathways whose weight is not zero.
@@ -94,9 +95,7 @@ class Stepper:
         self.update()
         return losses
 
-    def training_loss(
-        self, batch: Batch, weights: Sequence[float] | Tensor, step: int
-    ) -> tuple[StepLosses, Tensor]:
+    def training_loss(self, batch: Batch, weights: Sequence[float] | Tensor, step: int) -> tuple[StepLosses, Tensor]:
         """Returns the named losses and the total with its graph; see `plain`."""
         active = active_pathways(weights)
         teacher_features = self.teach(batch.images_bchw, active)
@@ -116,6 +115,7 @@ class Stepper:
         if self.pair.teacher is None or not active:
             return {}
         with torch.no_grad(), autocast(self.device, self.precision):
+            features: Features
             _, features = self.pair.teacher(images_bchw, levels=self.teacher_levels(active), logits=False)
         return features
 
@@ -155,7 +155,7 @@ class Stepper:
         return StepLosses(task.detach(), parts, correct_percent)
 
     @property
-    def _infos(self):  # type: ignore[no-untyped-def]
+    def _infos(self) -> tuple[PathwayInfo, ...]:
         assert self.pair.pathways is not None
         return self.pair.pathways.infos
 

@@ -27,7 +27,13 @@ class Dropping:
 
 
 def transfer(
-    recipe: Recipe, process: Process, dropping: Dropping, folder: RunFolder, around: Surroundings, *, mode: str
+    recipe: Recipe,
+    process: Process,
+    dropping: Dropping,
+    folder: RunFolder,
+    around: Surroundings,
+    *,
+    mode: str,
 ) -> dict[str, Any]:
     """Distils the recipe's student with `process`; returns the summary.
 
@@ -89,7 +95,13 @@ def train_teacher_alone(recipe: Recipe, folder: RunFolder, around: Surroundings)
 
 
 def distil(
-    session: Session, pair: Pair, schedule: Schedule | None, columns: list[int], folder: RunFolder, *, title: str
+    session: Session,
+    pair: Pair,
+    schedule: Schedule | None,
+    columns: list[int],
+    folder: RunFolder,
+    *,
+    title: str,
 ) -> dict[str, Any]:
     """Trains the pair's student by `distill` under `schedule`; writes its weights; returns top1 and seconds."""
 

@@ -112,9 +112,7 @@ def _makers(trace: Trace, stage: Call) -> list[Call]:
     return [
         call
         for call in reversed(trace.calls)
-        if call.finish <= stage.finish
-        and call.output is stage.output
-        and call.output_version == stage.output_version
+        if call.finish <= stage.finish and call.output is stage.output and call.output_version == stage.output_version
     ]
 
 

@@ -49,9 +49,9 @@ def build_network(spec: schema.Network, data: schema.Data, *, pretrained_ok: boo
     options = _checked_options(spec)
     pretrained = spec.weights == PRETRAINED
     if is_user_file(spec.name):
-        model = call_factory(load_factory(spec.name), spec.name, num_classes(data), options)
+        model = call_factory(load_factory(spec.name), spec.name, data.known_num_classes(), options)
     elif builder := find_network(spec.name):
-        model = call_factory(builder, spec.name, num_classes(data), options)
+        model = call_factory(builder, spec.name, data.known_num_classes(), options)
     else:
         model = _build_timm(spec, options, data, pretrained=pretrained and pretrained_ok)
         pretrained = False
@@ -67,16 +67,6 @@ def build_network(spec: schema.Network, data: schema.Data, *, pretrained_ok: boo
     if spec.weights not in (None, PRETRAINED) and pretrained_ok:
         load_weights(model, expand_path(str(spec.weights)))
     return network
-
-
-def num_classes(data: schema.Data) -> int:
-    """Returns the number of classes: as the recipe says, else known for digits and CIFAR, else 1000."""
-    if data.num_classes is not None:
-        return data.num_classes
-    name = data.name.lower()
-    if "cifar100" in name:
-        return 100
-    return 10 if name == "digits" or "cifar10" in name else 1000
 
 
 def normalization(
@@ -109,12 +99,10 @@ def _checked_options(spec: schema.Network) -> dict[str, Any]:
     return dict(spec.options)
 
 
-def _build_timm(
-    spec: schema.Network, options: dict[str, Any], data: schema.Data, *, pretrained: bool
-) -> nn.Module:
+def _build_timm(spec: schema.Network, options: dict[str, Any], data: schema.Data, *, pretrained: bool) -> nn.Module:
     if not timm.is_model(spec.name):
         raise DistproError(_unknown_name(spec.name))
-    given = {"num_classes": num_classes(data), **options}
+    given = {"num_classes": data.known_num_classes(), **options}
     try:
         given |= _size_option(spec.name, options, data.image_size)
         model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **given)
@@ -123,9 +111,7 @@ def _build_timm(
     return model
 
 
-def _timm_failure(
-    name: str, options: dict[str, Any], given: dict[str, Any], error: Exception, pretrained: bool
-) -> str:
+def _timm_failure(name: str, options: dict[str, Any], given: dict[str, Any], error: Exception, pretrained: bool) -> str:
     """Says which of the two failed: building the network, or fetching its weights."""
     if not pretrained:
         return _build_failure(name, options, error)
@@ -158,9 +144,7 @@ def _build_failure(name: str, options: dict[str, Any], error: Exception) -> str:
     if "Invalid pretrained tag" in text:
         base, _, tag = name.partition(".")
         tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
-        return (
-            f"network {name}: timm knows no weights '{tag}' for {base}; there are {', '.join(tags) or 'none'}"
-        )
+        return f"network {name}: timm knows no weights '{tag}' for {base}; there are {', '.join(tags) or 'none'}"
     return f"network {name} cannot be built with the options {options or 'given'}: {text}"
 
 

@@ -37,9 +37,7 @@ class Choice:
     reduction: int | None = None
 
 
-def choose_levels(
-    model: nn.Module, trace: Trace, levels: Sequence[int | str] | None, feature: str
-) -> list[Choice]:
+def choose_levels(model: nn.Module, trace: Trace, levels: Sequence[int | str] | None, feature: str) -> list[Choice]:
     """Returns the levels, shallow to deep.
 
     Args:
@@ -91,8 +89,7 @@ def default_levels(model: nn.Module, trace: Trace) -> list[int | str]:
         entries = list(_found_stages(model, trace))
     if not entries:
         raise DistproError(
-            f"{title(model)}: no stages found; set levels to module names. "
-            f"There are: {_listing(_tappable(trace))}"
+            f"{title(model)}: no stages found; set levels to module names. There are: {_listing(_tappable(trace))}"
         )
     if feature_stages(model) or _classifier_call(model, trace) is not None:
         entries.append(POOLED)
@@ -139,8 +136,7 @@ def _named(model: nn.Module, trace: Trace, name: str) -> str:
         names = _tappable(trace)
         hint = nearest(name, [*names, POOLED, LOGITS])
         raise DistproError(
-            f"{title(model)}: there is no level '{name}'{hint}. "
-            f"There are: {POOLED}, {LOGITS}, {_listing(names)}"
+            f"{title(model)}: there is no level '{name}'{hint}. There are: {POOLED}, {LOGITS}, {_listing(names)}"
         )
     canonical: dict[nn.Module, str] = {module: known for known, module in model.named_modules()}
     return canonical[modules[name]]

@@ -108,9 +108,7 @@ class TappedNetwork(nn.Module):
         features |= {level: output for level in final if output is not None}
         return (output if logits else None), features
 
-    def _run(
-        self, normalized_bchw: Tensor, wanted: set[int], stop: bool
-    ) -> tuple[Tensor | None, dict[int, Tensor]]:
+    def _run(self, normalized_bchw: Tensor, wanted: set[int], stop: bool) -> tuple[Tensor | None, dict[int, Tensor]]:
         self._recorder.start(wanted, stop)
         output: Any = None
         try:
@@ -250,9 +248,7 @@ def _arrange(tensor: Tensor, layout: str) -> Tensor:
     return tensor
 
 
-def _level_info(
-    number: int, count: int, choice: Choice, layout: str, output: Tensor, image_size: int
-) -> LevelInfo:
+def _level_info(number: int, count: int, choice: Choice, layout: str, output: Tensor, image_size: int) -> LevelInfo:
     shape = tuple(_arrange(_tapped_tensor(choice, output), layout).shape[1:])
     kind = LOGITS if layout == LOGITS else {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
     reduction = None

@@ -108,9 +108,7 @@ def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
         for handle in handles:
             handle.remove()
     if not isinstance(trace.output, Tensor) or trace.output.ndim != 2:
-        raise DistproError(
-            f"{title(model)} returns {describe(trace.output)}; logits [batch, classes] are needed"
-        )
+        raise DistproError(f"{title(model)} returns {describe(trace.output)}; logits [batch, classes] are needed")
     return trace
 
 

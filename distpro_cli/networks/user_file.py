@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -17,7 +12,7 @@ from torch import nn
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.networks.registry import find_network
 from distpro_cli.networks.trace import first_line
-from distpro_cli.recipe.shipped import expand_path
+from distpro_cli.recipe.user_code import load_python_file
 
 
 def is_user_file(name: str) -> bool:
@@ -34,7 +29,7 @@ def load_factory(name: str) -> Callable[..., Any]:
     text, _, attribute = name.rpartition(":")
     if not text.endswith(".py"):
         raise DistproError(f"network {name}: which one? Write {name}:Name, a class or function of that file")
-    module = _imported(expand_path(text), name)
+    module = load_python_file(text, f"network {name}")
     factory = getattr(module, attribute, None) or find_network(attribute)
     if callable(factory):
         return factory
@@ -46,9 +41,7 @@ def load_factory(name: str) -> Callable[..., Any]:
     )
 
 
-def call_factory(
-    factory: Callable[..., Any], name: str, num_classes: int, options: dict[str, Any]
-) -> nn.Module:
+def call_factory(factory: Callable[..., Any], name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     """Builds the network, giving `num_classes` if it is accepted.
 
     Raises:
@@ -71,43 +64,8 @@ def call_factory(
             f"network {name} cannot be built with {given}: {type(error).__name__}: {first_line(error)}"
         ) from error
     if not isinstance(model, nn.Module):
-        raise DistproError(
-            f"network {name}: it returns a {type(model).__name__}, a torch.nn.Module is needed"
-        )
+        raise DistproError(f"network {name}: it returns a {type(model).__name__}, a torch.nn.Module is needed")
     return model
-
-
-def _imported(path: Path, name: str) -> ModuleType:
-    if not path.is_file():
-        raise DistproError(f"network {name}: there is no file {path} (seen from {Path.cwd()})")
-    path = path.resolve()
-    module_name = f"distpro_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # before it runs: dataclasses and pickling look themselves up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        line = _line_of(error, path)
-        raise DistproError(
-            f"network {name}: {path}{line} cannot be imported: {type(error).__name__}: {first_line(error)}"
-        ) from error
-    return module
-
-
-def _line_of(error: BaseException, path: Path) -> str:
-    if isinstance(error, SyntaxError):
-        return f":{error.lineno}"
-    lines, trace = "", error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            lines = f":{trace.tb_lineno}"
-        trace = trace.tb_next
-    return lines
 
 
 def _accepts(factory: Callable[..., Any], option: str) -> bool:

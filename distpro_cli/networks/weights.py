@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -61,8 +62,18 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
             plain = plain.clone()
         memory.add(plain.untyped_storage().data_ptr())
         tensors[name] = plain
-    content = safetensors.torch.save(tensors, {"format": "pt", **metadata})
+    content = _in_fixed_order(safetensors.torch.save(tensors, {"format": "pt", **metadata}))
     write_atomically(path, lambda file: file.write(content))
+
+
+def _in_fixed_order(content: bytes) -> bytes:
+    """The same weights give the same bytes; safetensors writes the metadata in another order every time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _read(source: Path) -> Any:

@@ -77,9 +77,7 @@ def _group_problems(key: str, group: PathwayGroup) -> list[Problem]:
     return problems
 
 
-def _joints(
-    key: str, group: PathwayGroup, teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]
-) -> list[Joint]:
+def _joints(key: str, group: PathwayGroup, teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]) -> list[Joint]:
     """Returns the pairs of levels that a group joins, by teacher level, then student level."""
     if isinstance(group.connections, str):
         return _set_joints(key, group, teacher, student)
@@ -116,10 +114,7 @@ def _set_joints(
     else:
         joins = SETS[group.connections]
         joints = [
-            (i, j)
-            for i in teacher
-            for j in student
-            if "logits" not in (i.kind, j.kind) and joins(i.number, j.number)
+            (i, j) for i in teacher for j in student if "logits" not in (i.kind, j.kind) and joins(i.number, j.number)
         ]
         remedy = _remedy(teacher, student)
     if not joints:

@@ -139,10 +139,7 @@ def _unequal_gradient(difference: Tensor, pools: list[Tensor], weights: list[flo
 def _pool_matrix(difference: Tensor, sizes: list[int]) -> Tensor:
     """Returns the pools of all sizes, one after the other, as averages over the cells: [pools, H · W]."""
     height, width = difference.shape[2:]
-    axes = [
-        (pooling_matrix(height, s, difference.device), pooling_matrix(width, s, difference.device))
-        for s in sizes
-    ]
+    axes = [(pooling_matrix(height, s, difference.device), pooling_matrix(width, s, difference.device)) for s in sizes]
     return torch.cat([torch.kron(rows, columns) for rows, columns in axes])
 
 

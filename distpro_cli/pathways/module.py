@@ -31,8 +31,7 @@ class Pathways(nn.Module):
         super().__init__()
         self.infos = tuple(infos)
         self.transforms = nn.ModuleList(
-            make_transform(info.transform, info.student, info.teacher, info.transform_options)
-            for info in self.infos
+            make_transform(info.transform, info.student, info.teacher, info.transform_options) for info in self.infos
         )
         self.distances = [make_distance(info.distance, info.distance_options) for info in self.infos]
 

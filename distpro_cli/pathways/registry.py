@@ -6,16 +6,12 @@ carry `@register_transform("gated")`; then `my_transforms.py:gated` finds it too
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from distpro_cli.errors import DistproError, nearest
-from distpro_cli.recipe.shipped import expand_path
+from distpro_cli.recipe.user_code import load_python_file
 
 Entry = TypeVar("Entry")
 Registered = TypeVar("Registered", bound=type)
@@ -62,45 +58,18 @@ class Registry(Generic[Entry]):
         return self._entries[name]
 
     def _find_in_file(self, path: str, member: str) -> type[Entry]:
-        module = load_python_file(path)
+        module = load_python_file(path, f"{self.noun} {path}:{member}")
         found = getattr(module, member, None)
         if isinstance(found, type):
             return found
         registered = self._entries.get(member)
         if registered is not None and registered.__module__ == module.__name__:
             return registered
-        classes = [
-            n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
-        ]
+        classes = [n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         raise DistproError(
             f"{path} has no {self.noun} '{member}'{nearest(member, classes)}; it defines: "
             f"{', '.join(sorted(classes)) or 'nothing'}"
         )
-
-
-def load_python_file(path: str) -> ModuleType:
-    """Runs a Python file once per process and returns its module.
-
-    Raises:
-        DistproError: the file is missing, or raises while it runs.
-    """
-    file = expand_path(path).resolve()
-    # As for networks: a file with both is run once, and files of one stem in two folders stay apart.
-    name = f"distpro_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    if not file.is_file():
-        raise DistproError(f"{path}: there is no such file (looked for {file})")
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise DistproError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    return module
 
 
 def check_options(noun: str, name: str, entry: type, options: Mapping[str, Any]) -> None:

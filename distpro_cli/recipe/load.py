@@ -149,9 +149,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), filename: str = "<rec
         raise RecipeError(_no_section(document, filename))
     set_by, override_problems = apply_overrides(data, overrides)
     origins = Origins(filename, document, set_by)
-    found = [
-        (m.line, Problem(dotted(m.path), m.message, _place(filename, m.line))) for m in document.mistakes
-    ]
+    found = [(m.line, Problem(dotted(m.path), m.message, _place(filename, m.line))) for m in document.mistakes]
     recipe, mistakes = _validate(data)
     for path, message in mistakes:
         if not origins.unread(path):

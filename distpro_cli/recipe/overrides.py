@@ -12,9 +12,7 @@ from distpro_cli.recipe.schema import Model
 from distpro_cli.recipe.strict_yaml import KeyPath, StrictYamlError, read_yaml
 
 
-def apply_overrides(
-    data: dict[str, Any], overrides: Sequence[str]
-) -> tuple[dict[KeyPath, str], list[Problem]]:
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[KeyPath, str], list[Problem]]:
     """Sets every `KEY=VALUE` in `data`, later ones winning; missing sections and lists are made.
 
     Args:

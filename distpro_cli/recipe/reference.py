@@ -71,9 +71,7 @@ def table(model: type[BaseModel]) -> str:
     lines = ["| key | type and allowed values | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
         cells = (f"`{name}`", type_of(field), default_of(field), field.description or "")
-        lines.append(
-            "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
-        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -49,8 +49,7 @@ class Augmentation(Model):
 
     crop: Literal["none", "pad", "resized"] = Field(
         "resized",
-        description="none: resize only; pad: zero-pad and crop (CIFAR); "
-        "resized: random resized crop (ImageNet)",
+        description="none: resize only; pad: zero-pad and crop (CIFAR); resized: random resized crop (ImageNet)",
     )
     padding: PositiveInt = Field(4, description="pixels of padding on each side for crop: pad")
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
@@ -82,9 +81,7 @@ class Data(Model):
         description="folder or tar, needed by the name folder; ~ and environment variables such as $CIFAR10 "
         "are expanded when it is used",
     )
-    train_split: str = Field(
-        "train", description="name of the split (folder, tar or data set split) to train on"
-    )
+    train_split: str = Field("train", description="name of the split (folder, tar or data set split) to train on")
     test_split: str | None = Field(
         None, description="name of the split to test on; otherwise test, validation or val is looked for"
     )
@@ -97,9 +94,7 @@ class Data(Model):
     train_images: PositiveInt | None = Field(
         None, description="use only this many train images, drawn evenly over classes by subset_seed"
     )
-    test_images: PositiveInt | None = Field(
-        None, description="use only this many test images, drawn likewise"
-    )
+    test_images: PositiveInt | None = Field(None, description="use only this many test images, drawn likewise")
     subset_seed: int = Field(
         0,
         ge=0,
@@ -108,31 +103,32 @@ class Data(Model):
     )
     test_on: Literal["test", "held-out"] = Field(
         "test",
-        description="held-out: report on a held-out part of the train set, to choose settings without the "
-        "test set",
+        description="held-out: report on a held-out part of the train set, to choose settings without the test set",
     )
     held_out: Fraction = Field(0.1, description="share of the train set held out when test_on is held-out")
     augment: Augmentation = Field(Augmentation(), description="training-time augmentation")
-    mean: Mean | None = Field(
-        None, description="mean per channel for networks that bring none, of images in [0, 1]"
-    )
-    std: Deviation | None = Field(
-        None, description="standard deviation per channel for networks that bring none"
-    )
+    mean: Mean | None = Field(None, description="mean per channel for networks that bring none, of images in [0, 1]")
+    std: Deviation | None = Field(None, description="standard deviation per channel for networks that bring none")
     crop_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="share of the resized test image kept by the centre crop; default: 0.875 from 64 pixels "
-        "on, else 1",
+        description="share of the resized test image kept by the centre crop; default: 0.875 from 64 pixels on, else 1",
     )
-    workers: Annotated[int, Field(ge=0)] = Field(
-        2, description="processes that load data; results do not depend on it"
-    )
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that load data; results do not depend on it")
     cache: bool = Field(False, description="keep decoded images in memory (small sets)")
 
     @model_validator(mode="after")
     def _normalization_fits(self) -> Self:
         check_normalization(self.mean, self.std)
         return self
+
+    def known_num_classes(self) -> int:
+        """Returns the number of classes: as the recipe says, else known for digits and CIFAR, else 1000."""
+        if self.num_classes is not None:
+            return self.num_classes
+        name = self.name.lower()
+        if "cifar100" in name:
+            return 100
+        return 10 if name == "digits" or "cifar10" in name else 1000
 
 
 class Optimizer(Model):
@@ -148,17 +144,13 @@ class Optimizer(Model):
         5e-4, description="weight decay; not applied to biases and norms when no_decay is set"
     )
     no_decay: bool = Field(False, description="leave biases and normalisation parameters out of weight decay")
-    options: dict[str, Any] = Field(
-        {}, description="further keyword arguments of the optimiser, such as betas"
-    )
+    options: dict[str, Any] = Field({}, description="further keyword arguments of the optimiser, such as betas")
 
 
 class Schedule(Model):
     """A timm learning-rate schedule, stepped every update."""
 
-    name: Literal["cosine", "step", "constant"] = Field(
-        "cosine", description="shape of the learning rate over time"
-    )
+    name: Literal["cosine", "step", "constant"] = Field("cosine", description="shape of the learning rate over time")
     milestones: list[Fraction] = Field(
         [],
         description="step: shares of the run, increasing, after which the rate is multiplied by gamma",
@@ -243,8 +235,7 @@ class Teacher(Network):
     seed: int = Field(
         0,
         ge=0,
-        description="seed of the teacher's training; the run's seed does not change it, so all runs share "
-        "one teacher",
+        description="seed of the teacher's training; the run's seed does not change it, so all runs share one teacher",
     )
 
 
@@ -268,9 +259,7 @@ class PathwayGroup(Model):
         description="distance between the transformed student feature and the teacher's: hcl, mse, cosine, "
         "l1, kl (logits), or one registered by a file of yours",
     )
-    distance_options: dict[str, Any] = Field(
-        {}, description="keyword arguments of the distance, such as temperature"
-    )
+    distance_options: dict[str, Any] = Field({}, description="keyword arguments of the distance, such as temperature")
 
     @field_validator("connections")
     @classmethod
@@ -295,9 +284,7 @@ class Search(Model):
     batch_size: PositiveInt | None = Field(
         None, description="images a step, inner and outer; default: distill.batch_size"
     )
-    optimizer: Optimizer | None = Field(
-        None, description="optimiser of the student; default: distill.optimizer"
-    )
+    optimizer: Optimizer | None = Field(None, description="optimiser of the student; default: distill.optimizer")
     schedule: Schedule | None = Field(None, description="learning rate over time; default: distill.schedule")
     outer_share: Fraction = Field(0.2, description="share of the train set that judges; the rest trains")
     alpha_lr: Annotated[float, Field(gt=0)] = Field(0.1, description="learning rate of Adam on alpha")
@@ -308,9 +295,7 @@ class Search(Model):
     normalization: Literal["biased-softmax", "softmax", "sigmoid", "abs", "none"] = Field(
         "biased-softmax", description="how alpha becomes weights"
     )
-    bias: float = Field(
-        1.0, description="b of biased-softmax: the extra term that lets all weights go to zero"
-    )
+    bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="kappa, the distillation weight")
     hypergradient: Literal["cheap", "exact", "central-difference"] = Field(
         "cheap",
@@ -324,9 +309,7 @@ class Recipe(Model):
 
     task: str = Field("classification", description="what is learnt")
     seed: int = Field(0, ge=0, description="seed of everything random but the data split")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16: mixed precision by autocast"
-    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
     channels_last: bool = Field(True, description="memory format of images and networks")
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
         300.0, description="longest time between two checkpoints; one is written at every epoch's end too"

@@ -111,9 +111,7 @@ def write_yaml(value: Any) -> str:
     """Returns `value` (dicts, lists, scalars) as YAML in the order of its keys; `read_yaml` gives it back."""
 
     def dump(allow_unicode: bool) -> str:
-        text: str = yaml.dump(
-            value, Dumper=CoreDumper, sort_keys=False, allow_unicode=allow_unicode, width=10_000
-        )
+        text: str = yaml.dump(value, Dumper=CoreDumper, sort_keys=False, allow_unicode=allow_unicode, width=10_000)
         return text
 
     text = dump(allow_unicode=True)
@@ -197,9 +195,7 @@ class _Reader:
         if isinstance(node, ScalarNode):
             self._num_characters += len(node.value)
         if self._num_values > MAX_VALUES or self._num_characters > MAX_BYTES:
-            message = (
-                f"more than {MAX_VALUES} values or {MAX_BYTES // 1024} KiB once its aliases are expanded"
-            )
+            message = f"more than {MAX_VALUES} values or {MAX_BYTES // 1024} KiB once its aliases are expanded"
             raise StrictYamlError(message, node.start_mark.line + 1)
 
     def _refuse(self, path: KeyPath, line: int, message: str) -> None:
@@ -235,9 +231,7 @@ class _Reader:
             if key_node.tag == MERGE_TAG:
                 continue
             if key_node.tag != f"{CORE}str" or not isinstance(key_node, ScalarNode):
-                shown = (
-                    f"'{key_node.value[:40]}'" if isinstance(key_node, ScalarNode) else "a list or section"
-                )
+                shown = f"'{key_node.value[:40]}'" if isinstance(key_node, ScalarNode) else "a list or section"
                 message = f"found the key {shown}; keys are text, write it in quotes if it is meant"
                 self.document.mistakes.append(Mistake(path, line, message))
                 continue
@@ -261,9 +255,7 @@ class _Reader:
         for source in sources:
             line = source.start_mark.line + 1
             if not isinstance(source, MappingNode):
-                self.document.mistakes.append(
-                    Mistake(path, line, "'<<' merges sections; found something else")
-                )
+                self.document.mistakes.append(Mistake(path, line, "'<<' merges sections; found something else"))
                 continue
             part = _Reader()
             part._open, part._num_values, part._num_characters = (

@@ -27,9 +27,7 @@ def task_loss(logits_bn: Tensor, targets: Tensor, label_smoothing: float = 0.0) 
 
 
 @torch.no_grad()
-def evaluate(
-    forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
-) -> dict[str, float]:
+def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Measures a network, which the caller has put into eval mode, on test batches.
 
     Args:

@@ -115,13 +115,9 @@ class ClassificationData:
         batches = [(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
         if self._data.cache:
             self._test_source.keep(self._test.tolist())
-        return load_batches(
-            samples, batches, 0 if self._data.cache else min(self._data.workers, len(batches))
-        )
+        return load_batches(samples, batches, 0 if self._data.cache else min(self._data.workers, len(batches)))
 
-    def _augmented(
-        self, part: Indices, name: str, batch_size: int, num_steps: int, start: int
-    ) -> Iterator[Batch]:
+    def _augmented(self, part: Indices, name: str, batch_size: int, num_steps: int, start: int) -> Iterator[Batch]:
         if self._data.cache:
             self._train_source.keep(part.tolist())
         samples = Samples(self._train_source, self._train_transform, self._data.image_size, self._seed)
@@ -160,18 +156,8 @@ def _plan(part: Indices, seed: int, batch_size: int, num_steps: int, start_step:
         yield epoch, order[within * batch_size : (within + 1) * batch_size]
 
 
-def known_num_classes(data: schema.Data) -> int:
-    """Returns how many classes the networks have: `data.num_classes`, else by the name, else 1000."""
-    if data.num_classes is not None:
-        return data.num_classes
-    name = data.name.lower()
-    if "cifar100" in name:
-        return 100
-    return 10 if name == "digits" or "cifar10" in name else 1000
-
-
 def _check_num_classes(data: schema.Data, source: Source) -> None:
-    found, expected = len(source.class_names), known_num_classes(data)
+    found, expected = len(source.class_names), data.known_num_classes()
     if found != expected:
         origin = "" if data.num_classes is not None else " (not set)"
         raise DistproError(

@@ -44,9 +44,7 @@ def open_dataset(name: str, root_text: str | None, split: str | None) -> Source:
     root = None if root_text is None else str(expand_path(root_text))
     if prefix == "torch/" and root is None:
         raise DistproError(f"data.root is not set: {name} needs a folder where it lies or is put")
-    return (
-        _open_torch(name, root, split or "validation") if prefix == "torch/" else _open_hub(name, root, split)
-    )
+    return _open_torch(name, root, split or "validation") if prefix == "torch/" else _open_hub(name, root, split)
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,7 @@ def _open_hub(name: str, root: str | None, split: str | None) -> Source:
             with contextlib.redirect_stdout(sys.stderr):  # timm prints
                 reader = create_dataset(name, root=root, split=candidate).reader
         except ImportError as error:
-            raise DistproError(
-                f"data.name: '{name}' needs the package datasets: pip install datasets"
-            ) from error
+            raise DistproError(f"data.name: '{name}' needs the package datasets: pip install datasets") from error
         except Exception as error:  # whatever the hub and the net raise
             if "nknown split" in str(error):
                 unknown = error

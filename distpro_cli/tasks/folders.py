@@ -86,9 +86,7 @@ def _is_split_itself(root: Path) -> bool:
 @functools.lru_cache(maxsize=8)
 def _open(place: Path, _modified: int, _bytes: int) -> Source:
     """Scans a folder or tar, once a process: the time of change in the arguments renews what has changed."""
-    tars = place.is_file() or (
-        any(place.glob("*.tar")) and not any(entry.is_dir() for entry in place.iterdir())
-    )
+    tars = place.is_file() or (any(place.glob("*.tar")) and not any(entry.is_dir() for entry in place.iterdir()))
     if place.is_file() and place.suffix.lower() != ".tar":
         raise DistproError(f"{place}: neither a folder nor an uncompressed tar (.tar)")
     try:
@@ -170,9 +168,7 @@ def _open_tars(place: Path) -> Source:
     if place.is_file():
         reader = create_dataset("", root=str(place)).reader
     else:  # the factory takes a folder for one of image files
-        reader = ImageDataset(
-            str(place), reader=ReaderImageInTar(str(place), cache_tarinfo=_index_kept(place))
-        ).reader
+        reader = ImageDataset(str(place), reader=ReaderImageInTar(str(place), cache_tarinfo=_index_kept(place))).reader
     tars = sorted({str(place / (parent or "")) for _, parent, _ in reader.samples})
     numbers = {tar: number for number, tar in enumerate(tars)}
     images = TarImages(

@@ -113,9 +113,7 @@ def _start(samples: Samples, plan: Plan, workers: int) -> Iterator[Batch | str]:
     context = multiprocessing.get_context("fork") if sys.platform == "linux" else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total.*")
-        warnings.filterwarnings(
-            "ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning
-        )
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
         loader: DataLoader[Any] = DataLoader(
             samples,
             batch_sampler=plan,  # type: ignore[arg-type]  # __getitems__ takes what the plan yields

@@ -27,9 +27,7 @@ class Mixing:
         self.active = mixup > 0 or cutmix > 0
         self._num_classes = num_classes
         self._seed = seed
-        self._mixup = Mixup(
-            mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=num_classes
-        )
+        self._mixup = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=num_classes)
 
     def __call__(self, images_bchw: Tensor, targets_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Returns mixed copies of the images and their targets; both untouched where nothing is mixed.

@@ -54,9 +54,7 @@ class Source:
             return self.read(index)
         except Exception as error:  # decoders raise almost anything on broken files
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DistproError(
-                f"{self.label(index)}: not a readable image ({reason}); mend or remove it"
-            ) from error
+            raise DistproError(f"{self.label(index)}: not a readable image ({reason}); mend or remove it") from error
 
     def keep(self, indices: Iterable[int]) -> None:
         """Decodes these images once and holds them in memory; processes forked later share it."""

@@ -107,9 +107,7 @@ class TrainTransform:
         size, padding = self._size, self._padding
         if self._scale is not None:
             image = Image.fromarray(image_hwc)
-            top, left, height, width = RandomResizedCropAndInterpolation.get_params(
-                image, self._scale, (3 / 4, 4 / 3)
-            )
+            top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self._scale, (3 / 4, 4 / 3))
             box = (left, top, left + width, top + height)
             return np.asarray(image.resize((size, size), _BILINEAR, box=box))
         image_hwc = resize(image_hwc, size, size)
@@ -142,9 +140,7 @@ def _overlap(shift: int, size: int) -> tuple[slice, slice]:
 def _checked_scale(scale: list[float]) -> tuple[float, float]:
     low, high = scale
     if not 0 < low <= high:
-        raise DistproError(
-            f"data.augment.scale: {scale} is not a range; use [low, high] with 0 < low <= high"
-        )
+        raise DistproError(f"data.augment.scale: {scale} is not a range; use [low, high] with 0 < low <= high")
     return low, high
 
 

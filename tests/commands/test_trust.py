@@ -88,7 +88,9 @@ def test_kill_at_any_moment_and_resume(distpro: Run, workplace: Path, uninterrup
     process.communicate()
     resumed = distpro(*arguments, "--resume")
     assert resumed.status == 0, resumed.err
-    weights = [torch.load(workplace / name / "checkpoint.pt", weights_only=True)["weights"] for name in ("whole", "run")]
+    weights = [
+        torch.load(workplace / name / "checkpoint.pt", weights_only=True)["weights"] for name in ("whole", "run")
+    ]
     assert torch.equal(weights[0]["alpha_rows"], weights[1]["alpha_rows"])
 
 
@@ -194,7 +196,12 @@ def test_wrong_input_is_status_2_and_a_clear_line(distpro: Run, arguments: list[
 
 def test_help_and_inspect_import_nothing_heavy(workplace: Path, distpro: Run) -> None:
     assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q").status == 0
-    for arguments in (["--help"], ["inspect", "p.safetensors"], ["inspect", "p.safetensors", "--json"], ["search", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["inspect", "p.safetensors"],
+        ["inspect", "p.safetensors", "--json"],
+        ["search", "--help"],
+    ):
         code = (
             "import sys\nfrom distpro_cli.cli import main\n"
             f"try:\n    main({arguments!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"

@@ -102,7 +102,12 @@ def test_transfer_refuses_another_set_of_pathways(distpro: Run, process: Path) -
 
 
 def test_transfer_to_a_timm_student_gives_weights_that_timm_loads(distpro: Run, process: Path) -> None:
-    overrides = ["student.name=resnet10t", "student.levels=[1,2,3,pooled]", "data.image_size=32", "distill.epochs=1"]
+    overrides = [
+        "student.name=resnet10t",
+        "student.levels=[1,2,3,pooled]",
+        "data.image_size=32",
+        "distill.epochs=1",
+    ]
     result = distpro("transfer", "-p", process, *overrides, "--json", "-q")
     assert result.status == 0, result.err
     model = timm.create_model("resnet10t", num_classes=10, checkpoint_path=result.json["student"]["weights"])

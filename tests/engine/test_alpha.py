@@ -27,7 +27,10 @@ def test_biased_softmax_is_the_papers_formula() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("softmax", [3 * 2 * math.exp(a) / (math.exp(0.5) + math.exp(-2) + math.exp(1)) for a in (0.5, -2, 1)]),
+        (
+            "softmax",
+            [3 * 2 * math.exp(a) / (math.exp(0.5) + math.exp(-2) + math.exp(1)) for a in (0.5, -2, 1)],
+        ),
         ("sigmoid", [2 / (1 + math.exp(-a)) for a in (0.5, -2, 1)]),
         ("abs", [1.0, 4.0, 2.0]),
         ("none", [1.0, 0.0, 2.0]),

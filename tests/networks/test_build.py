@@ -11,7 +11,7 @@ import timm
 import torch
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.build import IMAGENET_MEAN, build_network, normalization, num_classes
+from distpro_cli.networks.build import IMAGENET_MEAN, build_network, normalization
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.recipe.schema import Data, Network
 
@@ -53,9 +53,7 @@ def own(tmp_path: Path) -> Path:
 
 def test_family_names_mean_ours_and_other_names_timms() -> None:
     assert type(build_network(Network(name="resnet20"), DATA).model).__name__ == "CifarResNet"
-    timms = build_network(
-        Network(name="resnet18", options={"stem_width": 32, "stem_type": "deep"}), DATA
-    ).model
+    timms = build_network(Network(name="resnet18", options={"stem_width": 32, "stem_type": "deep"}), DATA).model
     assert type(timms) is timm.models.resnet.ResNet and len(timms.conv1) == 7
     assert timms.num_classes == 10
 
@@ -158,7 +156,7 @@ def test_own_files_that_cannot_be_imported(tmp_path: Path) -> None:
     ],
 )
 def test_number_of_classes(data: Data, expected: int) -> None:
-    assert num_classes(data) == expected
+    assert data.known_num_classes() == expected
 
 
 def test_normalisation_comes_from_the_nearest_source() -> None:
@@ -182,9 +180,7 @@ def test_pretrained_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
     spec = Network(name="resnet18", weights="pretrained")
-    with pytest.raises(
-        DistproError, match=r"its pretrained weights could not be fetched .*connect to the hub"
-    ):
+    with pytest.raises(DistproError, match=r"its pretrained weights could not be fetched .*connect to the hub"):
         build_network(spec, DATA)
     assert build_network(spec, DATA, pretrained_ok=False).levels[4].shape == (512,)
     with pytest.raises(DistproError, match="timm has no pretrained weights for it"):

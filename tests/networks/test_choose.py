@@ -91,9 +91,7 @@ def test_a_sequential_is_looked_into_and_a_convolution_may_classify() -> None:
 
 def test_a_functional_activation_counts_as_after_and_cannot_be_looked_before() -> None:
     assert tap(Functional(), ["stage"], "after-activation").levels[0].shape == (6, 8, 8)
-    with pytest.raises(
-        DistproError, match=r"level stage: it ends in an activation that is not a module .*F\.relu"
-    ):
+    with pytest.raises(DistproError, match=r"level stage: it ends in an activation that is not a module .*F\.relu"):
         tap(Functional(), ["stage"], "before-activation")
 
 
@@ -138,9 +136,7 @@ def test_stages_that_are_no_modules_ask_for_names() -> None:
 
 def test_images_that_do_not_fit() -> None:
     model = timm.create_model("vit_tiny_patch16_224", num_classes=5)
-    with pytest.raises(
-        DistproError, match="VisionTransformer cannot take images of 16×16 pixels and 3 channels"
-    ):
+    with pytest.raises(DistproError, match="VisionTransformer cannot take images of 16×16 pixels and 3 channels"):
         tap(model)
 
 

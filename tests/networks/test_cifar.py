@@ -73,15 +73,11 @@ def test_usual_spellings(spelling: str) -> None:
 
 def test_no_name_of_timm_is_taken() -> None:
     assert [name for name in timm.list_models() if find_network(name)] == []
-    assert {"resnet_8x4", "resnet8x4"} <= {
-        name for name in ("resnet_8x4", *network_names()) if find_network(name)
-    }
+    assert {"resnet_8x4", "resnet8x4"} <= {name for name in ("resnet_8x4", *network_names()) if find_network(name)}
 
 
 def test_wrn_depth_rule() -> None:
-    with pytest.raises(
-        DistproError, match=r"wrn_18_2: the depth of a WRN is 6n \+ 4 .*found 18; take wrn_16_2"
-    ):
+    with pytest.raises(DistproError, match=r"wrn_18_2: the depth of a WRN is 6n \+ 4 .*found 18; take wrn_16_2"):
         build("wrn_18_2")
     with pytest.raises(DistproError, match="widening factor is at least 1"):
         build("wrn_16_0")

@@ -114,9 +114,7 @@ def test_pre_activation_network_is_tapped_at_the_relu_that_follows() -> None:
     network = build_network(Network(name="wrn_10_1", feature="after-activation"), DATA).eval()
     features = tapped(network)
     model, data = network.model, (images() - network.mean) / network.std
-    for level, following in enumerate(
-        (model.block2.layer[0].bn1, model.block3.layer[0].bn1, model.bn1), start=1
-    ):
+    for level, following in enumerate((model.block2.layer[0].bn1, model.block3.layer[0].bn1, model.bn1), start=1):
         data = getattr(model, f"block{level}")(model.conv1(data) if level == 1 else data)
         assert torch.equal(features[level], F.relu(following(data)))
     raw = build_network(Network(name="wrn_10_1", feature="before-activation"), DATA).eval()
@@ -129,9 +127,7 @@ def test_fused_norm_and_activation_is_seen_through() -> None:
     network = TappedNetwork(model, feature="after-activation", image_size=64, **PLAIN)
     with torch.no_grad():
         features = tapped(network, 64)
-        raw = model.features.denseblock1(
-            model.features.pool0(model.features.norm0(model.features.conv0(images(64))))
-        )
+        raw = model.features.denseblock1(model.features.pool0(model.features.norm0(model.features.conv0(images(64)))))
         assert torch.equal(features[1], model.features.transition1.norm(raw))
 
 
@@ -209,9 +205,7 @@ def test_inference_mode_works() -> None:
         ("swin_tiny_patch4_window7_224", 64, "map map map map vector", [4, 8, 16, 32, None]),
     ],
 )
-def test_default_levels_of_timm_networks(
-    name: str, size: int, kinds: str, reductions: list[int | None]
-) -> None:
+def test_default_levels_of_timm_networks(name: str, size: int, kinds: str, reductions: list[int | None]) -> None:
     data = Data(name="folder", image_size=size, num_classes=7)
     network = build_network(Network(name=name), data).eval()
     assert " ".join(level.kind for level in network.levels) == kinds
@@ -219,9 +213,7 @@ def test_default_levels_of_timm_networks(
     assert [(level.number, level.count) for level in network.levels] == [(i, 5) for i in range(1, 6)]
     with torch.no_grad():
         features = tapped(network, size)
-    assert [tuple(feature.shape[1:]) for feature in features.values()] == [
-        level.shape for level in network.levels
-    ]
+    assert [tuple(feature.shape[1:]) for feature in features.values()] == [level.shape for level in network.levels]
 
 
 def test_equally_deep_blocks_are_spaced_and_swin_is_channels_first() -> None:
@@ -229,7 +221,5 @@ def test_equally_deep_blocks_are_spaced_and_swin_is_channels_first() -> None:
     vit = build_network(Network(name="vit_tiny_patch16_224", levels=[2, 5, -4, 11, "pooled"]), data)
     assert [level.name for level in vit.levels] == ["blocks.2", "blocks.5", "blocks.8", "blocks.11", "pooled"]
     assert vit.levels[0].shape == (197, 192)
-    swin = build_network(
-        Network(name="swin_tiny_patch4_window7_224"), Data(image_size=64, num_classes=7)
-    ).eval()
+    swin = build_network(Network(name="swin_tiny_patch4_window7_224"), Data(image_size=64, num_classes=7)).eval()
     assert swin.levels[0].shape == (96, 16, 16)

@@ -93,9 +93,7 @@ def test_misfits_are_named(tmp_path: Path) -> None:
 
 def test_a_classifier_of_another_size_says_num_classes(tmp_path: Path) -> None:
     save_weights(network(9), tmp_path / "nine.safetensors", {})
-    with pytest.raises(
-        DistproError, match=r"classifier has 9 classes.* here has 5; set data.num_classes to 9"
-    ):
+    with pytest.raises(DistproError, match=r"classifier has 9 classes.* here has 5; set data.num_classes to 9"):
         load_weights(network(5), tmp_path / "nine.safetensors")
 
 

@@ -19,9 +19,7 @@ def ids(*groups: PathwayGroup) -> list[str]:
     return [info.id for info in resolve_pathways(groups, TEACHER, STUDENT)]
 
 
-def group(
-    connections: str | list[list[int]] = "lower", transform: str = "conv1", **keys: object
-) -> PathwayGroup:
+def group(connections: str | list[list[int]] = "lower", transform: str = "conv1", **keys: object) -> PathwayGroup:
     return PathwayGroup.model_validate({"connections": connections, "transform": transform, **keys})
 
 
@@ -116,9 +114,7 @@ def test_declared_twice() -> None:
 def test_joining_nothing() -> None:
     nothing = group("same").model_copy(update={"connections": []})  # the schema refuses it too
     assert "joins no levels; name pairs of teacher levels 1 (stage1" in problems_of(nothing)
-    with pytest.raises(
-        RecipeError, match=r"'same' with distance kl joins no levels; add logits to teacher\.levels"
-    ):
+    with pytest.raises(RecipeError, match=r"'same' with distance kl joins no levels; add logits to teacher\.levels"):
         resolve_pathways([group("same", "identity", distance="kl")], TEACHER[:4], STUDENT[:3])
 
 
@@ -128,7 +124,4 @@ def test_one_cause_is_told_once() -> None:
         resolve_pathways([group("same", "conv2"), group([[1, 1]], "conv1", distance="kl")], teacher, student)
     text = str(caught.value)
     assert "1-1: teacher level 1 (stage1) has 15 tokens, which form no square grid" in text
-    assert (
-        "1-1: distance kl compares logits or vectors, but the teacher's stage1 is tokens of shape 15×8"
-        in text
-    )
+    assert "1-1: distance kl compares logits or vectors, but the teacher's stage1 is tokens of shape 15×8" in text

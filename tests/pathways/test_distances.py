@@ -199,7 +199,5 @@ def test_errors(name: str, options: dict[str, Any], message: str) -> None:
 
 def test_kl_refuses_maps() -> None:
     make_distance("kl").check(level(10, kind="logits"))
-    with pytest.raises(
-        DistproError, match="kl compares logits or vectors, but the teacher's stage1 is map of shape"
-    ):
+    with pytest.raises(DistproError, match="kl compares logits or vectors, but the teacher's stage1 is map of shape"):
         make_distance("kl").check(level(6, 8, 8))

@@ -77,6 +77,4 @@ def test_same_random_state_same_blocks() -> None:
     for _ in range(2):
         torch.manual_seed(3)
         states.append(Pathways(infos).state_dict())
-    assert all(
-        torch.equal(one, other) for one, other in zip(states[0].values(), states[1].values(), strict=True)
-    )
+    assert all(torch.equal(one, other) for one, other in zip(states[0].values(), states[1].values(), strict=True))

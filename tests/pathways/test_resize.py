@@ -35,6 +35,4 @@ def test_pooling_matrix_is_adaptive_pooling_along_one_axis(cells: int, pools: in
     values = torch.randn(1, 1, cells)
     matrix = pooling_matrix(cells, pools, values.device)
     assert torch.allclose(values @ matrix.T, F.adaptive_avg_pool1d(values, pools), atol=1e-6)
-    assert spread(torch.ones(1, 1, pools, pools), (cells, cells)).sum().item() == pytest.approx(
-        pools**2, rel=1e-5
-    )
+    assert spread(torch.ones(1, 1, pools, pools), (cells, cells)).sum().item() == pytest.approx(pools**2, rel=1e-5)

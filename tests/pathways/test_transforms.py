@@ -68,9 +68,7 @@ def test_gradient_reaches_student_and_parameters(name: str, student: LevelInfo, 
 
 
 @every_case
-def test_memory_format_and_repetition_change_nothing(
-    name: str, student: LevelInfo, teacher: LevelInfo
-) -> None:
+def test_memory_format_and_repetition_change_nothing(name: str, student: LevelInfo, teacher: LevelInfo) -> None:
     transform = make_transform(name, student, teacher)
     source, target = feature(student, 4), feature(teacher, 4, seed=1)
 
@@ -110,9 +108,7 @@ def test_convolves_at_the_smaller_resolution(name: str) -> None:
         seen: list[tuple[int, ...]] = []
         for layer in transform.modules():
             if isinstance(layer, nn.Conv2d):
-                layer.register_forward_pre_hook(
-                    lambda _, given, seen=seen: seen.append(tuple(given[0].shape[2:]))
-                )
+                layer.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(tuple(given[0].shape[2:])))
         transform(feature(student))
         assert set(seen) <= {(4, 4), (1, 1)}
 

@@ -195,9 +195,7 @@ class TestFiles:
         assert load_recipe(path).teacher.name == "wrn_16_2"
         assert load_recipe(str(path), ["seed=3"]).seed == 3
 
-    def test_a_shipped_name_is_found_from_anywhere(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_shipped_name_is_found_from_anywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "quickstart").mkdir()
         assert load_recipe("quickstart").data.name == "digits"

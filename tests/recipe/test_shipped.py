@@ -115,9 +115,7 @@ def test_the_wheel_carries_recipes_and_processes(tmp_path: Path) -> None:
     (source / "processes" / "cifar10").mkdir(parents=True)
     (source / "processes" / "cifar10" / "a-b.safetensors").write_bytes(b"")
     code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
         names = set(wheel.namelist())

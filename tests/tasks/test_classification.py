@@ -49,9 +49,7 @@ def test_evaluation_counts_over_all_batches() -> None:
 
 
 def test_few_classes_have_no_top5() -> None:
-    result = evaluate(
-        lambda batch: batch.flatten(1), [(torch.eye(3)[:, :, None, None], torch.tensor([0, 1, 0]))]
-    )
+    result = evaluate(lambda batch: batch.flatten(1), [(torch.eye(3)[:, :, None, None], torch.tensor([0, 1, 0]))])
     assert set(result) == {"top1", "loss", "images"}
     assert math.isclose(result["top1"], 200 / 3)
 

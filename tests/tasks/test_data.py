@@ -17,9 +17,7 @@ from distpro_cli.recipe.schema import Augmentation, Data
 from distpro_cli.tasks.data import ClassificationData
 from tests.tasks.conftest import folder_data, random_image
 
-EVERYTHING = Augmentation(
-    crop="resized", auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5
-)
+EVERYTHING = Augmentation(crop="resized", auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5)
 DIGITS = Data(name="digits", image_size=32, workers=0, augment=Augmentation(crop="pad", padding=2, flip=0.0))
 
 
@@ -53,24 +51,18 @@ def test_digits_have_the_stated_split_and_range() -> None:
 
 @pytest.mark.parametrize("augment", [Augmentation(crop="pad"), EVERYTHING])
 @pytest.mark.parametrize("cache", [False, True])
-def test_batches_do_not_depend_on_workers_or_cache(
-    image_root: Path, augment: Augmentation, cache: bool
-) -> None:
+def test_batches_do_not_depend_on_workers_or_cache(image_root: Path, augment: Augmentation, cache: bool) -> None:
     expected = list(ClassificationData(folder_data(image_root, augment=augment), 3).train_batches(10, 9))
     for workers in (0, 2):
         spec = folder_data(image_root, augment=augment, workers=workers, cache=cache)
         data = ClassificationData(spec, 3)
         assert same(expected, list(data.train_batches(10, 9)))
-        assert same(
-            list(ClassificationData(folder_data(image_root), 0).test_batches(5)), list(data.test_batches(5))
-        )
+        assert same(list(ClassificationData(folder_data(image_root), 0).test_batches(5)), list(data.test_batches(5)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_continues_in_the_middle_of_an_epoch(image_root: Path, workers: int) -> None:
-    data = ClassificationData(
-        folder_data(image_root, augment=EVERYTHING, workers=workers), 3, outer_share=0.5
-    )
+    data = ClassificationData(folder_data(image_root, augment=EVERYTHING, workers=workers), 3, outer_share=0.5)
     assert data.steps_per_epoch(5) == 4
     for batches in (data.train_batches, data.outer_batches):
         whole = list(batches(5, 11))

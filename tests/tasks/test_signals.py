@@ -62,9 +62,7 @@ def test_a_signal_to_the_group_leaves_the_data_flowing(name: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_workers_do_not_outlive_a_killed_parent() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(name="SIGINT")], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(name="SIGINT")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
     process.kill()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from distpro_cli.errors import DistproError
 from distpro_cli.recipe.schema import Data
-from distpro_cli.tasks.data import ClassificationData, known_num_classes, open_source
+from distpro_cli.tasks.data import ClassificationData, open_source
 from distpro_cli.tasks.folders import open_folder
 from tests.tasks.conftest import folder_data, write_folder, write_tar
 
@@ -75,9 +75,7 @@ def test_a_missing_split_lists_what_there_is(image_root: Path) -> None:
     with pytest.raises(DistproError, match=r"has no 'tset', .*did you mean 'test'.*it holds: test, train"):
         open_folder(str(image_root), "tset")
     shutil.rmtree(image_root / "test")
-    with pytest.raises(
-        DistproError, match=r"no 'test' or .* name another with data\.test_split.*test_on=held-out"
-    ):
+    with pytest.raises(DistproError, match=r"no 'test' or .* name another with data\.test_split.*test_on=held-out"):
         ClassificationData(folder_data(image_root), 0)
 
 
@@ -121,9 +119,7 @@ def test_a_corrupt_image_is_named(image_root: Path, workers: int) -> None:
 
 
 def test_the_class_count_must_fit_the_recipe(image_root: Path) -> None:
-    with pytest.raises(
-        DistproError, match=r"data\.num_classes: 4, but .* has 3 classes.*set data\.num_classes=3"
-    ):
+    with pytest.raises(DistproError, match=r"data\.num_classes: 4, but .* has 3 classes.*set data\.num_classes=3"):
         ClassificationData(folder_data(image_root, num_classes=4), 0)
     with pytest.raises(DistproError, match=r"1000 \(not set\), but .* has 3 classes"):
         ClassificationData(folder_data(image_root, num_classes=None), 0)
@@ -184,5 +180,5 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_known_class_counts() -> None:
     names = {"digits": 10, "torch/cifar100": 100, "torch/cifar10": 10, "folder": 1000}
-    assert {name: known_num_classes(Data(name=name)) for name in names} == names
-    assert known_num_classes(Data(name="torch/cifar100", num_classes=7)) == 7
+    assert {name: Data(name=name).known_num_classes() for name in names} == names
+    assert Data(name="torch/cifar100", num_classes=7).known_num_classes() == 7

@@ -84,8 +84,6 @@ def _init(network: nn.Module) -> None:
 
 
 @register_network("mobilenet_v2_cifar", pattern=r"mobilenet_?v2_cifar")
-def cifar_mobilenet_v2(
-    *, num_classes: int, width: float = 0.5, expansion: int = 6, in_channels: int = 3
-) -> nn.Module:
+def cifar_mobilenet_v2(*, num_classes: int, width: float = 0.5, expansion: int = 6, in_channels: int = 3) -> nn.Module:
     """Builds MobileNetV2 for CIFAR, at half width by default."""
     return CifarMobileNetV2(num_classes, width, expansion, in_channels)

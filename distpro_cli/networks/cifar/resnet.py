@@ -38,9 +38,7 @@ class BasicBlock(nn.Module):
 class CifarResNet(CifarNetwork):
     """A stem and three stages of basic blocks; depth = 6n + 2."""
 
-    def __init__(
-        self, depth: int, num_classes: int, widths: tuple[int, int, int, int], in_channels: int
-    ) -> None:
+    def __init__(self, depth: int, num_classes: int, widths: tuple[int, int, int, int], in_channels: int) -> None:
         super().__init__(num_classes)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -50,9 +48,7 @@ class CifarResNet(CifarNetwork):
         self.layer2 = _stage(widths[1], widths[2], num_blocks, stride=2)
         self.layer3 = _stage(widths[2], widths[3], num_blocks, stride=2)
         self.fc = nn.Linear(widths[3], num_classes)
-        self.feature_info = stages(
-            ("layer1", widths[1], 1), ("layer2", widths[2], 2), ("layer3", widths[3], 4)
-        )
+        self.feature_info = stages(("layer1", widths[1], 1), ("layer2", widths[2], 2), ("layer3", widths[3], 4))
         init_kaiming(self)
 
     def forward(self, images_bchw: Tensor) -> Tensor:

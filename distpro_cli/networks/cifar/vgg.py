@@ -69,9 +69,7 @@ def _init(network: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
-@register_network(
-    *(f"vgg{depth}_cifar" for depth in CONVOLUTIONS), pattern=r"vgg_?(?P<depth>8|11|13|16|19)_cifar"
-)
+@register_network(*(f"vgg{depth}_cifar" for depth in CONVOLUTIONS), pattern=r"vgg_?(?P<depth>8|11|13|16|19)_cifar")
 def cifar_vgg(*, depth: int, num_classes: int, in_channels: int = 3) -> nn.Module:
     """Builds VGG-depth with BatchNorm for CIFAR."""
     return CifarVGG(depth, num_classes, in_channels)

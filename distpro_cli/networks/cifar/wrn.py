@@ -37,9 +37,7 @@ class PreActivationBlock(nn.Module):
 class Stage(nn.Module):
     """A row of blocks, of which the first changes resolution and channels."""
 
-    def __init__(
-        self, in_channels: int, channels: int, num_blocks: int, stride: int, drop_rate: float
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, num_blocks: int, stride: int, drop_rate: float) -> None:
         super().__init__()
         blocks = [PreActivationBlock(in_channels, channels, stride, drop_rate)]
         blocks += [PreActivationBlock(channels, channels, 1, drop_rate) for _ in range(num_blocks - 1)]
@@ -80,9 +78,7 @@ class WideResNet(CifarNetwork):
     "wrn_10_1", "wrn_16_1", "wrn_16_2", "wrn_28_2", "wrn_28_10", "wrn_40_1", "wrn_40_2", "wrn_40_4",
     pattern=r"wrn_?(?P<depth>\d{1,4})_(?P<width>\d{1,3})",
 )  # fmt: skip
-def wide_resnet(
-    *, depth: int, width: int, num_classes: int, drop_rate: float = 0.0, in_channels: int = 3
-) -> nn.Module:
+def wide_resnet(*, depth: int, width: int, num_classes: int, drop_rate: float = 0.0, in_channels: int = 3) -> nn.Module:
     """Builds WRN-depth-width.
 
     Args:

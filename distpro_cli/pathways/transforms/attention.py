@@ -27,18 +27,14 @@ class Attention(Transform):
         reduction: Factor by which the channel gate narrows.
     """
 
-    def __init__(
-        self, student: LevelInfo, teacher: LevelInfo, *, mid: int | None = None, reduction: int = 4
-    ) -> None:
+    def __init__(self, student: LevelInfo, teacher: LevelInfo, *, mid: int | None = None, reduction: int = 4) -> None:
         super().__init__(student, teacher)
         mid = min(self.in_channels, self.out_channels) if mid is None else positive_integer("mid", mid)
         narrow = max(1, mid // positive_integer("reduction", reduction))
         self.reduce = nn.Sequential(
             convolution(self.in_channels, mid, 1, self.size), nn.BatchNorm2d(mid), nn.ReLU(inplace=True)
         )
-        self.channel_gate = nn.Sequential(
-            nn.Conv2d(mid, narrow, 1), nn.ReLU(inplace=True), nn.Conv2d(narrow, mid, 1)
-        )
+        self.channel_gate = nn.Sequential(nn.Conv2d(mid, narrow, 1), nn.ReLU(inplace=True), nn.Conv2d(narrow, mid, 1))
         self.position_gate = nn.Conv2d(mid, 1, 1)
         self.expand = nn.Sequential(
             convolution(mid, self.out_channels, 3, self.size), nn.BatchNorm2d(self.out_channels)
