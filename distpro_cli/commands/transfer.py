@@ -10,6 +10,7 @@ import typer
 
 from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, Resume, RunDir, Seed
 from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run, with_seed
+from distpro_cli.errors import DistproError
 
 if TYPE_CHECKING:
     from distpro_cli.engine.runs import RunFolder
@@ -17,9 +18,16 @@ if TYPE_CHECKING:
     from distpro_cli.process.process import Process
     from distpro_cli.recipe.schema import Recipe
 
+BUILT_IN = ("uniform",)
+
 
 def transfer(
-    process: Annotated[Path, typer.Option("--process", "-p", help="Process file.", show_default=False)],
+    process: Annotated[
+        str,
+        typer.Option(
+            "--process", "-p", help="Process file, or uniform: every pathway at one weight.", show_default=False
+        ),
+    ],
     recipe: Annotated[
         str | None,
         typer.Argument(metavar="[RECIPE]", help="The pair to distil; default: the recipe inside the process file."),
@@ -43,20 +51,19 @@ def transfer(
     quiet: Quiet = False,
 ) -> None:
     """Distil a student with the weights over time of a process, whatever the length of the run."""
-    from distpro_cli.process.file import load_process
-
-    searched = load_process(process)
-    name, resolved = _resolve(recipe, overrides, searched, process, seed)
+    path = Path(process)
+    source = process if process in BUILT_IN and not path.exists() else _load(path)
+    name, resolved = _resolve(recipe, overrides, source, path, seed)
     options = RunOptions(device, seed, run_dir, resume, force, quiet)
 
     def work(folder: RunFolder, around: Surroundings) -> dict[str, Any]:
         from distpro_cli.engine.transfer import Dropping
         from distpro_cli.engine.transfer import transfer as transfer_process
 
-        return transfer_process(resolved, searched, Dropping(threshold, keep), folder, around, mode=match)
+        return transfer_process(resolved, source, Dropping(threshold, keep), folder, around, mode=match)
 
     inputs = {
-        "process": sha256(process.read_bytes()).hexdigest(),
+        "process": process if isinstance(source, str) else sha256(path.read_bytes()).hexdigest(),
         "threshold": threshold,
         "keep": keep,
         "match": match,
@@ -72,14 +79,22 @@ def transfer(
     print(f"weights: {student['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
 
 
+def _load(path: Path) -> Process:
+    from distpro_cli.process.file import load_process
+
+    return load_process(path)
+
+
 def _resolve(
-    recipe: str | None, overrides: list[str] | None, process: Process, path: Path, seed: int | None
+    recipe: str | None, overrides: list[str] | None, source: Process | str, path: Path, seed: int | None
 ) -> tuple[str, Recipe]:
     """Returns the name and the recipe of the run: the one given, else the one inside the process."""
     from distpro_cli.recipe.load import parse_recipe, recipe_name
 
     if recipe is not None and "=" not in recipe:
         return recipe_name(recipe), read_recipe(recipe, overrides, seed)
+    if isinstance(source, str):
+        raise DistproError(f"--process {source} says nothing of the pair: name a recipe, too")
     # Without RECIPE the first override stands in its place.
     given = [*([recipe] if recipe is not None else []), *(overrides or [])]
-    return path.stem, parse_recipe(process.recipe, with_seed(given, seed), filename=f"recipe inside {path}")
+    return path.stem, parse_recipe(source.recipe, with_seed(given, seed), filename=f"recipe inside {path}")

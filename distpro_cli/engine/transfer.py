@@ -7,6 +7,7 @@ from typing import Any
 
 from distpro_cli.engine.loop import ScheduledWeights, Weights
 from distpro_cli.engine.runs import RunFolder
+from distpro_cli.engine.schemes import SCHEMES
 from distpro_cli.engine.search import build_pair, top1_summary
 from distpro_cli.engine.session import Session, Surroundings
 from distpro_cli.engine.step import Pair, Stepper
@@ -28,14 +29,14 @@ class Dropping:
 
 def transfer(
     recipe: Recipe,
-    process: Process,
+    source: Process | str,
     dropping: Dropping,
     folder: RunFolder,
     around: Surroundings,
     *,
     mode: str,
 ) -> dict[str, Any]:
-    """Distils the recipe's student with `process`; returns the summary.
+    """Distils the recipe's student with a process, or with the scheme of that name; returns the summary.
 
     A recipe that says nothing of pathways takes the process's own.
 
@@ -44,11 +45,14 @@ def transfer(
         DistproError: anything else wrong with the user's input.
         Interrupted: a signal came.
     """
-    schedule = process.schedule(threshold=dropping.threshold, keep=dropping.keep)
     session = Session(recipe, around)
-    groups = recipe.pathways if "pathways" in recipe.model_fields_set else pathway_groups(process)
+    groups = recipe.pathways
+    if isinstance(source, Process) and "pathways" not in recipe.model_fields_set:
+        groups = pathway_groups(source)
     pair = build_pair(session, folder, groups)
     assert pair.teacher is not None and pair.pathways is not None
+    process = SCHEMES[source](recipe, pair.pathways.infos) if isinstance(source, str) else source
+    schedule = process.schedule(threshold=dropping.threshold, keep=dropping.keep)
     columns = match(process, pair.pathways.infos, mode)
     teacher_top1 = session.evaluate(pair.teacher)["top1"]
     around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")

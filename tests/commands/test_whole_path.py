@@ -95,6 +95,15 @@ def test_transfer_drops_pathways(distpro: Run, process: Path, option: str, value
     assert 0 < result.json["remaining_percent"] < 100
 
 
+def test_transfer_with_uniform_weights(distpro: Run) -> None:
+    result = distpro("transfer", "tiny.yaml", "--process", "uniform", "distill.epochs=1", "--json", "-q")
+    assert result.status == 0, result.err
+    weights = json.loads((Path(result.json["run_dir"]) / "metrics.jsonl").read_text().splitlines()[0])["weights"]
+    # K κ exp(α) / (e^b + K exp(α)) at α = b = κ = 1 and K = 10
+    np.testing.assert_allclose(list(weights.values()), 10 / 11, rtol=1e-6)
+    assert "name a recipe" in distpro("transfer", "--process", "uniform").err
+
+
 def test_transfer_refuses_another_set_of_pathways(distpro: Run, process: Path) -> None:
     result = distpro("transfer", "tiny.yaml", "-p", process, "pathways.0.connections=same", "-q")
     assert result.status == 2
