@@ -78,7 +78,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
         "rows": len(process.progress),
         "steps": progress.step,
         "seconds": round(progress.train_seconds, 2),
-        "teacher": {"top1": teacher_top1},
+        "teacher": teacher_summary(teacher_top1),
         "student": top1_summary(progress),
         "run_dir": str(folder.path),
     }
@@ -144,6 +144,11 @@ def to_process(
             "student_top1_best": max(progress.top1),
         },
     )
+
+
+def teacher_summary(top1: float) -> dict[str, float]:
+    """Returns the teacher's accuracy under the keys that its student's has; it does not move."""
+    return {"top1": top1, "top1_last": top1, "top1_best": top1}
 
 
 def top1_summary(progress: Progress) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 from distpro_cli.engine.loop import ScheduledWeights, Weights
 from distpro_cli.engine.runs import RunFolder
 from distpro_cli.engine.schemes import SCHEMES
-from distpro_cli.engine.search import build_pair, top1_summary
+from distpro_cli.engine.search import build_pair, teacher_summary, top1_summary
 from distpro_cli.engine.session import Session, Surroundings
 from distpro_cli.engine.step import Pair, Stepper
 from distpro_cli.engine.teacher import cache_folder, teacher_key, train_teacher
@@ -59,7 +59,7 @@ def transfer(
     result = distil(session, pair, schedule, columns, folder, title="transfer")
     summary = {
         "student": {**result["top1"], "weights": str(folder.weights)},
-        "teacher": {"top1": teacher_top1},
+        "teacher": teacher_summary(teacher_top1),
         "pathways_used": int(sum(schedule.ever_on)),
         "remaining_percent": round(schedule.remaining_percent, 2),
         "seconds": result["seconds"],
