@@ -7,6 +7,9 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
     from rich.progress import Progress, TaskID
 
 PLAIN_LINE_SECONDS = 10.0
@@ -71,7 +74,7 @@ class PlainReporter(Reporter):
 
 
 class LiveReporter(Reporter):
-    """A progress bar with loss, accuracies, strongest pathways, speed and time left."""
+    """A progress bar with speed and time left; below it loss, accuracies and the strongest pathways."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -81,7 +84,7 @@ class LiveReporter(Reporter):
         self._task: TaskID | None = None
         self._started = 0.0
         self._first_step = 0
-        self._last_epoch = ""
+        self._status = self._last_epoch = ""
 
     def message(self, text: str) -> None:
         """See `Reporter`."""
@@ -90,26 +93,34 @@ class LiveReporter(Reporter):
     def start(self, title: str, total_steps: int, first_step: int) -> None:
         """See `Reporter`."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.text import Text
 
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
+        reporter = self
+
+        class Panel(Progress):
+            def get_renderables(self) -> Iterator[RenderableType]:
+                yield self.make_tasks_table(self.tasks)
+                yield Text(reporter._status, overflow="ellipsis", no_wrap=True)
+
+        columns = (
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}\n{task.fields[status]}", markup=False),
-            console=self.console,
-            refresh_per_second=4,
         )
-        self._started, self._first_step, self._last_epoch = time.monotonic(), first_step, ""
-        self._task = self._bar.add_task(title, total=total_steps, completed=first_step, speed="", status="")
+        self._bar = Panel(*columns, console=self.console, refresh_per_second=4)
+        self._started, self._first_step = time.monotonic(), first_step
+        self._status = self._last_epoch = ""
+        self._task = self._bar.add_task(title, total=total_steps, completed=first_step, speed="")
         self._bar.start()
 
     def step(self, steps_done: int, row: dict[str, Any]) -> None:
         """See `Reporter`."""
         if self._bar is not None and self._task is not None:
             speed = (steps_done - self._first_step) / max(time.monotonic() - self._started, 1e-9)
-            status = f"{describe(row)}{self._last_epoch}"
-            self._bar.update(self._task, completed=steps_done, speed=f"{speed:.1f} steps/s", status=status)
+            self._status = f"{describe(row)}{self._last_epoch}"
+            self._bar.update(self._task, completed=steps_done, speed=f"{speed:.1f} steps/s")
 
     def epoch(self, epoch: int, epochs: int, top1: float) -> None:
         """See `Reporter`."""
