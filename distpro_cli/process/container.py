@@ -60,9 +60,7 @@ def from_json(text: str, what: str) -> Any:
         ProcessError: it is not that; `what` names the text.
     """
     try:
-        return json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys
-        )
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise ProcessError(f"{what} is nested too deeply") from None
     except ValueError as error:
@@ -113,9 +111,7 @@ def decode_layout(header: Header) -> dict[str, Table]:
     position = 0
     for name, table in sorted(tables.items(), key=lambda item: (item[1].start, item[1].end)):
         if table.start != position:
-            raise ProcessError(
-                f"tensor {name!r} starts at byte {table.start} of the data; expected {position}"
-            )
+            raise ProcessError(f"tensor {name!r} starts at byte {table.start} of the data; expected {position}")
         position = table.end
     return tables
 
@@ -131,9 +127,7 @@ def decode_tables(layout: Mapping[str, Table], data: bytes) -> dict[str, NDArray
         state = "truncated" if len(data) < expected else "followed by something else"
         raise ProcessError(f"{len(data)} bytes of data where the header says {expected}: the file is {state}")
     return {
-        name: np.frombuffer(data[table.start : table.end], dtype="<f4")
-        .reshape(table.shape)
-        .astype(np.float32)
+        name: np.frombuffer(data[table.start : table.end], dtype="<f4").reshape(table.shape).astype(np.float32)
         for name, table in layout.items()
     }
 

@@ -133,9 +133,7 @@ def _versions(text: str) -> dict[str, str]:
     values = from_json(text, "the metadata's versions")
     if not isinstance(values, dict):
         raise ProcessError("the metadata's versions are not an object")
-    return {
-        _name(key, "a name in versions"): _name(value, f"version of {key}") for key, value in values.items()
-    }
+    return {_name(key, "a name in versions"): _name(value, f"version of {key}") for key, value in values.items()}
 
 
 def _measured(text: str) -> dict[str, float | int | str]:

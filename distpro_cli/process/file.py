@@ -137,14 +137,10 @@ def _read_header(file: IO[bytes], size: int) -> Header:
 
 def _check_format(metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
-        raise NotAProcessError(
-            f"a safetensors file, but not a process: its metadata has no format {FORMAT!r}"
-        )
+        raise NotAProcessError(f"a safetensors file, but not a process: its metadata has no format {FORMAT!r}")
     version = metadata.get("version", "")
     if not (version.isascii() and version.isdigit() and 0 < len(version) <= 9 and int(version) > 0):
-        raise ProcessError(
-            f"the metadata's version is {version[:40]!r}; expected a whole number such as '{VERSION}'"
-        )
+        raise ProcessError(f"the metadata's version is {version[:40]!r}; expected a whole number such as '{VERSION}'")
     if int(version) > VERSION:
         raise ProcessError(
             f"made by a newer distpro: format version {int(version)}, this one reads up to {VERSION}; "

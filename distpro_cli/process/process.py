@@ -191,9 +191,7 @@ class Process:
 
     def remaining_percent(self, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
         """Returns the share of the entries kept, in percent, by the threshold as text."""
-        return {
-            f"{threshold:g}": self.schedule(threshold=threshold).remaining_percent for threshold in thresholds
-        }
+        return {f"{threshold:g}": self.schedule(threshold=threshold).remaining_percent for threshold in thresholds}
 
     def _strongest(self, alpha_tk: NDArray[np.float64], keep: float) -> Schedule:
         count = max(1, int(np.floor(keep * alpha_tk.size + 0.5)))
@@ -236,9 +234,7 @@ def _check_tables(process: Process) -> None:
     progress, weights, alpha = process.progress, process.weights, process.alpha
     num_pathways = len(process.pathways)
     if progress.ndim != 1 or len(progress) < 2:
-        raise ProcessError(
-            f"progress has the shape {list(progress.shape)}; expected [T] with at least 2 rows"
-        )
+        raise ProcessError(f"progress has the shape {list(progress.shape)}; expected [T] with at least 2 rows")
     if num_pathways == 0:
         raise ProcessError("there is no pathway; a process has at least one")
     expected = (len(progress), num_pathways)

@@ -1,0 +1,183 @@
+"""distpro inspect: show recipes and processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distpro_cli.commands.options import Force, Json, Quiet
+from distpro_cli.errors import DistproError
+
+_OWN_FOLDER = Path("processes")
+
+
+def inspect(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            help="Process files, folders of them, recipes; nothing: what ships and what lies in processes/.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw the weights over time into this .png, .svg or .pdf.", show_default=False),
+    ] = None,
+    thresholds: Annotated[
+        str, typer.Option("--thresholds", help="Thresholds for which the share of the entries left is shown.")
+    ] = "0.3,0.5,0.6,0.7",
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show processes, one in full or several side by side, and what a recipe resolves to."""
+    marks = parse_thresholds(thresholds)
+    if plot is not None:
+        from distpro_cli.report.plots import check_plot_path
+
+        check_plot_path(plot, force=force)
+    if not paths:
+        _inspect_all(marks, plot, force=force, json=json)
+    else:
+        _inspect_paths(paths, marks, plot, force=force, json=json)
+    if plot is not None and not quiet:
+        print(f"plot: {plot}", file=sys.stderr)
+
+
+def print_process(path: Path) -> None:
+    """Prints the process at `path` as `distpro inspect` does."""
+    from distpro_cli.process.file import load_process
+    from distpro_cli.report.process_table import print_process_table
+
+    print_process_table(str(path), load_process(path))
+
+
+def parse_thresholds(text: str) -> tuple[float, ...]:
+    """Reads thresholds in [0, 1] between commas.
+
+    Raises:
+        DistproError: one is not a number in [0, 1].
+    """
+    marks = []
+    for part in text.split(","):
+        try:
+            mark = float(part)
+        except ValueError:
+            mark = -1.0
+        if not 0 <= mark <= 1:
+            raise DistproError(f"--thresholds: '{part}' is not a number from 0 to 1; an example: 0.3,0.5")
+        marks.append(mark)
+    return tuple(marks)
+
+
+def _inspect_paths(paths: Sequence[str], marks: Sequence[float], plot: Path | None, *, force: bool, json: bool) -> None:
+    from distpro_cli.commands.targets import find_targets
+
+    targets = find_targets(paths)
+    reports = [(source, _recipe_report(source)) for source in targets.recipes]
+    _plot(targets.sound, plot, force=force)
+    listed = any(Path(path).is_dir() for path in paths)
+    if json:
+        _print_json(_summaries(targets.processes, marks), reports, single=len(paths) == 1 and not listed)
+        return
+    from distpro_cli.report.process_table import print_process_list, print_process_table, print_side_by_side
+
+    if listed:
+        print_process_list("processes", _summaries(targets.processes, marks))
+    elif len(targets.sound) == 1:
+        print_process_table(*targets.sound[0], marks)
+    elif targets.sound:
+        print_side_by_side(targets.sound, marks)
+    if reports:
+        from distpro_cli.report.recipe_table import print_recipe_table
+
+        for source, report in reports:
+            print_recipe_table(source, report)
+
+
+def _inspect_all(marks: Sequence[float], plot: Path | None, *, force: bool, json: bool) -> None:
+    from distpro_cli.commands.targets import Targets, add_folder
+    from distpro_cli.process.file import load_process
+    from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
+
+    targets = Targets()
+    if _OWN_FOLDER.is_dir():
+        add_folder(targets, _OWN_FOLDER)
+    seen = {Path(label).resolve() for label, _ in targets.processes}
+    for name, path in shipped_processes().items():
+        if path.resolve() not in seen:
+            targets.processes.append((name, load_process(path)))
+    recipes = [_recipe_entry(name, path) for name, path in shipped_recipes().items()]
+    _plot(targets.sound, plot, force=force)
+    summaries = _summaries(targets.processes, marks)
+    if json:
+        from distpro_cli.commands.running import print_json
+
+        print_json({"recipes": recipes, "processes": summaries})
+        return
+    from distpro_cli.report.process_table import print_process_list
+    from distpro_cli.report.recipe_table import print_recipe_list
+
+    print_recipe_list("recipes that ship", recipes)
+    print_process_list("processes", summaries)
+
+
+def _summaries(processes: Sequence[tuple[str, Any]], marks: Sequence[float]) -> list[dict[str, Any]]:
+    from distpro_cli.process.summary import summarize
+
+    return [
+        {"path": label, "error": process} if isinstance(process, str) else {"path": label, **summarize(process, marks)}
+        for label, process in processes
+    ]
+
+
+def _recipe_report(source: str) -> dict[str, Any]:
+    from distpro_cli.recipe.load import load_recipe
+
+    recipe = load_recipe(source)
+    from distpro_cli.pathways.cost import recipe_report
+
+    return recipe_report(recipe)
+
+
+def _recipe_entry(name: str, path: Path) -> dict[str, Any]:
+    from distpro_cli.recipe.load import load_recipe
+
+    entry: dict[str, Any] = {"name": name, "path": str(path)}
+    try:
+        recipe = load_recipe(path)
+    except DistproError as error:
+        return {**entry, "error": str(error)}
+    return {**entry, "teacher": recipe.teacher.name, "student": recipe.student.name, "data": recipe.data.name}
+
+
+def _plot(processes: Sequence[tuple[str, Any]], plot: Path | None, *, force: bool) -> None:
+    if plot is None:
+        return
+    if not processes:
+        raise DistproError("--plot draws processes, and there is none; name a process file or a folder of them")
+    from distpro_cli.report.plots import plot_processes
+
+    plot_processes([(_short(label), process) for label, process in processes], plot, force=force)
+
+
+def _short(label: str) -> str:
+    path = Path(label)
+    return path.stem if path.suffix == ".safetensors" else label
+
+
+def _print_json(
+    processes: list[dict[str, Any]], reports: Sequence[tuple[str, dict[str, Any]]], *, single: bool
+) -> None:
+    from distpro_cli.commands.running import print_json
+
+    recipes = [{"path": source, **report} for source, report in reports]
+    if single:
+        print_json([*processes, *recipes][0])
+        return
+    print_json({"processes": processes, **({"recipes": recipes} if recipes else {})})

@@ -1,0 +1,97 @@
+"""What the paths given to a command name: process files, folders of them, recipes, things that ship."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distpro_cli.errors import DistproError, ProcessError, nearest
+from distpro_cli.process.file import NotAProcessError, load_process
+from distpro_cli.process.process import Process
+
+PROCESS_SUFFIX = ".safetensors"
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass
+class Targets:
+    """What was found, in the order given.
+
+    Attributes:
+        processes: Label and process; for a file found in a folder that cannot be read, label and reason.
+        recipes: Paths or names of recipes.
+        others: Safetensors files in folders that hold something else.
+    """
+
+    processes: list[tuple[str, Process | str]] = field(default_factory=list)
+    recipes: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> list[tuple[str, Process]]:
+        """The processes that could be read."""
+        return [(label, process) for label, process in self.processes if isinstance(process, Process)]
+
+
+def find_targets(paths: Sequence[str]) -> Targets:
+    """Finds what `paths` name: a file, a folder, a shipped recipe or a shipped process.
+
+    Raises:
+        DistproError: at least one names nothing, or a file that cannot be read; one line each.
+    """
+    targets, problems = Targets(), []
+    for text in paths:
+        try:
+            _add(targets, text)
+        except DistproError as error:
+            problems.append(error)
+    if problems:
+        raise type(problems[0])("\n".join(str(problem) for problem in problems))
+    return targets
+
+
+def add_folder(targets: Targets, folder: Path) -> None:
+    """Adds the processes below `folder`; those that cannot be read with the reason, none of hidden folders."""
+    for path in _files_below(folder):
+        try:
+            targets.processes.append((str(path), load_process(path)))
+        except NotAProcessError:
+            targets.others.append(str(path))
+        except ProcessError as error:
+            targets.processes.append((str(path), str(error)))
+
+
+def _add(targets: Targets, text: str) -> None:
+    path = Path(text)
+    if path.is_dir():
+        add_folder(targets, path)
+    elif path.suffix.lower() in RECIPE_SUFFIXES:
+        targets.recipes.append(text)
+    elif os.path.lexists(path):
+        targets.processes.append((text, load_process(path)))
+    else:
+        _add_shipped(targets, text)
+
+
+def _add_shipped(targets: Targets, text: str) -> None:
+    from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
+
+    recipes, processes = shipped_recipes(), shipped_processes()
+    name = text.removesuffix(PROCESS_SUFFIX)
+    if text in recipes:
+        targets.recipes.append(text)
+    elif name in processes:
+        targets.processes.append((text, load_process(processes[name])))
+    else:
+        hint = nearest(text, [*recipes, *processes])
+        raise DistproError(f"{text}: no such file or folder, and no recipe or process of that name ships{hint}")
+
+
+def _files_below(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent) / name for name in files if name.endswith(PROCESS_SUFFIX)]
+    return sorted(found)

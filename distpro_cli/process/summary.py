@@ -1,0 +1,65 @@
+"""What `inspect` says of a process, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distpro_cli.process.file import FORMAT, VERSION
+from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.process.process import THRESHOLDS, Process
+
+
+def summarize(process: Process, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, Any]:
+    """Returns what a process holds.
+
+    `pathways` has the weight at progress 0, ½ and 1 (`start`, `middle`, `end`), its `mean` over time, and the
+    `share` of the sum of the means, in [0, 1]. `remaining_percent` maps a threshold to the entries left.
+    """
+    columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, process.share, strict=True)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "rows": len(process.progress),
+        "pathways": [
+            {
+                "id": pathway.id,
+                "teacher_level": pathway.teacher.number,
+                "student_level": pathway.student.number,
+                "transform": pathway.transform,
+                "distance": pathway.distance,
+                "start": float(start),
+                "middle": float(middle),
+                "end": float(end),
+                "mean": float(mean),
+                "share": float(share),
+            }
+            for pathway, (start, middle, end, mean, share) in zip(process.pathways, columns, strict=True)
+        ],
+        "remaining_percent": process.remaining_percent(thresholds),
+        "normalization": process.normalization,
+        "seed": process.seed,
+        "versions": dict(process.versions),
+        "measured": dict(process.measured),
+    }
+
+
+def sample(process: Process, num_points: int) -> NDArray[np.float64]:
+    """Returns the mean weights in `num_points` equal parts of the run; [points, K]."""
+    within = 8
+    u = (np.arange(num_points * within) + 0.5) / (num_points * within)
+    columns = [np.interp(u, process.progress, column) for column in process.weights.T]
+    means: NDArray[np.float64] = np.stack(columns, axis=1).reshape(num_points, within, -1).mean(axis=1)
+    return means
+
+
+def levels(process: Process, side: str) -> list[LevelInfo]:
+    """Returns the levels that pathways use on one `side` (`teacher` or `student`), shallow to deep."""
+    used: dict[int, LevelInfo] = {}
+    for pathway in process.pathways:
+        level = pathway.teacher if side == "teacher" else pathway.student
+        used.setdefault(level.number, level)
+    return [used[number] for number in sorted(used)]

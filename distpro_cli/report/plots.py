@@ -1,0 +1,180 @@
+"""Plots of processes: the weight of every pathway over time, one panel a connection."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distpro_cli.errors import DistproError, nearest
+from distpro_cli.process.atomic import check_writable, write_atomically
+from distpro_cli.process.pathway import LevelInfo, PathwayInfo
+from distpro_cli.process.process import Process
+from distpro_cli.process.summary import levels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg", ".pdf")
+_COLOURS = ("#2f6fb0", "#d1633a", "#4f9a57", "#8a63b0", "#c2a13a", "#4aa3a8", "#b5527d", "#6b6b6b")
+_LINES = ("-", "--", ":", "-.")
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9a9a9a",
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "svg.hashsalt": "distpro",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+
+
+def check_plot_path(path: Path, *, force: bool) -> None:
+    """Refuses a path of another kind than those that can be drawn, or one that is taken.
+
+    Raises:
+        DistproError: with what is allowed.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        hint = nearest(path.suffix.lower(), SUFFIXES)
+        raise DistproError(f"--plot {path}: the suffix is '{path.suffix}'; allowed: {', '.join(SUFFIXES)}{hint}")
+    check_writable(path, force=force)
+
+
+def plot_processes(processes: Sequence[tuple[str, Process]], path: Path, *, force: bool = False) -> None:
+    """Draws the weights over time; teacher levels down, student levels across, shared axes.
+
+    One process: a colour a transform and distance. Several: a colour a process, a line style a transform and
+    distance. Equal input gives equal bytes.
+
+    Args:
+        processes: Label and process, at least one.
+        path: `.png`, `.svg` or `.pdf`.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        DistproError: the suffix is another, the file exists, or it cannot be written.
+    """
+    check_plot_path(path, force=force)
+    import matplotlib as mpl
+
+    kind = path.suffix.lower()[1:]
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    content = io.BytesIO()
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
+        _draw(processes).savefig(content, format=kind, dpi=160, metadata=metadata, facecolor="white")
+    write_atomically(path, lambda file: file.write(content.getvalue()))
+
+
+def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:
+    from matplotlib.figure import Figure
+
+    teacher, student = _all_levels(processes, "teacher"), _all_levels(processes, "student")
+    width = min(2.1, max(0.95, 12 / len(student)))
+    figure = Figure(figsize=(1.3 + width * len(student), 1.2 + 0.68 * width * len(teacher)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)  # type: ignore[union-attr,call-arg]
+    axes = figure.subplots(len(teacher), len(student), sharex=True, sharey=True, squeeze=False)
+    panels = {
+        (row.number, column.number): axes[i][j] for i, row in enumerate(teacher) for j, column in enumerate(student)
+    }
+    used = {pathway.connection for _, process in processes for pathway in process.pathways}
+    handles = _draw_lines(processes, panels)
+    top = max(float(process.weights.max()) for _, process in processes)
+    axes[0][0].set_xlim(0, 1)
+    axes[0][0].set_ylim(0, 1.08 * top if top > 0 else 1)
+    axes[0][0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes[0][0].locator_params(axis="y", nbins=4)
+    _label(panels, used, teacher, student)
+    figure.suptitle(_title(processes), fontsize=10, fontweight="bold")
+    figure.supxlabel("training progress", fontsize=9)
+    figure.supylabel("weight of the pathway", fontsize=9)
+    if len(handles) > 1:
+        columns = min(len(handles), max(1, len(student)), 4)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            fontsize=8,
+        )
+    return figure
+
+
+def _draw_lines(processes: Sequence[tuple[str, Process]], panels: dict[tuple[int, int], Axes]) -> dict[str, Any]:
+    """Draws every pathway into its panel; returns the legend's lines by name."""
+    kinds = list(dict.fromkeys(_kind(pathway) for _, process in processes for pathway in process.pathways))
+    several = len(processes) > 1
+    alone = not several and len(kinds) == 1
+    handles: dict[str, Any] = {}
+    for i, (label, process) in enumerate(processes):
+        for k, pathway in enumerate(process.pathways):
+            kind = kinds.index(_kind(pathway))
+            colour = _COLOURS[(i if several else kind) % len(_COLOURS)]
+            line = _LINES[kind % len(_LINES) if several else 0]
+            name = (f"{label}, {_kind(pathway)}" if len(kinds) > 1 else label) if several else _kind(pathway)
+            axes, weights_t = panels[pathway.connection], process.weights[:, k]
+            (drawn,) = axes.plot(process.progress, weights_t, line, color=colour, linewidth=1.3)
+            if alone:
+                axes.fill_between(process.progress, weights_t, color=colour, alpha=0.16, linewidth=0)
+            handles.setdefault(name, drawn)
+    return handles
+
+
+def _label(
+    panels: dict[tuple[int, int], Axes],
+    used: set[tuple[int, int]],
+    teacher: Sequence[LevelInfo],
+    student: Sequence[LevelInfo],
+) -> None:
+    """Names panels, rows and columns; hides the panels without a pathway."""
+    for connection, axes in panels.items():
+        if connection not in used:
+            axes.set_axis_off()
+            continue
+        i, j = connection
+        axes.text(0.05, 0.93, f"{i}-{j}", transform=axes.transAxes, va="top", fontweight="bold", color="#333333")
+        first_in_row = min(column for row, column in used if row == i) == j
+        last_in_column = max(row for row, column in used if column == j) == i
+        axes.tick_params(labelleft=first_in_row, labelbottom=last_in_column)
+    for level in teacher:
+        first = min(column for row, column in used if row == level.number)
+        panels[level.number, first].set_ylabel(f"teacher {_level(level)}", fontsize=8, color="#333333")
+    for level in student:
+        first = min(row for row, column in used if column == level.number)
+        panels[first, level.number].set_title(f"student {_level(level)}", fontsize=8, color="#333333")
+
+
+def _all_levels(processes: Sequence[tuple[str, Process]], side: str) -> list[LevelInfo]:
+    found = {level.number: level for _, process in reversed(processes) for level in levels(process, side)}
+    return [found[number] for number in sorted(found)]
+
+
+def _kind(pathway: PathwayInfo) -> str:
+    return f"{pathway.transform}, {pathway.distance}"
+
+
+def _level(level: LevelInfo) -> str:
+    return f"{level.number}\n{level.name}" + (f" /{level.reduction}" if level.reduction is not None else "")
+
+
+def _title(processes: Sequence[tuple[str, Process]]) -> str:
+    if len(processes) > 1:
+        return "Weights over time"
+    label, process = processes[0]
+    kinds = {_kind(pathway) for pathway in process.pathways}
+    return f"{label}: weights over time" + (f" ({kinds.pop()})" if len(kinds) == 1 else "")

@@ -1,0 +1,150 @@
+"""Tables of processes: one in full, several side by side, a folder of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from distpro_cli.process.process import THRESHOLDS, Process
+from distpro_cli.process.summary import levels, sample, summarize
+from distpro_cli.report.terminal import GAP, add_columns, make_console, make_table, number, sparkline
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LONGEST_SPARKLINE = 32
+_SHORTEST_SPARKLINE = 8
+_COLUMN_OF_A_FILE = 26
+
+
+def print_process_table(label: str, process: Process, thresholds: Sequence[float] = THRESHOLDS) -> None:
+    """Prints one process in full to stdout: what it is, its pathways over time, what thresholds leave."""
+    console = make_console()
+    summary = summarize(process, thresholds)
+    _print_heading(console, label, process)
+    _print_pathways(console, process, summary["pathways"])
+    _print_remaining(console, summary["remaining_percent"])
+
+
+def print_side_by_side(processes: Sequence[tuple[str, Process]], thresholds: Sequence[float] = THRESHOLDS) -> None:
+    """Prints several processes, by pathway id, as many beside each other as the width allows."""
+    console = make_console()
+    ids = list(dict.fromkeys(pathway.id for _, process in processes for pathway in process.pathways))
+    room = console.width - max(len(name) for name in ["pathway", *ids]) - GAP
+    at_once = max(1, room // _COLUMN_OF_A_FILE)
+    top = max(float(process.weights.max()) for _, process in processes)
+    for first in range(0, len(processes), at_once):
+        _print_beside(console, processes[first : first + at_once], ids, top, room)
+    console.print(f"mean weight, share of the sum of means, weight over time from 0 to {number(top)}")
+    console.print()
+    table = make_table("entries left at a threshold, %")
+    add_columns(table, "process")
+    add_columns(table, *(f"{threshold:g}" for threshold in thresholds), numbers=True)
+    for label, process in processes:
+        remaining = process.remaining_percent(thresholds)
+        table.add_row(label, *(f"{percent:.0f}" for percent in remaining.values()))
+    console.print(table)
+
+
+def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Prints processes one a line; an entry has `path`, and what `summarize` returns or an `error`."""
+    console = make_console()
+    table = make_table(title)
+    add_columns(table, "process")
+    add_columns(table, "rows", "pathways", numbers=True)
+    add_columns(table, "strongest, share of the mean weight")
+    sound = [entry for entry in entries if "error" not in entry]
+    for entry in sound:
+        strongest = sorted(entry["pathways"], key=lambda pathway: -pathway["share"])[:3]
+        named = "  ".join(f"{pathway['id']} {100 * pathway['share']:.0f}%" for pathway in strongest)
+        table.add_row(entry["path"], str(entry["rows"]), str(len(entry["pathways"])), named)
+    if sound:
+        console.print(table)
+    elif len(entries) == 0:
+        console.print(f"{title}: none")
+    for entry in entries:
+        if "error" in entry:
+            console.print(f"unreadable: {entry['error']}", style="red", soft_wrap=True)
+
+
+def _print_heading(console: Console, label: str, process: Process) -> None:
+    console.print(label, style="bold", soft_wrap=True)
+    facts = [
+        f"{len(process.progress)} rows",
+        f"{len(process.pathways)} pathways",
+        process.normalization,
+        f"seed {process.seed}",
+        *(f"{name} {version}" for name, version in process.versions.items()),
+    ]
+    console.print(", ".join(facts))
+    for side in ("teacher", "student"):
+        named = [
+            f"{level.number} {level.name}" + (f" /{level.reduction}" if level.reduction is not None else "")
+            for level in levels(process, side)
+        ]
+        console.print(f"{side} levels: {', '.join(named)}")
+    kinds: dict[str, list[str]] = {}
+    for pathway in process.pathways:
+        kinds.setdefault(f"transform {pathway.transform}, distance {pathway.distance}", []).append(pathway.id)
+    for kind, ids in kinds.items():
+        console.print(kind if len(kinds) == 1 else f"{kind}: {', '.join(ids)}")
+    if process.measured:
+        values = [f"{name} {_measured(value)}" for name, value in process.measured.items()]
+        console.print(f"measured: {', '.join(values)}")
+
+
+def _print_pathways(console: Console, process: Process, rows: Sequence[Mapping[str, Any]]) -> None:
+    numbers = ("start", "middle", "end", "mean")
+    cells = [[row["id"], *(number(row[name]) for name in numbers), f"{100 * row['share']:.1f}%"] for row in rows]
+    heads = ["pathway", *numbers, "share"]
+    used = sum(max(len(head), *(len(line[i]) for line in cells)) + GAP for i, head in enumerate(heads))
+    points = max(_SHORTEST_SPARKLINE, min(_LONGEST_SPARKLINE, console.width - used))
+    table = make_table()
+    add_columns(table, "pathway")
+    add_columns(table, *numbers, "share", numbers=True)
+    table.add_column("over time", no_wrap=True)
+    top = float(process.weights.max())
+    over_time = sample(process, points)
+    strongest = max(row["share"] for row in rows)
+    for k, (row, line) in enumerate(zip(rows, cells, strict=True)):
+        bold = "bold" if row["share"] == strongest and len(rows) > 1 else None
+        table.add_row(*line, sparkline(over_time[:, k].tolist(), top, console.encoding), style=bold)
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(f"over time: weight from 0 to {number(top)}, progress 0 to 1 from left to right")
+
+
+def _print_remaining(console: Console, remaining: Mapping[str, float]) -> None:
+    values = [f"{threshold}: {percent:.1f}%" for threshold, percent in remaining.items()]
+    console.print(f"entries left at threshold  {'   '.join(values)}")
+
+
+def _print_beside(
+    console: Console, processes: Sequence[tuple[str, Process]], ids: Sequence[str], top: float, room: int
+) -> None:
+    points = min(_LONGEST_SPARKLINE, max(_SHORTEST_SPARKLINE, room // len(processes) - 18))
+    columns = [dict(_cells(process, points, top, console.encoding)) for _, process in processes]
+    table = make_table()
+    add_columns(table, "pathway")
+    for label, _ in processes:
+        add_columns(table, label)
+    for name in ids:
+        table.add_row(name, *(column.get(name, "      -") for column in columns))
+    console.print(table)
+    console.print()
+
+
+def _cells(process: Process, points: int, top: float, encoding: str) -> list[tuple[str, str]]:
+    over_time = sample(process, points)
+    return [
+        (
+            pathway.id,
+            f"{number(mean):>7} {100 * share:5.1f}% {sparkline(over_time[:, k].tolist(), top, encoding)}",
+        )
+        for k, (pathway, mean, share) in enumerate(zip(process.pathways, process.mean, process.share, strict=True))
+    ]
+
+
+def _measured(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,64 @@
+"""Tables of recipes: one resolved, with what every pathway costs, and a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distpro_cli.report.terminal import add_columns, count, make_console, make_table, shape, size
+
+
+def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
+    """Prints what `pathways.cost.recipe_report` found to stdout: networks, levels, pathways, totals."""
+    console = make_console()
+    console.print(label, style="bold", soft_wrap=True)
+    for side in ("teacher", "student"):
+        network = report[side]
+        costs = f"{count(network['parameters'])} parameters, {count(network['multiply_adds'])} multiply-adds"
+        console.print(f"{side}: {network['name']}, {costs}")
+    console.print()
+    table = make_table("levels")
+    add_columns(table, "network", "level", "name", "kind", "shape, reduction")
+    for side in ("teacher", "student"):
+        for level in report[side]["levels"]:
+            text = shape(level["shape"], level["reduction"])
+            table.add_row(side, str(level["number"]), level["name"], level["kind"], text)
+    console.print(table)
+    console.print()
+    pathways = make_table("pathways")
+    add_columns(pathways, "pathway", "teacher", "student", "transform", "distance")
+    add_columns(pathways, "params", "mult-adds", "memory", numbers=True)
+    for row in report["pathways"]:
+        pathways.add_row(
+            row["id"],
+            shape(row["teacher_shape"], row["teacher_reduction"]),
+            shape(row["student_shape"], row["student_reduction"]),
+            row["transform"],
+            row["distance"],
+            *_costs(row),
+        )
+    totals = report["totals"]
+    pathways.add_section()
+    pathways.add_row(f"{totals['pathways']} in all", "", "", "", "", *_costs(totals), style="bold")
+    console.print(pathways)
+    console.print()
+    console.print("multiply-adds: forward, one image; memory: kept for the backward pass, one image")
+
+
+def print_recipe_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Prints recipes one a line; an entry has `name`, and `teacher`, `student`, `data` or an `error`."""
+    console = make_console()
+    table = make_table(title)
+    add_columns(table, "recipe", "teacher", "student", "data")
+    for entry in entries:
+        if "error" not in entry:
+            table.add_row(entry["name"], entry["teacher"], entry["student"], entry["data"])
+    console.print(table)
+    console.print()
+    for entry in entries:
+        if "error" in entry:
+            console.print(f"unreadable: {entry['name']}: {entry['error']}", style="red", soft_wrap=True)
+
+
+def _costs(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return count(row["parameters"]), count(row["multiply_adds"]), size(row["backward_bytes"])

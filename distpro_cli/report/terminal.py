@@ -1,0 +1,87 @@
+"""What all tables share: the console, how they look, how numbers and levels are written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+GAP = 2  # characters between two columns
+_BARS = "▁▂▃▄▅▆▇█"
+_BARS_ASCII = "_.-=+*#@"
+
+
+def make_console() -> Console:
+    """Returns a console on stdout: 80 columns and no colour when it is no terminal."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+
+
+def make_table(title: str | None = None) -> Table:
+    """Returns a table without frames, so that it reads as plain text too."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
+
+
+def add_columns(table: Table, *names: str, numbers: bool = False) -> None:
+    """Adds columns: of text, which folds and is never cut, or of numbers, which never fold."""
+    for name in names:
+        justify = "right" if numbers else "left"
+        table.add_column(name, justify=justify, no_wrap=numbers, overflow="fold")  # type: ignore[arg-type]
+
+
+def sparkline(values: Sequence[float], top: float, encoding: str) -> str:
+    """Draws values in [0, top] as one character each; characters that `encoding` has."""
+    bars = _BARS if encoding.lower().replace("-", "").startswith("utf") else _BARS_ASCII
+    if top <= 0:
+        return bars[0] * len(values)
+    return "".join(bars[min(int(value / top * len(bars)), len(bars) - 1)] for value in values)
+
+
+def number(value: float) -> str:
+    """Writes a weight in six characters or so."""
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 1000:
+        return f"{value:.3f}"
+    return f"{value:.1e}"
+
+
+def count(value: float) -> str:
+    """Writes a count with a decimal unit: 812, 12.3 k, 4.56 M."""
+    for unit in ("", " k", " M", " G", " T"):
+        if abs(value) < 999.5 or unit == " T":
+            break
+        value /= 1000
+    return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
+
+
+def size(num_bytes: float) -> str:
+    """Writes a number of bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1023.5 or unit == "GiB":
+            break
+        num_bytes /= 1024
+    return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.3g} {unit}"
+
+
+def shape(sizes: Sequence[int], reduction: int | None) -> str:
+    """Writes a level's shape and reduction: 64x32x32 /4."""
+    text = "x".join(str(one) for one in sizes)
+    return text if reduction is None else f"{text} /{reduction}"
