@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -39,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(DONE)
     try:
         status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
+        sys.stdout.flush()  # here, and not at the interpreter's end, where its failure has no words
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has closed it; pointing stdout elsewhere keeps the exit quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it has closed it
         status = 1
     except Exception as error:
         # A usage error; typer brings its own copy of click, whose class has no public name.
@@ -55,8 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if explained is None or debug:
             raise
         print(explained, file=sys.stderr)
+        if isinstance(error, OSError):
+            _drop_output()
         status = INTERRUPTED if isinstance(error, InterruptedRunError) else WRONG_INPUT
     sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Points stdout nowhere, so that what it still holds cannot fail at the interpreter's end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: Exception) -> str | None:
@@ -71,10 +80,13 @@ def explain(error: Exception) -> str | None:
             f"error: torchvision does not fit torch ({text.splitlines()[0]}); "
             "mend: pip install --upgrade --force-reinstall torch torchvision"
         )
-    if type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
         return (
-            "error: the device ran out of memory; try a smaller distill.batch_size, precision=bfloat16 or --device cpu"
+            "error: the memory ran out; try a smaller distill.batch_size or data.image_size, precision=bfloat16 or "
+            "another --device"
         )
+    if isinstance(error, OSError) and error.strerror:
+        return f"error: {error.filename or 'output'}: {error.strerror}"
     return None
 
 

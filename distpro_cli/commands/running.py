@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,8 @@ def run(
     finished = folder.finished_summary()
     if finished is not None:
         return finished
-    with _surroundings(options, folder) as around:
+    # Whatever a network or a library prints does not belong among the results.
+    with _surroundings(options, folder) as around, redirect_stdout(sys.stderr):
         return work(folder, around)
 
 

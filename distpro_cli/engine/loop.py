@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from distpro_cli.engine.hypergradient import BilevelStep
 from distpro_cli.engine.interruption import Interrupted, Interruption
 from distpro_cli.engine.optim import learning_rate
 from distpro_cli.engine.step import Batch, StepLosses, Stepper
-from distpro_cli.errors import NonFiniteLossError
+from distpro_cli.errors import DistproError, NonFiniteLossError
 from distpro_cli.process.process import Schedule
 from distpro_cli.report.metrics import MetricsFile
 from distpro_cli.report.progress import Reporter
@@ -126,6 +127,20 @@ def by_pathway(stepper: Stepper, weights: list[float]) -> dict[str, float]:
     return {} if pathways is None else {i.id: w for i, w in zip(pathways.infos, weights, strict=True)}
 
 
+@contextmanager
+def _explaining_small_batches() -> Iterator[None]:
+    """Says in our words what BatchNorm says of a batch with one value a channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DistproError(
+            "a batch of one image is too small for BatchNorm on a vector or a 1×1 map; set a larger batch_size, or "
+            "give the part it comes from more images (data.train_images, search.outer_share)"
+        ) from error
+
+
 @dataclass
 class Progress:
     """How far a run is, and what it has measured; all of it is in the checkpoint.
@@ -219,7 +234,8 @@ class Trainer:
         step = self.progress.step
         self.schedule.step_update(step)
         self.stepper.pair.student.train()
-        losses, outer_losses = self.weights.step(batch, step)
+        with _explaining_small_batches():
+            losses, outer_losses = self.weights.step(batch, step)
         self.progress.step += 1
         self._unchecked.append((step, losses, outer_losses))
         if self.stepper.device.type == "cpu" or self.progress.step % REPORT_STEPS == 0:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, nearest
 from distpro_cli.recipe.schema import Optimizer, Schedule
 
 
@@ -32,7 +32,10 @@ def make_optimizer(modules: Sequence[nn.Module], spec: Optimizer) -> torch.optim
             **spec.options,
         )
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-        raise DistproError(f"optimizer '{spec.name}' cannot be made: {error}") from None
+        hint = nearest(spec.name, list_optimizers()) if "not found" in str(error) else ""
+        raise DistproError(f"optimizer '{spec.name}' cannot be made: {error}{hint}") from None
+    if getattr(optimizer, "is_second_order", False):
+        raise DistproError(f"optimizer '{spec.name}' needs second derivatives, which are not there; take another one")
     return optimizer
 
 
@@ -48,8 +51,8 @@ def make_schedule(
         "t_in_epochs": False,
         "initialize": True,
     }
-    if spec.name == "cosine":
-        curve_steps = max(1, total_steps - warmup_steps)
+    curve_steps = total_steps - warmup_steps
+    if spec.name == "cosine" and curve_steps > 1:  # a curve of one step is its start, as below; timm would complain
         return CosineLRScheduler(optimizer, t_initial=curve_steps, lr_min=spec.min_lr, warmup_prefix=True, **common)
     milestones = spec.milestones if spec.name == "step" else []
     decay_steps = [round(share * total_steps) for share in milestones]

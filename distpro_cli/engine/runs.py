@@ -48,6 +48,16 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     @property
+    def teacher_metrics(self) -> Path:
+        """Those of a teacher trained on the way."""
+        return self.path / "teacher-metrics.jsonl"
+
+    @property
+    def teacher_checkpoint(self) -> Path:
+        """The last checkpoint of a teacher that is being trained on the way."""
+        return self.path / "teacher-checkpoint.pt"
+
+    @property
     def weights(self) -> Path:
         """The final student (or, of `train --network teacher`, teacher) weights."""
         return self.path / "student.safetensors"
@@ -113,6 +123,7 @@ def open_run_folder(
 
 def _clear(folder: RunFolder, *, force: bool) -> None:
     files = [folder.recipe, folder.metrics, folder.checkpoint, folder.weights, folder.summary]
+    files += [folder.teacher_metrics, folder.teacher_checkpoint]
     present = [file for file in files if file.exists()]
     if present and not force:
         raise DistproError(

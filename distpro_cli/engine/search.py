@@ -89,7 +89,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
 def build_pair(session: Session, folder: RunFolder, groups: Sequence[PathwayGroup]) -> Pair:
     """Builds teacher, student and the pathways between them, on the device."""
     student = session.build(session.recipe.student, "student")
-    teacher = prepare_teacher(session, folder.path)
+    teacher = prepare_teacher(session, folder)
     infos = resolve_pathways(groups, teacher.levels, student.levels)
     return Pair(student, teacher, build_pathways(session, infos))
 

@@ -24,6 +24,7 @@ from distpro_cli.tasks.classification import evaluate, task_loss
 from distpro_cli.tasks.data import ClassificationData
 from distpro_cli.tasks.mixing import Mixing
 from distpro_cli.tasks.randomness import derived_seed
+from distpro_cli.tasks.registry import find_task
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Session:
     """A recipe made real: its data and networks on a device."""
 
     def __init__(self, recipe: Recipe, around: Surroundings, outer_share: float | None = None) -> None:
+        find_task(recipe.task)
         self.recipe = recipe
         self.around = around
         self.device = around.device

@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
+from distpro_cli.engine.loop import Progress
+from distpro_cli.engine.runs import RunFolder
 from distpro_cli.engine.session import Session
 from distpro_cli.engine.step import Pair
 from distpro_cli.errors import DistproError
@@ -16,7 +19,7 @@ from distpro_cli.networks.weights import load_weights, save_weights
 from distpro_cli.report.metrics import MetricsFile
 
 
-def prepare_teacher(session: Session, folder: Path) -> TappedNetwork:
+def prepare_teacher(session: Session, folder: RunFolder) -> TappedNetwork:
     """Returns the recipe's teacher on the device: with its weights, frozen, in eval mode.
 
     Args:
@@ -45,38 +48,48 @@ def prepare_teacher(session: Session, folder: Path) -> TappedNetwork:
     return teacher.requires_grad_(False).eval()
 
 
-def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: Path) -> list[float]:
-    """Trains the teacher by `teacher.train`, writes its weights to `target`; returns top-1 after every epoch.
+def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder) -> Progress:
+    """Trains the teacher by `teacher.train`, writes its weights to `target`; returns what it measured.
 
     The checkpoint and the metrics lie in `folder`; a checkpoint found there is gone on from.
     """
     recipe = session.recipe
     training = recipe.teacher.train or recipe.distill
-    checkpoint = folder / "teacher-checkpoint.pt"
+    _make_folder(target.parent)
+    checkpoint = folder.teacher_checkpoint
     trainer = session.trainer(
         Pair(teacher),
         training,
         title=f"teacher {recipe.teacher.name}",
         seed=recipe.seed,
         checkpoint=checkpoint,
-        metrics=MetricsFile(folder / "teacher-metrics.jsonl"),
+        metrics=MetricsFile(folder.teacher_metrics),
     )
     if checkpoint.exists():
         trainer.resume()
     progress = trainer.run()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DistproError(f"{target.parent}: cannot be made ({error.strerror}); set DISTPRO_CACHE") from None
     save_weights(teacher.model, target, {"network": recipe.teacher.name, "top1_last": f"{progress.top1[-1]:.2f}"})
     checkpoint.unlink(missing_ok=True)
-    return progress.top1
+    return progress
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes the folder of trained teachers; called before the training, whose result would have no place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DistproError(
+            f"{folder}: nothing can be written there ({error.strerror}); set DISTPRO_CACHE to another folder"
+        ) from None
 
 
 def teacher_key(session: Session) -> str:
     """Returns what determines a trained teacher, hashed: network, training, data, precision."""
     recipe = session.recipe
     teacher = recipe.teacher.model_dump(include={"name", "options", "train", "mean", "std", "seed"})
+    if recipe.teacher.weights is not None:  # what `train --network teacher` goes on from
+        teacher["weights"] = recipe.teacher.weights
     source = Path(recipe.teacher.name.rpartition(":")[0])
     if source.suffix == ".py" and source.is_file():
         teacher["source"] = hashlib.sha256(source.read_bytes()).hexdigest()

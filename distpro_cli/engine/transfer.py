@@ -88,10 +88,11 @@ def train_teacher_alone(recipe: Recipe, folder: RunFolder, around: Surroundings)
     session = Session(recipe.model_copy(update={"seed": recipe.teacher.seed}), around)
     teacher = session.build(recipe.teacher, "teacher")
     cached = cache_folder() / "teachers" / f"{teacher_key(session)}.safetensors"
-    top1 = train_teacher(session, teacher, cached, folder.path)
+    progress = train_teacher(session, teacher, cached, folder)
     save_weights(teacher.model, folder.weights, {"network": recipe.teacher.name})
     summary = {
-        "teacher": {"top1_last": top1[-1], "top1_best": max(top1), "weights": str(folder.weights)},
+        "teacher": {**top1_summary(progress), "weights": str(folder.weights)},
+        "seconds": round(progress.train_seconds, 2),
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)

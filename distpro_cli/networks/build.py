@@ -64,6 +64,11 @@ def build_network(spec: schema.Network, data: schema.Data, *, pretrained_ok: boo
     network = TappedNetwork(
         model, levels=spec.levels, feature=spec.feature, mean=mean, std=std, image_size=data.image_size
     )
+    if network.num_classes != data.known_num_classes():
+        raise DistproError(
+            f"network {spec.name}: it returns logits of {network.num_classes} classes, data.num_classes is "
+            f"{data.known_num_classes()}; let its constructor take num_classes, or set data.num_classes"
+        )
     if spec.weights not in (None, PRETRAINED) and pretrained_ok:
         load_weights(model, expand_path(str(spec.weights)))
     return network

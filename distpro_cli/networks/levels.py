@@ -24,6 +24,7 @@ class TappedNetwork(nn.Module):
     Attributes:
         model: The network itself; nothing is added to its state dict.
         levels: Its levels, shallow to deep, numbered from 1.
+        num_classes: Width of its logits.
     """
 
     mean: Tensor
@@ -61,6 +62,7 @@ class TappedNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
         images_bchw = dry_images(image_size, in_channels, self.mean, self.std)
         trace = trace_forward(model, images_bchw)
+        self.num_classes = int(trace.output.shape[1])
         choices = choose_levels(model, trace, levels, feature)
         layouts = [_layout(choice, _tapped_tensor(choice, trace.output)) for choice in choices]
         self.levels: tuple[LevelInfo, ...] = tuple(

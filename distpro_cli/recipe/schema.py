@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -95,9 +96,8 @@ class Data(Model):
         None, description="use only this many train images, drawn evenly over classes by subset_seed"
     )
     test_images: PositiveInt | None = Field(None, description="use only this many test images, drawn likewise")
-    subset_seed: int = Field(
+    subset_seed: Seed = Field(
         0,
-        ge=0,
         description="seed of the subsets and of the split into inner and outer part; the run's seed does not "
         "change them",
     )
@@ -232,9 +232,8 @@ class Teacher(Network):
     train: Training | None = Field(
         None, description="how to train the teacher when it has no weights; the result is cached by content"
     )
-    seed: int = Field(
+    seed: Seed = Field(
         0,
-        ge=0,
         description="seed of the teacher's training; the run's seed does not change it, so all runs share one teacher",
     )
 
@@ -308,7 +307,7 @@ class Recipe(Model):
     """A whole recipe."""
 
     task: str = Field("classification", description="what is learnt")
-    seed: int = Field(0, ge=0, description="seed of everything random but the data split")
+    seed: Seed = Field(0, description="seed of everything random but the data split")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
     channels_last: bool = Field(True, description="memory format of images and networks")
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(

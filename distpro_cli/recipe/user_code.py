@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -35,13 +37,25 @@ def load_python_file(text: str, what: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses and pickling look themselves up
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with _beside(path.parent), contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         reason = str(error).partition("\n")[0]
         place = _line_of(error, path)
         raise DistproError(f"{what}: {path}{place} cannot be imported: {type(error).__name__}: {reason}") from error
     return module
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[None]:
+    """Lets the file import the files beside it, as Python does for a script."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
 
 
 def _line_of(error: BaseException, path: Path) -> str:

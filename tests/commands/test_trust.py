@@ -185,6 +185,12 @@ def test_a_loss_that_is_not_finite_names_step_and_pathway(distpro: Run) -> None:
         (["transfer", "--process", "tiny.yaml"], "tiny.yaml"),
         (["train", "tiny.yaml", "--network", "pupil"], "student"),
         (["serch", "tiny.yaml"], "search"),
+        (["search", "tiny.yaml", "task=detection"], "classification"),
+        (["search", "tiny.yaml", "distill.batch_size=1", "data.train_images=3"], "BatchNorm"),
+        (["train", "tiny.yaml", "distill.optimizer.name=admw"], "adamw"),
+        (["train", "tiny.yaml", "distill.optimizer.name=adahessian"], "second derivatives"),
+        (["search", "tiny.yaml", "seed=99999999999999999999"], "seed"),
+        (["train", "tiny.yaml", "data.image_size=1000000"], "memory"),
     ],
 )
 def test_wrong_input_is_status_2_and_a_clear_line(distpro: Run, arguments: list[str], expected: str) -> None:
@@ -217,3 +223,37 @@ def test_a_torchvision_that_does_not_fit_is_one_line(workplace: Path) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "pip install" in errors and "Traceback" not in errors and errors.count("\n") == 1
+
+
+def test_force_forgets_a_teacher_half_trained_under_another_recipe(distpro: Run, workplace: Path) -> None:
+    assert distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "-q").status == 0
+    (workplace / "run" / "teacher-checkpoint.pt").write_bytes((workplace / "run" / "checkpoint.pt").read_bytes())
+    overrides = ["teacher.name=wrn_10_2", "search.epochs=1"]
+    result = distpro("search", "tiny.yaml", *overrides, *OUTPUT, "-q", "--force")
+    assert result.status == 0, result.err
+
+
+def test_a_cache_that_cannot_be_written_is_found_before_the_teacher_is_trained(
+    distpro: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "file").write_text("not a folder")
+    monkeypatch.setenv("DISTPRO_CACHE", str(workplace / "file"))
+    result = distpro("search", "tiny.yaml", *OUTPUT)
+    assert result.status == 2
+    assert result.err.count("\n") == 1 and "set DISTPRO_CACHE" in result.err
+
+
+def test_the_teacher_trained_alone_reports_its_result(distpro: Run) -> None:
+    result = distpro("train", "tiny.yaml", "--network", "teacher", "-q")
+    assert result.status == 0, result.err
+    assert "teacher top-1" in result.out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "distpro_cli", "schema"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: output: No space left on device\n"

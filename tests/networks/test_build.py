@@ -204,3 +204,22 @@ def test_weights_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_transformers_are_built_for_the_recipes_image_size() -> None:
     network = build_network(Network(name="vit_tiny_patch16_224"), Data(image_size=64, num_classes=10))
     assert network.levels[0].shape == (17, 192)
+
+
+def test_a_file_may_import_its_neighbours_and_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "neighbour_of_mine.py").write_text(OWN)
+    (tmp_path / "main.py").write_text("print('hello')\nfrom neighbour_of_mine import Own")
+    assert build_network(Network(name=f"{tmp_path}/main.py:Own"), DATA).num_classes == 10
+    assert capsys.readouterr().out == ""
+    assert str(tmp_path) not in sys.path
+
+
+def test_a_file_that_exits_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)")
+    with pytest.raises(DistproError, match=r"exits.py:1 cannot be imported: SystemExit: 3"):
+        build_network(Network(name=f"{tmp_path}/exits.py:Net"), DATA)
+
+
+def test_a_network_of_another_number_of_classes_is_an_error(own: Path) -> None:
+    with pytest.raises(DistproError, match=r"logits of 10 classes, data.num_classes is 7"):
+        build_network(Network(name=f"{own}:without_classes"), DATA.model_copy(update={"num_classes": 7}))
