@@ -100,7 +100,6 @@ def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:
     axes[0][0].locator_params(axis="y", nbins=4)
     _label(panels, used, teacher, student)
     figure.suptitle(_title(processes), fontsize=10, fontweight="bold")
-    figure.supxlabel("training progress", fontsize=9)
     figure.supylabel("weight of the pathway", fontsize=9)
     if len(handles) > 1:
         columns = min(len(handles), max(1, len(student)), 4)
@@ -151,6 +150,12 @@ def _label(
         first_in_row = min(column for row, column in used if row == i) == j
         last_in_column = max(row for row, column in used if column == j) == i
         axes.tick_params(labelleft=first_in_row, labelbottom=last_in_column)
+        if last_in_column:
+            # Not one label for the figure: it would lie under the legend.
+            axes.set_xlabel("training progress", fontsize=7, color="#555555")
+            ends = axes.get_xticklabels()
+            ends[0].set_horizontalalignment("left")
+            ends[-1].set_horizontalalignment("right")
     for level in teacher:
         first = min(column for row, column in used if row == level.number)
         panels[level.number, first].set_ylabel(f"teacher {_level(level)}", fontsize=8, color="#333333")

@@ -46,13 +46,14 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
 
 
 def print_recipe_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Prints recipes one a line; an entry has `name`, and `teacher`, `student`, `data` or an `error`."""
+    """Prints recipes one a line; an entry has `name`, and `teacher` and `student` or an `error`."""
     console = make_console()
     table = make_table(title)
-    add_columns(table, "recipe", "teacher", "student", "data")
+    table.add_column("recipe", no_wrap=True)  # a name to copy is never folded
+    add_columns(table, "teacher", "student")
     for entry in entries:
         if "error" not in entry:
-            table.add_row(entry["name"], entry["teacher"], entry["student"], entry["data"])
+            table.add_row(entry["name"], entry["teacher"], entry["student"])
     console.print(table)
     console.print()
     for entry in entries:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 GAP = 2  # characters between two columns
 _BARS = "▁▂▃▄▅▆▇█"
 _BARS_ASCII = "_.-=+*#@"
+_PLAIN_BOX = "\n".join(["    ", "    ", " -- ", *["    "] * 5]) + "\n"  # a rule below the heads, nothing else
 
 
 def make_console() -> Console:
@@ -31,7 +32,7 @@ def make_table(title: str | None = None) -> Table:
         title=title,
         title_justify="left",
         title_style="bold",
-        box=box.SIMPLE_HEAD,
+        box=box.SIMPLE_HEAD if _has_bars(sys.stdout.encoding) else box.Box(_PLAIN_BOX, ascii=True),
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -48,10 +49,14 @@ def add_columns(table: Table, *names: str, numbers: bool = False) -> None:
 
 def sparkline(values: Sequence[float], top: float, encoding: str) -> str:
     """Draws values in [0, top] as one character each; characters that `encoding` has."""
-    bars = _BARS if encoding.lower().replace("-", "").startswith("utf") else _BARS_ASCII
+    bars = _BARS if _has_bars(encoding) else _BARS_ASCII
     if top <= 0:
         return bars[0] * len(values)
     return "".join(bars[min(int(value / top * len(bars)), len(bars) - 1)] for value in values)
+
+
+def _has_bars(encoding: str | None) -> bool:
+    return (encoding or "ascii").lower().replace("-", "").startswith("utf")
 
 
 def number(value: float) -> str:

@@ -140,6 +140,13 @@ def test_what_is_there_is_not_overwritten(distpro: Run, workplace: Path) -> None
     assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q", "--force").status == 0
 
 
+def test_a_mistake_leaves_no_run_behind(distpro: Run, workplace: Path) -> None:
+    wrong = distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "-q", "data.train_images=10000")
+    assert wrong.status == 2
+    assert not (workplace / "run").exists()
+    assert distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "-q").status == 0
+
+
 def test_runs_without_a_folder_of_their_own_are_numbered(distpro: Run) -> None:
     folders = [distpro("train", "tiny.yaml", "distill.epochs=1", "--json", "-q").json["run_dir"] for _ in range(2)]
     assert folders == ["runs/train-student-tiny", "runs/train-student-tiny-2"]

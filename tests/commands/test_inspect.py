@@ -1,0 +1,112 @@
+"""distpro inspect: what it prints of processes, folders and recipes, and the plots it draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from distpro_cli.process.file import save_process
+from tests.conftest import Run
+from tests.process.examples import make_process
+
+
+@pytest.fixture
+def processes(workplace: Path) -> Path:
+    folder = workplace / "found"
+    for seed in (0, 1):
+        save_process(make_process(seed=seed), folder / f"{'ab'[seed]}.safetensors")
+    return folder
+
+
+def test_json_holds_what_the_contract_names(distpro: Run, processes: Path) -> None:
+    result = distpro("inspect", processes / "a.safetensors", "--json")
+    assert result.status == 0 and result.err == ""
+    process, shown = make_process(), result.json
+    assert (shown["format"], shown["version"], shown["rows"]) == ("distpro-process", 1, 21)
+    assert [p["id"] for p in shown["pathways"]] == [p.id for p in process.pathways]
+    first = shown["pathways"][1]
+    assert (first["teacher_level"], first["student_level"]) == (2, 1)
+    assert (first["transform"], first["distance"]) == ("conv2", "hcl")
+    for key, value in {"start": process.at(0), "middle": process.at(0.5), "end": process.at(1)}.items():
+        assert first[key] == pytest.approx(float(value[1]), rel=1e-5)
+    assert first["mean"] == pytest.approx(process.mean[1])
+    assert sum(p["share"] for p in shown["pathways"]) == pytest.approx(1)
+    assert set(shown["remaining_percent"]) == {"0.3", "0.5", "0.6", "0.7"}
+    scaled = (process.alpha - process.alpha.min()) / np.ptp(process.alpha)
+    assert shown["remaining_percent"]["0.5"] == pytest.approx(100 * (scaled >= 0.5).mean())
+
+
+def test_the_table_shows_every_pathway_in_eighty_columns(
+    distpro: Run, processes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(processes)
+    result = distpro("inspect", "a.safetensors")
+    assert result.status == 0
+    for pathway in make_process().pathways:
+        assert f"\n{pathway.id} " in result.out
+    assert "█" in result.out and "0.7:" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert "\x1b" not in result.out
+
+
+def test_several_side_by_side(distpro: Run, processes: Path) -> None:
+    result = distpro("inspect", processes / "a.safetensors", processes / "b.safetensors")
+    assert result.status == 0
+    assert "a.safetensors" in result.out and "b.safetensors" in result.out and "4-4" in result.out
+    many = distpro("inspect", processes / "a.safetensors", processes / "b.safetensors", "--json").json
+    assert [Path(p["path"]).name for p in many["processes"]] == ["a.safetensors", "b.safetensors"]
+
+
+def test_a_folder_lists_its_processes_and_names_the_broken_one(distpro: Run, processes: Path) -> None:
+    (processes / "broken.safetensors").write_bytes(b"nothing")
+    result = distpro("inspect", processes)
+    assert result.status == 0
+    assert "a.safetensors" in result.out and "broken.safetensors" in result.out
+    alone = distpro("inspect", processes / "broken.safetensors")
+    assert alone.status == 2 and "truncated" in alone.err
+
+
+def test_nothing_lists_what_ships(distpro: Run) -> None:
+    result = distpro("inspect")
+    assert result.status == 0
+    assert "quickstart" in result.out and "imagenet/resnet34-resnet18" in result.out
+
+
+def test_a_recipe_shows_its_pathways_and_touches_no_data(distpro: Run) -> None:
+    result = distpro("inspect", "cifar10/wrn_16_2-wrn_10_1", "--json")
+    assert result.status == 0, result.err
+    shown = result.json
+    assert shown["totals"]["pathways"] == len(shown["pathways"]) == 10
+    assert shown["teacher"]["parameters"] == 691_674
+    table = distpro("inspect", "cifar10/wrn_16_2-wrn_10_1").out
+    assert "4-4" in table and "conv2" in table and "multiply-adds" in table
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_plots_are_pictures_and_not_overwritten(distpro: Run, processes: Path, suffix: str) -> None:
+    target = processes / f"plot.{suffix}"
+    assert distpro("inspect", processes / "a.safetensors", "--plot", target).status == 0
+    content = target.read_bytes()
+    assert content[:4] == {"png": b"\x89PNG", "svg": b"<?xm", "pdf": b"%PDF"}[suffix]
+    if suffix == "svg":
+        assert ElementTree.fromstring(content).tag.endswith("svg")
+    again = distpro("inspect", processes / "a.safetensors", "--plot", target)
+    assert again.status == 2 and "--force" in again.err
+    assert distpro("inspect", processes / "a.safetensors", "--plot", target, "--force").status == 0
+    assert target.read_bytes() == content
+
+
+def test_a_plot_of_another_kind_is_refused(distpro: Run, processes: Path) -> None:
+    result = distpro("inspect", processes / "a.safetensors", "--plot", "plot.gif")
+    assert result.status == 2
+    assert "png" in result.err and "svg" in result.err and "pdf" in result.err
+
+
+@pytest.mark.parametrize("path", ["nowhere.safetensors", "nowhere", "tiny.yam"])
+def test_what_is_not_there_is_status_2(distpro: Run, path: str) -> None:
+    result = distpro("inspect", path)
+    assert result.status == 2 and path in result.err and "Traceback" not in result.err

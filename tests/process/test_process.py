@@ -1,0 +1,106 @@
+"""Interpolation, thresholds and shares against numpy's own, and the rows that are kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from distpro_cli.errors import DistproError, ProcessError
+from distpro_cli.process.matching import match
+from distpro_cli.process.process import Process, rows_to_keep
+from tests.process.examples import RECIPE, lower_pathways, make_pathway, make_process
+
+
+@pytest.mark.parametrize("u", [0.0, 0.013, 0.5, 0.731, 1.0])
+def test_weights_are_interpolated_linearly(u: float) -> None:
+    process = make_process()
+    expected = [np.interp(u, process.progress, column) for column in process.weights.T]
+    np.testing.assert_allclose(process.at(u), expected, rtol=1e-5)
+    np.testing.assert_allclose(process.schedule().at(u), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_a_threshold_keeps_what_scaled_alpha_reaches(threshold: float) -> None:
+    process = make_process()
+    scaled = (process.alpha - process.alpha.min()) / (process.alpha.max() - process.alpha.min())
+    schedule = process.schedule(threshold=threshold)
+    for row, u in enumerate(process.progress):
+        expected = np.where(scaled[row] >= threshold, process.weights[row], 0)
+        np.testing.assert_allclose(schedule.at(float(u)), expected, rtol=1e-5)
+    assert schedule.remaining_percent == pytest.approx(100 * (scaled >= threshold).mean())
+    assert process.remaining_percent([threshold]) == {f"{threshold:g}": pytest.approx(schedule.remaining_percent)}
+
+
+@pytest.mark.parametrize("keep", [0.01, 0.3, 0.5, 1.0])
+def test_keep_takes_the_strongest_share(keep: float) -> None:
+    process = make_process()
+    schedule = process.schedule(keep=keep)
+    count = round(keep * process.alpha.size)
+    assert schedule.mask.sum() == count
+    assert process.alpha[schedule.mask].min() >= process.alpha[~schedule.mask].max(initial=-np.inf)
+
+
+def test_pathways_go_on_and_off_over_time() -> None:
+    schedule = make_process().schedule(threshold=0.6)
+    on = [schedule.at(u) > 0 for u in np.linspace(0, 1, 101)]
+    assert not on[0][-1] and on[-1][-1]
+
+
+def test_equal_alpha_is_kept_whole() -> None:
+    constant = Process.constant(lower_pathways(), [0.9] * 10, RECIPE, 0)
+    assert constant.schedule(threshold=0.9).remaining_percent == 100
+    np.testing.assert_allclose(constant.at(0.3), 0.9)
+
+
+@pytest.mark.parametrize(
+    "options", [{"threshold": 0.5, "keep": 0.5}, {"threshold": 1.5}, {"threshold": -0.1}, {"keep": 0.0}, {"keep": 2.0}]
+)
+def test_senseless_dropping_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(DistproError, match="--"):
+        make_process().schedule(**options)
+
+
+def test_means_are_the_integral() -> None:
+    process = make_process(401)
+    np.testing.assert_allclose(process.mean, np.trapezoid(process.weights, process.progress, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(process.mean_over_time().at(0.7), process.mean, rtol=1e-5)
+    assert process.share.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 1999, 2000, 2001, 1_234_567])
+def test_rows_kept_are_few_ordered_and_hold_both_ends(num_steps: int) -> None:
+    rows = rows_to_keep(num_steps, most=2000)
+    assert rows[0] == 0 and rows[-1] == num_steps - 1
+    assert rows == sorted(set(rows)) and len(rows) <= 2000
+    if num_steps <= 2000:
+        assert rows == list(range(num_steps))
+
+
+@pytest.mark.parametrize("field", ["weights", "alpha", "progress"])
+def test_tables_that_do_not_fit_are_refused(field: str) -> None:
+    process = make_process()
+    with pytest.raises(ProcessError):
+        replace(process, **{field: getattr(process, field)[:-1]})
+
+
+def test_matching_finds_the_columns_whatever_the_order_and_the_channels() -> None:
+    process = make_process()
+    shuffled = list(reversed(lower_pathways()))
+    wider = [replace(info, student=replace(info.student, shape=(99, *info.student.shape[1:]))) for info in shuffled]
+    assert match(process, wider) == list(range(9, -1, -1))
+
+
+def test_a_mismatch_names_every_difference() -> None:
+    process = make_process()
+    others = [make_pathway(1, 1, transform="conv1"), *lower_pathways()[2:]]
+    with pytest.raises(ProcessError) as error:
+        match(process, others)
+    text = str(error.value)
+    assert "1-1" in text and "conv1" in text and "conv2" in text and "2-1" in text
+    assert "3-3" not in text
+    with pytest.raises(ProcessError, match="level"):
+        match(process, lower_pathways(5)[:10])
+    with pytest.raises(DistproError, match="strict"):
+        match(process, lower_pathways(), mode="stric")
