@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Show processes, one in full or several side by side, and what a recipe resolves to."""
+    _import_numpy()
     marks = parse_thresholds(thresholds)
     if plot is not None:
         from distpro_cli.report.plots import check_plot_path
@@ -73,6 +75,19 @@ def parse_thresholds(text: str) -> tuple[float, ...]:
             raise DistproError(f"--thresholds: '{part}' is not a number from 0 to 1; an example: 0.3,0.5")
         marks.append(mark)
     return tuple(marks)
+
+
+def _import_numpy() -> None:
+    # numpy's linear algebra starts a thread a core when it is imported: a third of the time of this import, and
+    # nothing here needs them. Whoever is started from here gets the environment as it was.
+    name = "OPENBLAS_NUM_THREADS"
+    if "numpy" in sys.modules or name in os.environ:
+        return
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401
+    finally:
+        del os.environ[name]
 
 
 def _inspect_paths(paths: Sequence[str], marks: Sequence[float], plot: Path | None, *, force: bool, json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from distpro_cli.process.process import THRESHOLDS, Process
 from distpro_cli.process.summary import levels, sample, summarize
-from distpro_cli.report.terminal import GAP, add_columns, make_console, make_table, number, sparkline
+from distpro_cli.report.terminal import GAP, add_columns, make_console, make_table, number, print_kinds, sparkline
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,11 +83,7 @@ def _print_heading(console: Console, label: str, process: Process) -> None:
             for level in levels(process, side)
         ]
         console.print(f"{side} levels: {', '.join(named)}")
-    kinds: dict[str, list[str]] = {}
-    for pathway in process.pathways:
-        kinds.setdefault(f"transform {pathway.transform}, distance {pathway.distance}", []).append(pathway.id)
-    for kind, ids in kinds.items():
-        console.print(kind if len(kinds) == 1 else f"{kind}: {', '.join(ids)}")
+    print_kinds(console, [(pathway.id, pathway.transform, pathway.distance) for pathway in process.pathways])
     if process.measured:
         values = [f"{name} {_measured(value)}" for name, value in process.measured.items()]
         console.print(f"measured: {', '.join(values)}")

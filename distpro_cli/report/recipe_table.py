@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distpro_cli.report.terminal import add_columns, count, make_console, make_table, shape, size
+from distpro_cli.report.terminal import add_columns, count, make_console, make_table, print_kinds, shape, size
 
 
 def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
@@ -25,21 +25,21 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
             table.add_row(side, str(level["number"]), level["name"], level["kind"], text)
     console.print(table)
     console.print()
+    print_kinds(console, [(row["id"], row["transform"], row["distance"]) for row in report["pathways"]])
+    console.print()
     pathways = make_table("pathways")
-    add_columns(pathways, "pathway", "teacher", "student", "transform", "distance")
+    add_columns(pathways, "pathway", "teacher", "student")
     add_columns(pathways, "params", "mult-adds", "memory", numbers=True)
     for row in report["pathways"]:
         pathways.add_row(
             row["id"],
             shape(row["teacher_shape"], row["teacher_reduction"]),
             shape(row["student_shape"], row["student_reduction"]),
-            row["transform"],
-            row["distance"],
             *_costs(row),
         )
     totals = report["totals"]
     pathways.add_section()
-    pathways.add_row(f"{totals['pathways']} in all", "", "", "", "", *_costs(totals), style="bold")
+    pathways.add_row(f"{totals['pathways']} in all", "", "", *_costs(totals), style="bold")
     console.print(pathways)
     console.print()
     console.print("multiply-adds: forward, one image; memory: kept for the backward pass, one image")

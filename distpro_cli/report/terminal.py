@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,6 +45,15 @@ def add_columns(table: Table, *names: str, numbers: bool = False) -> None:
     for name in names:
         justify = "right" if numbers else "left"
         table.add_column(name, justify=justify, no_wrap=numbers, overflow="fold")  # type: ignore[arg-type]
+
+
+def print_kinds(console: Console, pathways: Iterable[tuple[str, str, str]]) -> None:
+    """Prints which pathways have which transform and distance; `pathways` are of id, transform and distance."""
+    kinds: dict[str, list[str]] = {}
+    for name, transform, distance in pathways:
+        kinds.setdefault(f"transform {transform}, distance {distance}", []).append(name)
+    for kind, ids in kinds.items():
+        console.print(kind if len(kinds) == 1 else f"{kind}: {', '.join(ids)}")
 
 
 def sparkline(values: Sequence[float], top: float, encoding: str) -> str:
