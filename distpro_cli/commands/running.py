@@ -60,8 +60,14 @@ def run(
     if finished is not None:
         return finished
     # Whatever a network or a library prints does not belong among the results.
-    with _surroundings(options, folder) as around, redirect_stdout(sys.stderr):
-        return work(folder, around)
+    try:
+        with _surroundings(options, folder) as around, redirect_stdout(sys.stderr):
+            return work(folder, around)
+    except InterruptedRunError:
+        raise
+    except DistproError:
+        folder.forget_if_nothing_made()
+        raise
 
 
 @contextmanager

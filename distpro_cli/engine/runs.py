@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -79,6 +80,20 @@ class RunFolder:
         text = json.dumps(summary, indent=2) + "\n"
         _write(self.summary, text)
 
+    @property
+    def made(self) -> list[Path]:
+        """What a run makes, the recipe it begins with left out."""
+        files = [self.metrics, self.checkpoint, self.weights, self.summary]
+        return [*files, self.teacher_metrics, self.teacher_checkpoint]
+
+    def forget_if_nothing_made(self) -> None:
+        """Removes the folder of a run that ended before it made anything, so that the next try finds it free."""
+        if not any(file.exists() for file in self.made):
+            with contextlib.suppress(OSError):
+                self.recipe.unlink(missing_ok=True)
+                self.inputs.unlink(missing_ok=True)
+                self.path.rmdir()
+
 
 def open_run_folder(
     verb: str,
@@ -122,9 +137,7 @@ def open_run_folder(
 
 
 def _clear(folder: RunFolder, *, force: bool) -> None:
-    files = [folder.recipe, folder.metrics, folder.checkpoint, folder.weights, folder.summary]
-    files += [folder.teacher_metrics, folder.teacher_checkpoint]
-    present = [file for file in files if file.exists()]
+    present = [file for file in (folder.recipe, *folder.made) if file.exists()]
     if present and not force:
         raise DistproError(
             f"{folder.path} holds a run already ({present[0].name}): "

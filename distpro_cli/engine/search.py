@@ -16,7 +16,7 @@ from distpro_cli.engine.loop import Progress, SearchedWeights, Weights
 from distpro_cli.engine.runs import RunFolder
 from distpro_cli.engine.session import Session, Surroundings
 from distpro_cli.engine.step import Pair, Stepper
-from distpro_cli.engine.teacher import prepare_teacher
+from distpro_cli.engine.teacher import build_teacher, prepare_teacher
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.pathways.connections import resolve_pathways
@@ -46,7 +46,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
         Interrupted: a signal came.
     """
     session = Session(recipe, around, outer_share=recipe.search.outer_share)
-    pair = build_pair(session, folder, recipe.pathways)
+    pair = make_ready(session, build_pair(session, recipe.pathways), folder)
     assert pair.teacher is not None and pair.pathways is not None
     teacher_top1 = session.evaluate(pair.teacher)["top1"]
     around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
@@ -86,12 +86,19 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
     return summary
 
 
-def build_pair(session: Session, folder: RunFolder, groups: Sequence[PathwayGroup]) -> Pair:
-    """Builds teacher, student and the pathways between them, on the device."""
+def build_pair(session: Session, groups: Sequence[PathwayGroup]) -> Pair:
+    """Builds teacher, student and the pathways between them, on the device; a teacher to be trained is not yet."""
     student = session.build(session.recipe.student, "student")
-    teacher = prepare_teacher(session, folder)
+    teacher = build_teacher(session)
     infos = resolve_pathways(groups, teacher.levels, student.levels)
     return Pair(student, teacher, build_pathways(session, infos))
+
+
+def make_ready(session: Session, pair: Pair, folder: RunFolder) -> Pair:
+    """Returns the pair with its teacher ready to teach; all that can be wrong with the pair is found before."""
+    assert pair.teacher is not None
+    prepare_teacher(session, pair.teacher, folder)
+    return pair
 
 
 def build_pathways(session: Session, infos: Sequence[PathwayInfo]) -> Pathways:

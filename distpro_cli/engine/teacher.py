@@ -19,24 +19,31 @@ from distpro_cli.networks.weights import load_weights, save_weights
 from distpro_cli.report.metrics import MetricsFile
 
 
-def prepare_teacher(session: Session, folder: RunFolder) -> TappedNetwork:
-    """Returns the recipe's teacher on the device: with its weights, frozen, in eval mode.
-
-    Args:
-        session: The run that needs it.
-        folder: The run's folder; holds the checkpoint of a teacher being trained.
+def build_teacher(session: Session) -> TappedNetwork:
+    """Returns the recipe's teacher on the device, with its weights unless they are to be trained.
 
     Raises:
         DistproError: the recipe names neither weights nor how to train them.
     """
+    spec = session.recipe.teacher
+    if spec.weights is None and spec.train is None:
+        raise DistproError(
+            f"teacher {spec.name} has no weights: set teacher.weights to pretrained or to a file, "
+            "or teacher.train to how it is trained"
+        )
+    return session.build(spec, "teacher", seed=spec.seed)
+
+
+def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder) -> None:
+    """Makes a teacher ready to teach: with its weights, trained if they are not there yet, frozen, in eval mode.
+
+    Args:
+        session: The run that needs it.
+        teacher: As `build_teacher` returns it.
+        folder: The run's folder; holds the checkpoint of a teacher being trained.
+    """
     recipe, spec = session.recipe, session.recipe.teacher
-    teacher = session.build(spec, "teacher", seed=spec.seed)
     if spec.weights is None:
-        if spec.train is None:
-            raise DistproError(
-                f"teacher {spec.name} has no weights: set teacher.weights to pretrained or to a file, "
-                "or teacher.train to how it is trained"
-            )
         # The teacher is trained on the whole train set, under its own seed: the same one for every run.
         school = Session(recipe.model_copy(update={"seed": spec.seed}), session.around)
         cached = cache_folder() / "teachers" / f"{teacher_key(school)}.safetensors"
@@ -45,7 +52,7 @@ def prepare_teacher(session: Session, folder: RunFolder) -> TappedNetwork:
         else:
             train_teacher(school, teacher, cached, folder)
         load_weights(teacher.model, cached)
-    return teacher.requires_grad_(False).eval()
+    teacher.requires_grad_(False).eval()
 
 
 def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder) -> Progress:

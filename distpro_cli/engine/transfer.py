@@ -8,7 +8,7 @@ from typing import Any
 from distpro_cli.engine.loop import ScheduledWeights, Weights
 from distpro_cli.engine.runs import RunFolder
 from distpro_cli.engine.schemes import SCHEMES
-from distpro_cli.engine.search import build_pair, teacher_summary, top1_summary
+from distpro_cli.engine.search import build_pair, make_ready, teacher_summary, top1_summary
 from distpro_cli.engine.session import Session, Surroundings
 from distpro_cli.engine.step import Pair, Stepper
 from distpro_cli.engine.teacher import cache_folder, teacher_key, train_teacher
@@ -49,11 +49,12 @@ def transfer(
     groups = recipe.pathways
     if isinstance(source, Process) and "pathways" not in recipe.model_fields_set:
         groups = pathway_groups(source)
-    pair = build_pair(session, folder, groups)
+    pair = build_pair(session, groups)
     assert pair.teacher is not None and pair.pathways is not None
     process = SCHEMES[source](recipe, pair.pathways.infos) if isinstance(source, str) else source
     schedule = process.schedule(threshold=dropping.threshold, keep=dropping.keep)
     columns = match(process, pair.pathways.infos, mode)
+    make_ready(session, pair, folder)
     teacher_top1 = session.evaluate(pair.teacher)["top1"]
     around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
     result = distil(session, pair, schedule, columns, folder, title="transfer")

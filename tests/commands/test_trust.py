@@ -264,3 +264,15 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
         )
     assert done.returncode == 2
     assert done.stderr == "error: output: No space left on device\n"
+
+
+def test_what_is_wrong_with_a_pair_is_found_before_its_teacher_is_trained(distpro: Run) -> None:
+    untrained = ["teacher.seed=77", "teacher.train.epochs=1000"]
+    result = distpro("search", "tiny.yaml", *untrained, "pathways.0.connections=[[9, 1]]", *OUTPUT)
+    assert result.status == 2 and "teacher level 9" in result.err
+    assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q").status == 0
+    other = [*untrained, "pathways.0.connections=upper"]
+    result = distpro("transfer", "tiny.yaml", *other, "-p", "p.safetensors")
+    assert result.status == 2 and "only in the pair: 1-2" in result.err
+    result = distpro("transfer", "tiny.yaml", *untrained, "-p", "p.safetensors", "--threshold", 0.5, "--keep", 0.5)
+    assert result.status == 2 and "exclude each other" in result.err
