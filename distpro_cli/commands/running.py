@@ -49,6 +49,7 @@ def run(
     options: RunOptions,
     work: Callable[[RunFolder, Surroundings], dict[str, Any]],
     inputs: Mapping[str, str | float | None] | None = None,
+    output: Path | None = None,
 ) -> dict[str, Any]:
     """Opens the run folder, does `work` in it and returns its summary; a finished run that is resumed is done."""
     from distpro_cli.engine.runs import open_run_folder
@@ -56,7 +57,7 @@ def run(
     folder = open_run_folder(
         verb, name, recipe, options.run_dir, resume=options.resume, force=options.force, inputs=inputs
     )
-    finished = folder.finished_summary()
+    finished = folder.finished_summary(output)
     if finished is not None:
         return finished
     # Whatever a network or a library prints does not belong among the results.
@@ -73,11 +74,12 @@ def run(
 @contextmanager
 def _surroundings(options: RunOptions, folder: RunFolder) -> Iterator[Surroundings]:
     from distpro_cli.engine.interruption import Interruption
-    from distpro_cli.engine.runs import resume_command
-    from distpro_cli.engine.session import surroundings
-    from distpro_cli.report.progress import make_reporter
 
-    with Interruption() as interruption:
+    with Interruption() as interruption:  # first, since the other imports take seconds, in which a signal may come
+        from distpro_cli.engine.runs import resume_command
+        from distpro_cli.engine.session import surroundings
+        from distpro_cli.report.progress import make_reporter
+
         try:
             yield surroundings(options.device, make_reporter(options.quiet), interruption)
         except KeyboardInterrupt:

@@ -55,7 +55,7 @@ def search(
 
         return search_process(resolved, target, folder, around, force=force)
 
-    summary = run("search", name, resolved, options, work)
+    summary = run("search", name, resolved, options, work, output=target)
     if json:
         print_json(summary)
     else:

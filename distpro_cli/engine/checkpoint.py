@@ -35,7 +35,9 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise DistproError(f"{path}: no checkpoint there; start the run without --resume") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DistproError(f"{path}: not a checkpoint of distpro ({reason})") from None
+    except OSError as error:
+        raise DistproError(f"{path}: cannot be read ({error.strerror})") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        # torch's text would advise to read the file without its protection
+        raise DistproError(f"{path}: not a checkpoint of distpro, or damaged; start anew with --force") from error
     return state

@@ -68,12 +68,20 @@ class RunFolder:
         """What `--json` prints."""
         return self.path / "summary.json"
 
-    def finished_summary(self) -> dict[str, Any] | None:
-        """Returns the summary of a run that is done and is asked to resume, else None."""
+    def finished_summary(self, output: Path | None = None) -> dict[str, Any] | None:
+        """Returns the summary of a run that is done and is asked to resume, else None.
+
+        Args:
+            output: The file outside the folder that the run is to make; without it the run is not done.
+        """
         if not self.resuming or not self.summary.exists():
             return None
-        summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
-        return summary
+        try:
+            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        except ValueError:  # damaged; the checkpoint makes it again
+            return None
+        done = output is None or (output.exists() and summary.get("process") == str(output))
+        return summary if done else None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json; its presence says that the run is done."""
@@ -165,7 +173,11 @@ def _default_folder(stem: str, resume: bool) -> Path:
 def _check_same_run(folder: RunFolder, recipe: Recipe, inputs: dict[str, Any]) -> None:
     before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), filename=str(folder.recipe))
     different = _differences(before.model_dump(), recipe.model_dump())
-    different += _differences(json.loads(folder.inputs.read_text(encoding="utf-8")), inputs)
+    try:
+        inputs_before = json.loads(folder.inputs.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DistproError(f"{folder.inputs} is missing or damaged; start anew with --force") from None
+    different += _differences(inputs_before, inputs)
     if different:
         key, old, new = different[0]
         more = f" (and {len(different) - 1} more keys)" if len(different) > 1 else ""

@@ -118,6 +118,21 @@ def test_resuming_a_finished_run_prints_its_result_again(distpro: Run) -> None:
     assert again.status == 0 and again.json == first.json
 
 
+def test_resuming_a_finished_search_writes_what_is_missing(distpro: Run, workplace: Path) -> None:
+    arguments = ["search", "tiny.yaml", "search.epochs=1", "--run-dir", "run", "--json", "-q"]
+    assert distpro(*arguments, "-o", "p.safetensors").status == 0
+    content = (workplace / "p.safetensors").read_bytes()
+    (workplace / "p.safetensors").unlink()
+    (workplace / "run" / "summary.json").write_text("{")
+    assert distpro(*arguments, "-o", "p.safetensors", "--resume").status == 0
+    assert (workplace / "p.safetensors").read_bytes() == content
+    assert distpro(*arguments, "-o", "q.safetensors", "--resume").json["process"] == "q.safetensors"
+    assert (workplace / "q.safetensors").read_bytes() == content
+    (workplace / "run" / "inputs.json").unlink()
+    result = distpro(*arguments, "-o", "p.safetensors", "--resume")
+    assert result.status == 2 and "inputs.json is missing" in result.err
+
+
 def test_a_run_is_not_resumed_under_another_recipe(distpro: Run) -> None:
     assert distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "-q").status == 0
     result = distpro("train", "tiny.yaml", "distill.epochs=5", "--run-dir", "run", "-q", "--resume")
