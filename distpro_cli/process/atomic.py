@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -12,15 +13,24 @@ from distpro_cli.errors import DistproError
 
 
 def check_writable(path: Path, *, force: bool) -> None:
-    """Refuses a target that is a folder, or that exists when it may not be replaced.
+    """Refuses a target that cannot be written, or that exists when it may not be replaced.
+
+    A run of hours looks here before it starts. A missing folder is made.
 
     Raises:
         DistproError: with the remedy.
     """
     if path.is_dir():
         raise DistproError(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise DistproError(f"{path} is no regular file; name another")
     if not force and os.path.lexists(path):
         raise DistproError(f"{path} exists already; --force replaces it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise DistproError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

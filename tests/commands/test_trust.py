@@ -162,6 +162,16 @@ def test_a_mistake_leaves_no_run_behind(distpro: Run, workplace: Path) -> None:
     assert distpro("train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "-q").status == 0
 
 
+@pytest.mark.parametrize("target", ["/dev/null", "file/p.safetensors", "/proc/nowhere/p.safetensors"])
+def test_an_output_that_cannot_be_written_is_found_before_the_search(
+    distpro: Run, workplace: Path, target: str
+) -> None:
+    (workplace / "file").write_text("not a folder")
+    result = distpro("search", "tiny.yaml", "--force", "-o", target, "-q")
+    assert result.status == 2 and target in result.err and result.err.count("\n") == 1
+    assert not (workplace / "runs").exists()
+
+
 def test_runs_without_a_folder_of_their_own_are_numbered(distpro: Run) -> None:
     folders = [distpro("train", "tiny.yaml", "distill.epochs=1", "--json", "-q").json["run_dir"] for _ in range(2)]
     assert folders == ["runs/train-student-tiny", "runs/train-student-tiny-2"]
