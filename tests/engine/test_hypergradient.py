@@ -17,8 +17,9 @@ from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.recipe.schema import Data, Network, PathwayGroup
 from distpro_cli.tasks.classification import task_loss
+from distpro_cli.tasks.data import ClassificationData
 
-DATA = Data(name="digits", image_size=32)
+DATA = Data(name="digits", image_size=32, workers=0)
 
 
 def make_stepper(seed: int = 0, *, momentum: float = 0.0, precision: str = "float32") -> Stepper:
@@ -95,17 +96,18 @@ def test_central_difference_points_the_same_way() -> None:
 
 
 def test_cheap_in_bfloat16_stays_close_to_exact_in_float32() -> None:
-    stepper = make_stepper()
-    stepper.pair.student.train()
-    inner, outer = batches()
-    for step in range(3):
-        stepper.plain(inner, weights(stepper), step)
-    low = Stepper(stepper.pair, stepper.optimizer, task_loss, device=stepper.device, precision="bfloat16")
-    before = copy.deepcopy(stepper.pair.student.state_dict())
-    cheap = BILEVEL_STEPS["cheap"](low)(inner, outer, weights(stepper), 3)[2]
-    stepper.pair.student.load_state_dict(before)
-    exact, _ = hypergradient("exact")
-    assert cosine_similarity(cheap, exact, dim=0) > 0.99
+    """On real images: with random labels the hypergradient is all noise, in bfloat16 other noise."""
+    digits = [Batch(*batch) for batch in ClassificationData(DATA, 0).train_batches(64, 22)]
+    trained = make_stepper()
+    trained.pair.student.train()
+    for step, batch in enumerate(digits[:-2]):
+        trained.plain(batch, weights(trained), step)
+    found = []
+    for name, precision in (("exact", "float32"), ("cheap", "bfloat16")):
+        stepper = copy.deepcopy(trained)
+        stepper.precision = precision
+        found.append(BILEVEL_STEPS[name](stepper)(*digits[-2:], weights(stepper), 20)[2])
+    assert cosine_similarity(*found, dim=0) > 0.99
 
 
 def test_exact_is_the_derivative_of_the_outer_loss_after_a_step() -> None:
