@@ -68,7 +68,7 @@ class TrainTransform:
     """Crop, flip, automatic augmentation, colour jitter, random erasing: in this order, if asked for.
 
     Raises:
-        DistproError: `auto_augment` is not a policy timm understands, or `scale` is not a range.
+        DistproError: `auto_augment` is not a policy timm understands.
     """
 
     def __init__(self, data: schema.Data) -> None:
@@ -78,7 +78,7 @@ class TrainTransform:
         self._padding = augment.padding if augment.crop == "pad" else 0
         self._scale: tuple[float, float] | None = None
         if augment.crop == "resized":
-            self._scale = _checked_scale(augment.scale)
+            self._scale = (augment.scale[0], augment.scale[1])
         mean = data.mean or list(IMAGENET_DEFAULT_MEAN)
         self._fill = np.array([round(255 * value) for value in mean], dtype=np.uint8)
         self._on_pil: list[Callable[[Image.Image], Image.Image]] = []
@@ -135,13 +135,6 @@ def _overlap(shift: int, size: int) -> tuple[slice, slice]:
     length = max(size - abs(shift), 0)
     start_to, start_from = max(shift, 0), max(-shift, 0)
     return slice(start_to, start_to + length), slice(start_from, start_from + length)
-
-
-def _checked_scale(scale: list[float]) -> tuple[float, float]:
-    low, high = scale
-    if not 0 < low <= high:
-        raise DistproError(f"data.augment.scale: {scale} is not a range; use [low, high] with 0 < low <= high")
-    return low, high
 
 
 def _policy(text: str, size: int, fill: Pixels) -> Callable[[Image.Image], Image.Image]:
