@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from distpro_cli.errors import Problem, RecipeError, nearest
+from distpro_cli.recipe.base import Model
 from distpro_cli.recipe.describe import dotted, written
 from distpro_cli.recipe.overrides import apply_overrides
 from distpro_cli.recipe.problems import explain
-from distpro_cli.recipe.schema import Model, Recipe
+from distpro_cli.recipe.schema import Recipe
 from distpro_cli.recipe.shipped import shipped_recipes
 from distpro_cli.recipe.strict_yaml import (
     MAX_BYTES,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from distpro_cli.errors import Problem
+from distpro_cli.recipe.base import Model
 from distpro_cli.recipe.describe import shorten
 from distpro_cli.recipe.problems import locate
-from distpro_cli.recipe.schema import Model
 from distpro_cli.recipe.strict_yaml import KeyPath, StrictYamlError, read_yaml
 
 

@@ -8,41 +8,23 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Mean = Annotated[list[Probability], Field(min_length=1)]
-Deviation = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
-Connection = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
-
-
-def wrong(message: str, key: str = "") -> PydanticCustomError:
-    """Returns the error for a value that has the right type and is still wrong.
-
-    Args:
-        message: What is wrong and what is allowed.
-        key: For a check across keys: the key of the section that the message is about.
-    """
-    # Handed over as a value, since pydantic reads braces in a template.
-    return PydanticCustomError("wrong", "{message}", {"message": message, "key": key})
-
-
-def check_normalization(mean: list[float] | None, std: list[float] | None) -> None:
-    """Checks that `mean` and `std` fit each other where both are given."""
-    if mean is not None and std is not None and len(mean) != len(std):
-        raise wrong(f"has {len(std)} values, but mean has {len(mean)}; give one per channel in both", "std")
-
-
-class Model(BaseModel):
-    """Base of every part of a recipe: frozen, unknown keys are errors, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from distpro_cli.recipe.base import (
+    BelowOne,
+    Connection,
+    Deviation,
+    Fraction,
+    Mean,
+    Model,
+    NonNegative,
+    PositiveInt,
+    Probability,
+    Seed,
+    check_normalization,
+    wrong,
+)
+from distpro_cli.recipe.schemes import Schemes
 
 
 class Augmentation(Model):
@@ -249,14 +231,14 @@ class PathwayGroup(Model):
     )
     transform: str = Field(
         "conv2",
-        description="transform block: conv1, conv2, conv3, attention, linear, identity, or one registered "
-        "by a file of yours",
+        description="transform block: conv1, conv2, conv3, attention, linear, review, resize, identity, or one "
+        "registered by a file of yours",
     )
     transform_options: dict[str, Any] = Field({}, description="keyword arguments of the transform block")
     distance: str = Field(
         "hcl",
         description="distance between the transformed student feature and the teacher's: hcl, mse, cosine, "
-        "l1, kl (logits), or one registered by a file of yours",
+        "l1, attention-map, kl (logits), or one registered by a file of yours",
     )
     distance_options: dict[str, Any] = Field({}, description="keyword arguments of the distance, such as temperature")
 
@@ -320,4 +302,5 @@ class Recipe(Model):
         [PathwayGroup()], description="groups of pathways; K is their sum"
     )
     search: Search = Field(Search(), description="how the process is searched")
+    schemes: Schemes = Field(Schemes(), description="settings of the built-in processes")
     distill: Training = Field(Training(), description="how the student is distilled")

@@ -1,0 +1,41 @@
+"""What the parts of a recipe's schema are made of: the frozen model, kinds of numbers, the error of a value."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Mean = Annotated[list[Probability], Field(min_length=1)]
+Deviation = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+Connection = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+
+
+def wrong(message: str, key: str = "") -> PydanticCustomError:
+    """Returns the error for a value that has the right type and is still wrong.
+
+    Args:
+        message: What is wrong and what is allowed.
+        key: For a check across keys: the key of the section that the message is about.
+    """
+    # Handed over as a value, since pydantic reads braces in a template.
+    return PydanticCustomError("wrong", "{message}", {"message": message, "key": key})
+
+
+def check_normalization(mean: list[float] | None, std: list[float] | None) -> None:
+    """Checks that `mean` and `std` fit each other where both are given."""
+    if mean is not None and std is not None and len(mean) != len(std):
+        raise wrong(f"has {len(std)} values, but mean has {len(mean)}; give one per channel in both", "std")
+
+
+class Model(BaseModel):
+    """Base of every part of a recipe: frozen, unknown keys are errors, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
