@@ -5,7 +5,7 @@ d(outer loss)/d(weight_k) ≈ -lr · ⟨v, ∇_w D_k(w_t)⟩ with v = ∇_w L_ou
 
 | name | how | cost |
 | --- | --- | --- |
-| cheap | gradient of D_k at the student's level times the level's change along v | one more student forward |
+| cheap | gradient of D_k where the pathway starts times the start's change along v | one more student forward |
 | exact | autograd through the student, pathway by pathway | K more backward passes |
 | central-difference | second-order scheme of DARTS (Liu et al. 2019): whole steps at w ± εv | three more whole steps |
 
@@ -22,10 +22,13 @@ from torch import Tensor
 
 from distpro_cli.engine.device import autocast
 from distpro_cli.engine.optim import learning_rate
-from distpro_cli.engine.step import Batch, Features, StepLosses, Stepper, unmoved_buffers
+from distpro_cli.engine.step import Batch, StepLosses, Stepper, unmoved_buffers
+from distpro_cli.pathways.module import Pathways, Start
 
 SHIFT_LENGTH = 1e-3  # r: how far the parameters are moved along v, in the parameters' own Euclidean norm
 DARTS_SHIFT_LENGTH = 1e-2  # DARTS's own choice for its central difference
+
+Starts = dict[Start, Tensor]
 
 
 class BilevelStep(Protocol):
@@ -37,12 +40,13 @@ class BilevelStep(Protocol):
 
 
 class CheapHypergradient:
-    """The default: cut the graph at the student's levels, and one more student forward at w_t + ξ v.
+    """The default: cut the graph where the pathways start, and one more student forward at w_t + ξ v.
 
-    Every pathway gets its own detached copy of its student feature F. Going back from Σ D_k to these copies gives
-    g_k = ∂D_k/∂F for all k at the price of the ordinary backward pass. One forward of the student at w_t + ξ v
-    gives the features' directional derivative Ḟ, and ⟨v, ∇_w D_k⟩ = ⟨g_k, Ḟ⟩: neither the teacher nor a transform
-    block runs twice.
+    A pathway starts at its student feature or, where pathways share a block (ReviewKD's fusion), at that block's
+    output; call it F. Every pathway gets its own detached copy of F. Going back from each D_k to its copy gives
+    g_k = ∂D_k/∂F for all k at the price of the ordinary backward pass. One forward of the student, and of the
+    shared blocks, at w_t + ξ v gives the directional derivative Ḟ, and ⟨v, ∇_w D_k⟩ = ⟨g_k, Ḟ⟩: neither the
+    teacher nor a pathway's own block runs twice.
     """
 
     def __init__(self, stepper: Stepper) -> None:
@@ -52,33 +56,33 @@ class CheapHypergradient:
         self, inner: Batch, outer: Batch, weights_k: Tensor, step: int
     ) -> tuple[StepLosses, StepLosses, Tensor]:
         """See `BilevelStep`."""
-        stepper = self.stepper
-        parameters = stepper.student_parameters
-        losses, features, gradients = self._train(inner, weights_k, step)
-        before = [p.detach().clone() for p in parameters]
+        stepper, pathways = self.stepper, self._pathways
+        losses, starts, gradients = self._train(inner, weights_k, step)
+        # v is known only after the update; then both the student and the shared blocks go back to where they were.
+        before = [p.detach().clone() for p in self._moved_parameters()]
         lr = learning_rate(stepper.optimizer)
         stepper.update()
         outer_losses, direction = outer_gradient(stepper, outer, step)
-        changes, shift = self._feature_changes(inner, features, before, direction, step)
+        changes, shift = self._changes(inner, starts, before, direction, step)
         products = [
-            torch.sum(g.to(changes[level].dtype) * changes[level])
-            for g, level in zip(gradients, self._levels(), strict=True)
+            torch.sum(g.to(changes[start].dtype) * changes[start])
+            for g, start in zip(gradients, pathways.start_of, strict=True)
         ]
         return losses, outer_losses, torch.stack(products) * (-lr / shift)
 
-    def _train(self, inner: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, Features, list[Tensor]]:
-        """Fills the gradients of an inner step; returns losses, features and g_k [same shape as its feature]."""
-        stepper = self.stepper
-        pathways = stepper.pair.pathways
-        assert pathways is not None
+    def _train(self, inner: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, Starts, list[Tensor]]:
+        """Fills the gradients of an inner step; returns losses, starts and g_k [same shape as its start]."""
+        stepper, pathways = self.stepper, self._pathways
         active = range(len(pathways.infos))
         teacher_features = stepper.teach(inner.images_bchw, active)
-        logits, features = stepper.study(inner, stepper.student_levels(active), step)
+        logits, features = stepper.study(inner, pathways.student_levels(active), step)
+        with autocast(stepper.device, stepper.precision):
+            starts = pathways.starts(features, active)
         task = stepper.task_loss(logits, inner.targets)
         distances: dict[int, Tensor] = {}
         gradients: list[Tensor] = []
         for k, info in enumerate(pathways.infos):
-            copy = features[info.student.number].detach().requires_grad_()
+            copy = starts[pathways.start_of[k]].detach().requires_grad_()
             with autocast(stepper.device, stepper.precision):
                 distance = pathways.distance(k, copy, teacher_features[info.teacher.number])
             distance.backward()
@@ -89,49 +93,54 @@ class CheapHypergradient:
             gradients.append(copy.grad)
             distances[k] = distance.detach()
         pulls = self._weighted_pulls(gradients, weights_k)
-        reached = [level for level in pulls if features[level].requires_grad]
+        reached = [start for start in pulls if starts[start].requires_grad]
         torch.autograd.backward(
-            [task, *(features[level] for level in reached)], [None, *(pulls[level] for level in reached)]
+            [task, *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]
         )
-        plain_features = {level: feature.detach() for level, feature in features.items()}
-        return stepper.named(task, distances, logits, inner), plain_features, gradients
+        plain_starts = {start: tensor.detach() for start, tensor in starts.items()}
+        return stepper.named(task, distances, logits, inner), plain_starts, gradients
 
-    def _weighted_pulls(self, gradients: Sequence[Tensor], weights_k: Tensor) -> Features:
-        """Returns Σ_k weight_k · g_k of every student level."""
-        pulls: Features = {}
-        for k, level in enumerate(self._levels()):
+    def _weighted_pulls(self, gradients: Sequence[Tensor], weights_k: Tensor) -> Starts:
+        """Returns Σ_k weight_k · g_k of every start."""
+        pulls: Starts = {}
+        for k, start in enumerate(self._pathways.start_of):
             weighted = gradients[k] * weights_k[k].to(gradients[k].dtype)
-            pulls[level] = pulls[level].add_(weighted) if level in pulls else weighted
+            pulls[start] = pulls[start].add_(weighted) if start in pulls else weighted
         return pulls
 
-    def _feature_changes(
-        self, inner: Batch, features: Features, before: list[Tensor], direction: list[Tensor], step: int
-    ) -> tuple[Features, Tensor]:
-        """Returns F(w_t + ξ v) - F(w_t) of every student level in float32, and ξ; the student ends at w_{t+1}."""
+    def _changes(
+        self, inner: Batch, starts: Starts, before: list[Tensor], direction: list[Tensor], step: int
+    ) -> tuple[Starts, Tensor]:
+        """Returns F(w_t + ξ v) - F(w_t) of every start in float32, and ξ; all parameters end at step t + 1."""
         stepper = self.stepper
-        parameters = stepper.student_parameters
+        student, moved = stepper.student_parameters, self._moved_parameters()
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction)))
         shift = SHIFT_LENGTH / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
-        after = [p.detach().clone() for p in parameters]
-        with torch.no_grad(), unmoved_buffers(stepper.pair.student):
+        after = [p.detach().clone() for p in moved]
+        with torch.no_grad(), unmoved_buffers(stepper.pair.student), unmoved_buffers(self._pathways.shared):
+            torch._foreach_copy_(moved, before)
             if stepper.precision != "float32":
                 # The difference of two bfloat16 forwards has no digits left, so both ends are run in float32.
-                torch._foreach_copy_(parameters, before)
-                features = self._features(inner, features, step)
-            torch._foreach_copy_(parameters, torch._foreach_add(before, torch._foreach_mul(direction, shift)))
-            shifted = self._features(inner, features, step)
-            torch._foreach_copy_(parameters, after)
-        return {level: shifted[level] - features[level] for level in shifted}, shift
+                starts = self._starts(inner, step)
+            torch._foreach_add_(student, torch._foreach_mul(direction, shift))
+            shifted = self._starts(inner, step)
+            torch._foreach_copy_(moved, after)
+        return {start: shifted[start] - starts[start] for start in shifted}, shift
 
-    def _features(self, inner: Batch, levels: Features, step: int) -> Features:
+    def _starts(self, inner: Batch, step: int) -> Starts:
+        pathways = self._pathways
+        active = range(len(pathways.infos))
         self.stepper.seed_student(step)
-        features: Features
-        _, features = self.stepper.pair.student(inner.images_bchw, levels=set(levels), logits=False)
-        return features
+        _, features = self.stepper.pair.student(inner.images_bchw, levels=pathways.student_levels(active), logits=False)
+        return pathways.starts(features, active)
 
-    def _levels(self) -> list[int]:
+    def _moved_parameters(self) -> list[Tensor]:
+        return [*self.stepper.student_parameters, *self._pathways.shared.parameters()]
+
+    @property
+    def _pathways(self) -> Pathways:
         assert self.stepper.pair.pathways is not None
-        return [info.student.number for info in self.stepper.pair.pathways.infos]
+        return self.stepper.pair.pathways
 
 
 class ExactHypergradient:
@@ -150,7 +159,7 @@ class ExactHypergradient:
         assert pathways is not None
         active = range(len(pathways.infos))
         teacher_features = stepper.teach(inner.images_bchw, active)
-        logits, features = stepper.study(inner, stepper.student_levels(active), step)
+        logits, features = stepper.study(inner, pathways.student_levels(active), step)
         task = stepper.task_loss(logits, inner.targets)
         with autocast(stepper.device, stepper.precision):
             distances = pathways(features, teacher_features, active)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from distpro_cli.engine.device import autocast
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.module import Pathways
-from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.tasks.randomness import derived_seed
 
 Features = dict[int, Tensor]
@@ -99,12 +98,12 @@ class Stepper:
         """Returns the named losses and the total with its graph; see `plain`."""
         active = active_pathways(weights)
         teacher_features = self.teach(batch.images_bchw, active)
-        logits, features = self.study(batch, self.student_levels(active), step)
+        logits, features = self.study(batch, self._pathways.student_levels(active) if active else (), step)
         task = self.task_loss(logits, batch.targets)
         distances: dict[int, Tensor] = {}
-        if self.pair.pathways is not None and active:
+        if active:
             with autocast(self.device, self.precision):
-                distances = self.pair.pathways(features, teacher_features, active)
+                distances = self._pathways(features, teacher_features, active)
         total = task
         for k, distance in distances.items():
             total = total + weights[k] * distance
@@ -116,7 +115,7 @@ class Stepper:
             return {}
         with torch.no_grad(), autocast(self.device, self.precision):
             features: Features
-            _, features = self.pair.teacher(images_bchw, levels=self.teacher_levels(active), logits=False)
+            _, features = self.pair.teacher(images_bchw, levels=self._pathways.teacher_levels(active), logits=False)
         return features
 
     def study(self, batch: Batch, levels: Collection[int], step: int) -> tuple[Tensor, Features]:
@@ -138,14 +137,6 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def teacher_levels(self, active: Sequence[int]) -> set[int]:
-        """Returns the teacher levels that the `active` pathways read."""
-        return {self._infos[k].teacher.number for k in active}
-
-    def student_levels(self, active: Sequence[int]) -> set[int]:
-        """Returns the student levels that the `active` pathways read."""
-        return {self._infos[k].student.number for k in active}
-
     def named(self, task: Tensor, distances: dict[int, Tensor], logits: Tensor, batch: Batch) -> StepLosses:
         """Wraps the parts of a step's loss, detached from their graph."""
         classes = batch.targets.argmax(1) if batch.targets.ndim > 1 else batch.targets
@@ -155,9 +146,9 @@ class Stepper:
         return StepLosses(task.detach(), parts, correct_percent)
 
     @property
-    def _infos(self) -> tuple[PathwayInfo, ...]:
+    def _pathways(self) -> Pathways:
         assert self.pair.pathways is not None
-        return self.pair.pathways.infos
+        return self.pair.pathways
 
 
 def active_pathways(weights: Sequence[float] | Tensor) -> list[int]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from distpro_cli.pathways.distances import make_distance
 from distpro_cli.pathways.transforms import make_transform
+from distpro_cli.pathways.transforms.base import TRANSFORMS, SharedBlock
 from distpro_cli.process.pathway import PathwayInfo
+
+Start = tuple[int | None, int]  # where a pathway's own block begins: number of a shared block or None, student level
 
 
 class Pathways(nn.Module):
-    """K transform blocks, each pathway's own, and K distances.
+    """K transform blocks, each pathway's own, the blocks that some of them share, and K distances.
 
     Args:
         infos: The pathways in the order of a process's columns. The blocks' weights are drawn from torch's
@@ -20,7 +23,9 @@ class Pathways(nn.Module):
 
     Attributes:
         infos: The pathways.
-        transforms: Their blocks; a module may stand in several places once blocks share state.
+        shared: Blocks between the student and the own blocks of pathways with one transform and equal options.
+        start_of: By pathway, what its own block is given: the student's feature, or an output of a shared block.
+        transforms: The pathways' own blocks.
         distances: Their distances.
 
     Raises:
@@ -30,20 +35,57 @@ class Pathways(nn.Module):
     def __init__(self, infos: Sequence[PathwayInfo]) -> None:
         super().__init__()
         self.infos = tuple(infos)
+        self.start_of: list[Start] = [(None, info.student.number) for info in self.infos]
+        blocks: list[SharedBlock] = []
+        for members in _sharing(self.infos):
+            for k in members:
+                self.start_of[k] = (len(blocks), self.infos[k].student.number)
+            blocks.append(_shared_block([self.infos[k] for k in members]))
+        self.shared = nn.ModuleList(blocks)
+        levels = [
+            info.student if block is None else blocks[block].outputs[number]
+            for info, (block, number) in zip(self.infos, self.start_of, strict=True)
+        ]
         self.transforms = nn.ModuleList(
-            make_transform(info.transform, info.student, info.teacher, info.transform_options) for info in self.infos
+            make_transform(info.transform, level, info.teacher, info.transform_options)
+            for info, level in zip(self.infos, levels, strict=True)
         )
         self.distances = [make_distance(info.distance, info.distance_options) for info in self.infos]
 
-    def distance(self, k: int, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    def teacher_levels(self, active: Collection[int]) -> set[int]:
+        """Returns the teacher levels that the `active` pathways read."""
+        return {self.infos[k].teacher.number for k in active}
+
+    def student_levels(self, active: Collection[int]) -> set[int]:
+        """Returns the student levels that the `active` pathways read, on their own or through a shared block."""
+        needed: set[int] = set()
+        for block, levels in self._levels_by_block(active).items():
+            needed |= levels if block is None else self._shared(block).needs(levels)
+        return needed
+
+    def starts(self, student_features: Mapping[int, Tensor], active: Collection[int]) -> dict[Start, Tensor]:
+        """Returns what the own blocks of the `active` pathways are given; what only others need does not run.
+
+        Args:
+            student_features: By level number, [B, *shape]; those of `student_levels(active)`.
+            active: Numbers of pathways, from 0.
+        """
+        found: dict[Start, Tensor] = {}
+        for block, levels in self._levels_by_block(active).items():
+            outputs = student_features if block is None else self._shared(block)(student_features, levels)
+            found |= {(block, level): outputs[level] for level in sorted(levels)}
+        return found
+
+    def distance(self, k: int, start: Tensor, teacher_feature: Tensor) -> Tensor:
         """Returns D_k, a float32 scalar.
 
         Args:
             k: Number of the pathway, from 0.
-            student_feature: [B, *infos[k].student.shape].
+            start: What its own block is given; without a shared block the student's feature
+                [B, *infos[k].student.shape].
             teacher_feature: [B, *infos[k].teacher.shape].
         """
-        measured: Tensor = self.distances[k](self.transforms[k](student_feature), teacher_feature)
+        measured: Tensor = self.distances[k](self.transforms[k](start), teacher_feature)
         return measured
 
     def forward(
@@ -59,11 +101,49 @@ class Pathways(nn.Module):
             teacher_features: Likewise.
             active: Numbers of pathways, from 0.
         """
+        starts = self.starts(student_features, active)
         return {
-            k: self.distance(
-                k,
-                student_features[self.infos[k].student.number],
-                teacher_features[self.infos[k].teacher.number],
-            )
+            k: self.distance(k, starts[self.start_of[k]], teacher_features[self.infos[k].teacher.number])
             for k in active
         }
+
+    def _levels_by_block(self, active: Collection[int]) -> dict[int | None, set[int]]:
+        levels: dict[int | None, set[int]] = {}
+        for k in active:
+            block, level = self.start_of[k]
+            levels.setdefault(block, set()).add(level)
+        return levels
+
+    def _shared(self, number: int) -> SharedBlock:
+        block = self.shared[number]
+        assert isinstance(block, SharedBlock)
+        return block
+
+
+def _sharing(infos: Sequence[PathwayInfo]) -> list[list[int]]:
+    """Returns the numbers of pathways that share a block, group by group."""
+    groups: list[list[int]] = []
+    for k, info in enumerate(infos):
+        if _shared_kind(info) is None:
+            continue
+        own = (info.transform, info.transform_options)
+        for group in groups:
+            first = infos[group[0]]
+            if (first.transform, first.transform_options) == own:
+                group.append(k)
+                break
+        else:
+            groups.append([k])
+    return groups
+
+
+def _shared_kind(info: PathwayInfo) -> type[SharedBlock] | None:
+    kind: type[SharedBlock] | None = getattr(TRANSFORMS.find(info.transform), "shared", None)
+    return kind
+
+
+def _shared_block(infos: Sequence[PathwayInfo]) -> SharedBlock:
+    levels = {info.student.number: info.student for info in infos}
+    kind = _shared_kind(infos[0])
+    assert kind is not None
+    return kind([levels[number] for number in sorted(levels)], **infos[0].transform_options)

@@ -5,8 +5,8 @@ Shape legend: b images, c channels, h height, w width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -32,6 +32,36 @@ def make_transform(
     return entry(student, teacher, **(options or {}))
 
 
+class SharedBlock(nn.Module):
+    """Base of what several pathways have in common: it stands between the student and their own blocks.
+
+    Args:
+        levels: The student levels that the pathways start from, shallow to deep.
+
+    Attributes:
+        outputs: What the pathways' own blocks are given in place of the student's level, by its number.
+    """
+
+    outputs: Mapping[int, LevelInfo]
+
+    def __init__(self, levels: Sequence[LevelInfo]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+
+    def needs(self, wanted: Collection[int]) -> set[int]:
+        """Returns the student levels that the outputs of the `wanted` ones are made of."""
+        raise NotImplementedError
+
+    def forward(self, features: Mapping[int, Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
+        """Makes the outputs of the `wanted` levels, [B, *outputs[level].shape], and nothing that only others need.
+
+        Args:
+            features: The student's, by level number; at least those that `needs` names.
+            wanted: Numbers of levels.
+        """
+        raise NotImplementedError
+
+
 class Transform(nn.Module):
     """Base of the blocks that see every feature as a map; a subclass fills in `convert`.
 
@@ -41,10 +71,13 @@ class Transform(nn.Module):
     teacher's are met by the mean of the converted map.
 
     Attributes:
+        shared: What pathways with this transform and equal options have in common, before their own blocks.
         in_channels: Channels of the student's feature.
         out_channels: Channels of the teacher's feature.
         size: Height and width at which `convert` runs.
     """
+
+    shared: ClassVar[type[SharedBlock] | None] = None
 
     def __init__(self, student: LevelInfo, teacher: LevelInfo) -> None:
         super().__init__()
