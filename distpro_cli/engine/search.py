@@ -19,7 +19,7 @@ from distpro_cli.engine.step import Pair, Stepper
 from distpro_cli.engine.teacher import build_teacher, prepare_teacher
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.weights import save_weights
-from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.connections import joins_logits, resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.file import save_process
 from distpro_cli.process.pathway import PathwayInfo
@@ -88,8 +88,9 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
 
 def build_pair(session: Session, groups: Sequence[PathwayGroup]) -> Pair:
     """Builds teacher, student and the pathways between them, on the device; a teacher to be trained is not yet."""
-    student = session.build(session.recipe.student, "student")
-    teacher = build_teacher(session)
+    logits = joins_logits(groups)
+    student = session.build(session.recipe.student, "student", logits=logits)
+    teacher = build_teacher(session, logits=logits)
     infos = resolve_pathways(groups, teacher.levels, student.levels)
     return Pair(student, teacher, build_pathways(session, infos))
 

@@ -64,10 +64,15 @@ class Session:
         self.device = around.device
         self.data = ClassificationData(recipe.data, recipe.seed, outer_share=outer_share)
 
-    def build(self, spec: Network, role: str, seed: int | None = None) -> TappedNetwork:
-        """Builds a network with random weights drawn from the run's seed (or `seed`), or its own weights."""
+    def build(
+        self, spec: Network, role: str, seed: int | None = None, *, logits: bool = False, pretrained_ok: bool = True
+    ) -> TappedNetwork:
+        """Builds a network with random weights drawn from the run's seed (or `seed`), or its own weights.
+
+        For `logits` and `pretrained_ok` see `build_network`.
+        """
         torch.manual_seed(derived_seed(self.recipe.seed if seed is None else seed, "weights", role))
-        return self.place(build_network(spec, self.recipe.data))
+        return self.place(build_network(spec, self.recipe.data, logits=logits, pretrained_ok=pretrained_ok))
 
     def place(self, module: AnyModule) -> AnyModule:
         """Moves a network or pathways to the device, in the recipe's memory format."""

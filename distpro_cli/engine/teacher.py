@@ -19,19 +19,24 @@ from distpro_cli.networks.weights import load_weights, save_weights
 from distpro_cli.report.metrics import MetricsFile
 
 
-def build_teacher(session: Session) -> TappedNetwork:
+def build_teacher(session: Session, *, logits: bool = False, weights: bool = True) -> TappedNetwork:
     """Returns the recipe's teacher on the device, with its weights unless they are to be trained.
 
+    Args:
+        session: The run.
+        logits: Whether its default levels end with the logits.
+        weights: False: its levels are all that is wanted, so nothing is downloaded or read.
+
     Raises:
-        DistproError: the recipe names neither weights nor how to train them.
+        DistproError: weights are wanted, and the recipe names neither them nor how to train them.
     """
     spec = session.recipe.teacher
-    if spec.weights is None and spec.train is None:
+    if weights and spec.weights is None and spec.train is None:
         raise DistproError(
             f"teacher {spec.name} has no weights: set teacher.weights to pretrained or to a file, "
             "or teacher.train to how it is trained"
         )
-    return session.build(spec, "teacher", seed=spec.seed)
+    return session.build(spec, "teacher", seed=spec.seed, logits=logits, pretrained_ok=weights)
 
 
 def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder) -> None:

@@ -33,7 +33,9 @@ _RESERVED = {
 }
 
 
-def build_network(spec: schema.Network, data: schema.Data, *, pretrained_ok: bool = True) -> TappedNetwork:
+def build_network(
+    spec: schema.Network, data: schema.Data, *, logits: bool = False, pretrained_ok: bool = True
+) -> TappedNetwork:
     """Builds a network with its weights and taps its levels; on the CPU, float32, in train mode.
 
     Random weights are drawn from torch's global generator, which the caller seeds.
@@ -41,6 +43,7 @@ def build_network(spec: schema.Network, data: schema.Data, *, pretrained_ok: boo
     Args:
         spec: Name, options, weights, levels, feature, mean and std.
         data: Image size, number of classes, and the mean and std of networks that bring none.
+        logits: Whether the default levels end with the logits.
         pretrained_ok: False: no weights are downloaded or read, the network keeps random ones.
 
     Raises:
@@ -62,7 +65,13 @@ def build_network(spec: schema.Network, data: schema.Data, *, pretrained_ok: boo
         )
     mean, std = normalization(spec, data, model)
     network = TappedNetwork(
-        model, levels=spec.levels, feature=spec.feature, mean=mean, std=std, image_size=data.image_size
+        model,
+        levels=spec.levels,
+        feature=spec.feature,
+        logits=logits,
+        mean=mean,
+        std=std,
+        image_size=data.image_size,
     )
     if network.num_classes != data.known_num_classes():
         raise DistproError(

@@ -37,7 +37,9 @@ class Choice:
     reduction: int | None = None
 
 
-def choose_levels(model: nn.Module, trace: Trace, levels: Sequence[int | str] | None, feature: str) -> list[Choice]:
+def choose_levels(
+    model: nn.Module, trace: Trace, levels: Sequence[int | str] | None, feature: str, *, logits: bool = False
+) -> list[Choice]:
     """Returns the levels, shallow to deep.
 
     Args:
@@ -46,11 +48,12 @@ def choose_levels(model: nn.Module, trace: Trace, levels: Sequence[int | str] | 
         levels: Stage or block indices (from 0, negative from the end), module names, `pooled`, `logits`;
             None for the last four stages (of equally deep blocks: four, equally spaced) and `pooled`.
         feature: `output`, `before-activation` or `after-activation`; the last two speak of stages only.
+        logits: Whether the default ends with the logits.
 
     Raises:
         DistproError: a level is unknown, no tensor, never executed, double, or out of order.
     """
-    entries: Sequence[int | str] = default_levels(model, trace) if levels is None else levels
+    entries = list(levels) if levels is not None else [*default_levels(model, trace), *([LOGITS] if logits else [])]
     if not entries:
         raise DistproError(f"{title(model)}: levels is empty; leave it out for the default, or name a level")
     chosen = [_choose(model, trace, entry, feature) for entry in entries]

@@ -36,6 +36,7 @@ class TappedNetwork(nn.Module):
         *,
         levels: Sequence[int | str] | None = None,
         feature: str = "output",
+        logits: bool = False,
         mean: Sequence[float],
         std: Sequence[float],
         image_size: int,
@@ -48,6 +49,7 @@ class TappedNetwork(nn.Module):
             levels: See `choose_levels`; None for the default.
             feature: `output`: as a stage returns it; `before-activation` or `after-activation`: before or
                 after the activation at the stage's end. Holds for stages, not for `pooled` and `logits`.
+            logits: Whether the default levels end with the logits.
             mean: Per channel, what the network expects to be subtracted from images in [0, 1].
             std: Per channel, what it expects them to be divided by.
             image_size: Height and width of the images in pixels.
@@ -63,7 +65,7 @@ class TappedNetwork(nn.Module):
         images_bchw = dry_images(image_size, in_channels, self.mean, self.std)
         trace = trace_forward(model, images_bchw)
         self.num_classes = int(trace.output.shape[1])
-        choices = choose_levels(model, trace, levels, feature)
+        choices = choose_levels(model, trace, levels, feature, logits=logits)
         layouts = [_layout(choice, _tapped_tensor(choice, trace.output)) for choice in choices]
         self.levels: tuple[LevelInfo, ...] = tuple(
             _level_info(number, len(choices), choice, layouts[number - 1], trace.output, image_size)

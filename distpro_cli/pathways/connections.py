@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from distpro_cli.errors import DistproError, Problem, RecipeError
-from distpro_cli.pathways.distances import make_distance
-from distpro_cli.pathways.grids import shape_text
+from distpro_cli.pathways.distances import DISTANCES, make_distance
+from distpro_cli.pathways.grids import grids_of_pair, shape_text
 from distpro_cli.pathways.registry import check_options
 from distpro_cli.pathways.transforms import TRANSFORMS, make_transform
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
@@ -24,6 +24,18 @@ SETS: dict[str, Callable[[int, int], bool]] = {
 }
 
 
+def joins_logits(groups: Sequence[PathwayGroup]) -> bool:
+    """Returns whether a group's distance is one between logits, so that default levels should end with them."""
+    return any(_between_logits(group) for group in groups)
+
+
+def _between_logits(group: PathwayGroup) -> bool:
+    try:
+        return bool(getattr(DISTANCES.find(group.distance), "between_logits", False))
+    except DistproError:  # told, with the rest, when the pathways are resolved
+        return False
+
+
 def resolve_pathways(
     groups: Sequence[PathwayGroup], teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]
 ) -> tuple[PathwayInfo, ...]:
@@ -31,6 +43,7 @@ def resolve_pathways(
 
     The sets `lower`, `upper`, `same` and `all` leave logits out, whatever transform they use; with a distance
     between logits (kl) they join the logits of both networks and nothing else. Pairs may name any level.
+    Levels that a recipe leaves out end with the logits where `joins_logits` holds.
 
     Args:
         groups: The recipe's `pathways`.
@@ -107,8 +120,7 @@ def _set_joints(
     key: str, group: PathwayGroup, teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]
 ) -> list[Joint]:
     assert isinstance(group.connections, str)
-    between_logits = make_distance(group.distance, group.distance_options).between_logits
-    if between_logits:
+    if _between_logits(group):
         joints = [(i, j) for i in teacher for j in student if i.kind == j.kind == "logits"]
         remedy = "add logits to teacher.levels and to student.levels, or name pairs of vectors"
     else:
@@ -126,6 +138,7 @@ def _set_joints(
 def _fit_problems(key: str, group: PathwayGroup, joints: Sequence[Joint]) -> list[Problem]:
     """Returns which pairs of levels the group's transform or distance cannot bring together."""
     distance = make_distance(group.distance, group.distance_options)
+    kept = getattr(TRANSFORMS.find(group.transform), "keeps_channels", False) and distance.compares_channels
     problems: dict[str, list[str]] = {}  # message → connections, so that one cause is told once
     for teacher, student in joints:
         connection = f"{teacher.number}-{student.number}"
@@ -136,9 +149,21 @@ def _fit_problems(key: str, group: PathwayGroup, joints: Sequence[Joint]) -> lis
         try:
             with torch.device("meta"):  # no memory, and nothing drawn from the random state
                 make_transform(group.transform, student, teacher, group.transform_options)
+            if kept:
+                _check_channels(group, student, teacher)
         except DistproError as error:
             problems.setdefault(str(error), []).append(connection)
     return [Problem(key, f"{', '.join(where)}: {message}") for message, where in problems.items()]
+
+
+def _check_channels(group: PathwayGroup, student: LevelInfo, teacher: LevelInfo) -> None:
+    student_grid, teacher_grid = grids_of_pair(student, teacher)
+    if student_grid.channels != teacher_grid.channels:
+        raise DistproError(
+            f"transform {group.transform} leaves channels as they are and distance {group.distance} compares them, but "
+            f"the student's {student.name} is {shape_text(student.shape)}, the teacher's {teacher.name} is "
+            f"{shape_text(teacher.shape)}: use transform conv1 or linear, or distance attention-map"
+        )
 
 
 def _named(

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.connections import joins_logits, resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.recipe.schema import Recipe
@@ -69,8 +69,9 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     Raises:
         DistproError: a network or a pathway that the recipe asks for cannot be built.
     """
-    teacher = build_network(recipe.teacher, recipe.data, pretrained_ok=False)
-    student = build_network(recipe.student, recipe.data, pretrained_ok=False)
+    logits = joins_logits(recipe.pathways)
+    teacher = build_network(recipe.teacher, recipe.data, logits=logits, pretrained_ok=False)
+    student = build_network(recipe.student, recipe.data, logits=logits, pretrained_ok=False)
     pathways = Pathways(resolve_pathways(recipe.pathways, teacher.levels, student.levels))
     costs = pathway_costs(pathways)
     return {

@@ -6,6 +6,7 @@
 | mse | mean squared error | |
 | l1 | mean absolute error, or smooth L1 | smooth |
 | cosine | 1 - cosine along the channels, mean over positions | |
+| attention-map | MSE between normalised maps of the mean square over channels (attention transfer) | |
 | kl | KL divergence of softened logits, times T² (Hinton et al. 2015) | temperature |
 
 A new one is a subclass of `Distance` under `@register_distance("name")`, here or in a user's file, which
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distpro_cli.errors import DistproError
-from distpro_cli.pathways.grids import shape_text
+from distpro_cli.pathways.grids import grid_of, shape_text
 from distpro_cli.pathways.hcl import hierarchical_mse
 from distpro_cli.pathways.registry import Registry, check_options, positive_number
 from distpro_cli.process.pathway import LevelInfo
@@ -35,9 +36,11 @@ class Distance:
 
     Attributes:
         between_logits: Whether an automatic connection set joins the logits of both networks, and only those.
+        compares_channels: Whether both features must have the same channels.
     """
 
     between_logits: ClassVar[bool] = False
+    compares_channels: ClassVar[bool] = True
 
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError if the distance means nothing in the space of this teacher level."""
@@ -46,8 +49,8 @@ class Distance:
         """Measures a transformed student feature against the teacher's.
 
         Args:
-            prediction: [B, *teacher.shape], any floating type.
-            target: Same shape.
+            prediction: [B, *teacher.shape], any floating type; other channels where those are not compared.
+            target: [B, *teacher.shape].
 
         Returns:
             Scalar ≥ 0, float32 also under autocast.
@@ -125,6 +128,37 @@ class Cosine(Distance):
         channels = 1 if prediction.ndim == 4 else -1
         similarity = F.cosine_similarity(prediction, target, dim=channels, eps=self.EPSILON)
         return (1 - similarity.mean()).clamp_min(0)
+
+
+@register_distance("attention-map")
+class AttentionMap(Distance):
+    """Where a feature is strong, whatever its channels (Zagoruyko and Komodakis 2017, equation 2 with p = 2).
+
+    mean over images and positions of (Q_S / ‖Q_S‖₂ - Q_T / ‖Q_T‖₂)², where Q is the mean of squares over the
+    channels at every position and ‖·‖₂ runs over the positions of an image. The authors' code takes this mean,
+    too, and multiplies it by β = 1000.
+    """
+
+    compares_channels: ClassVar[bool] = False
+
+    def check(self, teacher: LevelInfo) -> None:
+        """Raises DistproError unless the teacher level has more than one position."""
+        grid = grid_of(teacher)
+        if teacher.kind not in ("map", "tokens") or (grid is not None and grid.size == (1, 1)):
+            raise DistproError(
+                f"distance attention-map compares positions, but the teacher's {teacher.name} is {teacher.kind} of "
+                f"shape {shape_text(teacher.shape)}; use hcl, mse, l1 or cosine there"
+            )
+
+    def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """See `Distance.measure`."""
+        return F.mse_loss(_attention_map(prediction), _attention_map(target))
+
+
+def _attention_map(feature: Tensor) -> Tensor:
+    """Returns the mean square over channels, [B, positions], each image's of length 1."""
+    channels = 1 if feature.ndim == 4 else -1
+    return F.normalize(feature.square().mean(channels).flatten(1), dim=1)
 
 
 @register_distance("kl")

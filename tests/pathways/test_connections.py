@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distpro_cli.errors import RecipeError
-from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.connections import joins_logits, resolve_pathways
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.recipe.schema import PathwayGroup
 from tests.pathways.levels import levels
@@ -82,6 +82,24 @@ def test_resolving_draws_nothing_from_the_random_state() -> None:
     before = torch.random.get_rng_state()
     ids(group("all", "conv2"), group("all", "linear"))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_resize_goes_with_distances_that_do_not_compare_channels() -> None:
+    assert ids(group([[1, 1], [2, 2]], "resize", distance="attention-map")) == ["1-1", "2-2"]
+    found = problems_of(group([[1, 1]], "resize", distance="mse"), group([[3, 3]], "resize", distance="attention-map"))
+    assert (
+        "pathways.0: 1-1: transform resize leaves channels as they are and distance mse compares them, but the "
+        "student's stage1 is 4×16×16, the teacher's stage1 is 8×16×16: use transform conv1 or linear" in found
+    )
+    same = levels((8, 8, 8))
+    assert resolve_pathways([group("same", "resize", distance="mse")], levels((8, 4, 4)), same)
+
+
+def test_logits_are_wanted_for_a_distance_between_them() -> None:
+    plain, logits = group("lower"), group("same", "identity", distance="kl")
+    assert not joins_logits([plain])
+    assert joins_logits([plain, logits])
+    assert not joins_logits([group(distance="klll")])  # told when the pathways are resolved
 
 
 def test_all_problems_at_once() -> None:

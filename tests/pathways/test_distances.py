@@ -30,11 +30,15 @@ SHAPES = {
     "tokens": (4, 17, 6),
     "vector": (4, 10),
 }
+MEANS_NOTHING = {
+    "kl": {s for s, shape in SHAPES.items() if len(shape) != 2},
+    "attention-map": {"vector", "one cell"},
+}
 CASES = [
     pytest.param(name, shape, id=f"{name}: {s}")
     for name in DISTANCES.names()
     for s, shape in SHAPES.items()
-    if name != "kl" or s == "vector"
+    if s not in MEANS_NOTHING.get(name, ())
 ]
 every_case = pytest.mark.parametrize(("name", "shape"), CASES)
 
@@ -72,11 +76,20 @@ def naive_kl(prediction: Tensor, target: Tensor) -> Tensor:
     return 16 * (teacher * (teacher.log() - student.log())).sum(1).mean()
 
 
+def naive_attention_map(prediction: Tensor, target: Tensor) -> Tensor:
+    if prediction.ndim == 3:  # tokens, as a map of one column
+        prediction, target = (tensor.transpose(1, 2)[..., None] for tensor in (prediction, target))
+    strength = [torch.einsum("bchw,bchw->bhw", tensor, tensor) for tensor in (prediction, target)]
+    lengths = [(map_bhw**2).sum((1, 2), keepdim=True).sqrt() for map_bhw in strength]
+    return ((strength[0] / lengths[0] - strength[1] / lengths[1]) ** 2).mean()
+
+
 NAIVE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hcl": naive_hcl,
     "mse": lambda prediction, target: (prediction - target).square().mean(),
     "l1": lambda prediction, target: (prediction - target).abs().mean(),
     "cosine": naive_cosine,
+    "attention-map": naive_attention_map,
     "kl": naive_kl,
 }
 
@@ -186,7 +199,11 @@ def test_smooth_l1_is_quadratic_near_zero() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("hlc", {}, r"unknown distance 'hlc' \(did you mean 'hcl'\?\); there are: cosine, hcl, kl, l1, mse"),
+        (
+            "hlc",
+            {},
+            r"unknown distance 'hlc' \(did you mean 'hcl'\?\); there are: attention-map, cosine, hcl, kl, l1, mse",
+        ),
         ("kl", {"temp": 2}, r"distance kl has no option 'temp' \(did you mean 'temperature'\?\)"),
         ("kl", {"temperature": 0}, "option 'temperature' is 0; it must be a number above 0"),
         ("l1", {"smooth": "yes"}, "option 'smooth' is 'yes'; it must be a number above 0"),
@@ -201,3 +218,44 @@ def test_kl_refuses_maps() -> None:
     make_distance("kl").check(level(10, kind="logits"))
     with pytest.raises(DistproError, match="kl compares logits or vectors, but the teacher's stage1 is map of shape"):
         make_distance("kl").check(level(6, 8, 8))
+
+
+def test_hcl_by_hand() -> None:
+    """Difference d at every cell but one; the sum of weights is 1, then 1 + 1/2 + 1/4 + 1/8 or fewer."""
+    hcl = make_distance("hcl")
+    one_cell = torch.full((1, 1, 1, 1), 3.0)
+    assert hcl(one_cell, torch.zeros(1, 1, 1, 1)).item() == pytest.approx(9.0)  # no pool below a height of 1
+    for size in (7, 8):
+        difference = torch.zeros(1, 1, size, size)
+        difference[0, 0, 0, 0] = 1.0
+        # One cell of size² differs by 1: mean square 1/size². In a pool of c cells it is 1/c, its square over the
+        # l² pools 1/(c² l²); 4×4 pools of a 7×7 map overlap, but hold the corner once, with 2×2 cells; so do the
+        # 2×2 pools with 4×4 cells of both sizes.
+        expected = (1 / size**2 + 1 / 2 / (4**2 * 16) + 1 / 4 / (16**2 * 4) + 1 / 8 / size**4) / (1 + 7 / 8)
+        assert hcl(difference, torch.zeros_like(difference)).item() == pytest.approx(expected, rel=1e-6)
+    # Height 2 and width 6: only the 1×1 pool is below the height. One cell in twelve, by 2.
+    narrow = torch.zeros(1, 1, 2, 6)
+    narrow[0, 0, 1, 5] = 2.0
+    assert hcl(narrow, torch.zeros_like(narrow)).item() == pytest.approx((4 / 12 + (2 / 12) ** 2 / 2) / 1.5, rel=1e-6)
+    # Height 8 and width 4: pools are 2×1, 4×2 and 8×4 cells.
+    high = torch.zeros(1, 1, 8, 4)
+    high[0, 0, 7, 0] = 1.0
+    parts = 1 / 32 + 1 / 2 / (2**2 * 16) + 1 / 4 / (8**2 * 4) + 1 / 8 / 32**2
+    assert hcl(high, torch.zeros_like(high)).item() == pytest.approx(parts / (1 + 7 / 8), rel=1e-6)
+
+
+def test_attention_maps_by_hand() -> None:
+    """Squares summed over channels: student (3, 4), scaled to length 1 (3/5, 4/5); teacher (0, 2), so (0, 1)."""
+    student = torch.tensor([3.0, 4.0]).sqrt().reshape(1, 1, 1, 2)
+    teacher = torch.tensor([[0.0, 1.0], [0.0, 1.0]]).reshape(1, 2, 1, 2)
+    found = make_distance("attention-map")(student, teacher)
+    assert found.item() == pytest.approx(((3 / 5) ** 2 + (4 / 5 - 1) ** 2) / 2)
+
+
+def test_attention_maps_need_positions() -> None:
+    attention = make_distance("attention-map")
+    attention.check(level(6, 8, 8))
+    attention.check(level(17, 6))
+    for nowhere in (level(6), level(6, 1, 1), level(10, kind="logits")):
+        with pytest.raises(DistproError, match="attention-map compares positions, but the teacher's stage1 is"):
+            attention.check(nowhere)

@@ -7,6 +7,8 @@
 | conv3 | 1×1, 3×3, 1×1 bottleneck | mid |
 | attention | conv2 whose inner map is gated by channel and by position | mid, reduction |
 | linear | one linear map for every position, token or vector | |
+| review | ReviewKD's: levels fused from deep to shallow in a block that pathways share, then a 3×3 convolution | mid |
+| resize | the teacher's resolution, the student's channels: for distances that do not compare channels | |
 | identity | nothing; shapes must agree | |
 
 A new one is a subclass of `Transform` (or any `nn.Module` built as `Block(student, teacher, **options)` whose
@@ -14,7 +16,7 @@ output has the teacher feature's shape) under `@register_transform("name")`, her
 which a recipe names as `path/to/file.py:Class`.
 """
 
-from distpro_cli.pathways.transforms import attention, convolutions, linear
+from distpro_cli.pathways.transforms import attention, convolutions, linear, resize, review
 from distpro_cli.pathways.transforms.base import (
     TRANSFORMS,
     Transform,
@@ -30,4 +32,6 @@ __all__ = [
     "linear",
     "make_transform",
     "register_transform",
+    "resize",
+    "review",
 ]

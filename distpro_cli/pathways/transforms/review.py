@@ -1,0 +1,128 @@
+"""ReviewKD's transform (Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021).
+
+Student levels are fused from deep to shallow; every pathway carries one fused map to the teacher's space by a
+block of its own.
+
+Shape legend: b images, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distpro_cli.pathways.grids import Grid, from_map, grid_of, to_map
+from distpro_cli.pathways.registry import positive_integer
+from distpro_cli.pathways.resize import grow
+from distpro_cli.pathways.transforms.base import SharedBlock, Transform, register_transform
+from distpro_cli.process.pathway import LevelInfo
+
+MOST_MID = 512  # channels of the fused maps, unless told
+
+
+class FusionChain(SharedBlock):
+    """Fuses levels from deep to shallow: every fused map holds its own level and all deeper ones.
+
+    Args:
+        levels: Shallow to deep.
+        mid: Channels of the fused maps; default: those of the deepest level, at most 512.
+    """
+
+    def __init__(self, levels: Sequence[LevelInfo], *, mid: int | None = None) -> None:
+        super().__init__(levels)
+        self._grids = {level.number: _grid(level) for level in self.levels}
+        deepest = self.levels[-1].number
+        mid = min(MOST_MID, self._grids[deepest].channels) if mid is None else positive_integer("mid", mid)
+        self.fusions = nn.ModuleDict(
+            {str(n): _Fusion(grid.channels, mid, fuses=n != deepest) for n, grid in self._grids.items()}
+        )
+        self.outputs = {
+            level.number: LevelInfo(
+                level.number,
+                level.count,
+                level.name,
+                "map",
+                level.reduction,
+                (mid, *self._grids[level.number].size),
+            )
+            for level in self.levels
+        }
+
+    def needs(self, wanted: Collection[int]) -> set[int]:
+        """Returns the wanted levels and all deeper ones."""
+        return {number for number in self._grids if number >= min(wanted)} if wanted else set()
+
+    def forward(self, features: Mapping[int, Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
+        """Returns the fused maps of the `wanted` levels, [B, mid, H, W]; shallower ones are not made.
+
+        Args:
+            features: By level number, [B, *level.shape]; those of `needs(wanted)`.
+            wanted: Numbers of levels.
+        """
+        fused: dict[int, Tensor] = {}
+        deeper: Tensor | None = None
+        for number in sorted(self.needs(wanted), reverse=True):
+            own = to_map(features[number], self._grids[number])
+            deeper = self.fusions[str(number)](own, deeper)
+            if number in wanted:
+                fused[number] = deeper
+        return fused
+
+
+class _Fusion(nn.Module):
+    """One level of the chain: own feature to `mid` channels, and the deeper fused map weighed against it."""
+
+    def __init__(self, channels: int, mid: int, *, fuses: bool) -> None:
+        super().__init__()
+        self.own = nn.Sequential(nn.Conv2d(channels, mid, 1, bias=False), nn.BatchNorm2d(mid))
+        nn.init.kaiming_uniform_(self.own[0].weight, a=1)  # type: ignore[arg-type]
+        self.weigh = nn.Conv2d(2 * mid, 2, 1) if fuses else None
+
+    def forward(self, feature_bchw: Tensor, deeper_bchw: Tensor | None) -> Tensor:
+        """Fuses a level [B, C, H, W] with the deeper fused map [B, mid, h, w]; returns [B, mid, H, W]."""
+        own: Tensor = self.own(feature_bchw)
+        if self.weigh is None or deeper_bchw is None:
+            return own
+        size = (own.shape[2], own.shape[3])
+        # A 1×1 convolution of the two side by side is the sum of one of each, and what is repeated from coarser
+        # cells can be convolved before: the wide map is never written, and the coarse part costs a quarter.
+        of_own, of_deeper = self.weigh.weight.chunk(2, 1)
+        maps_b2hw = F.conv2d(own, of_own, self.weigh.bias) + grow(F.conv2d(deeper_bchw, of_deeper), size)
+        share_of_own, share_of_deeper = torch.sigmoid(maps_b2hw).chunk(2, 1)
+        return share_of_own * own + share_of_deeper * grow(deeper_bchw, size)
+
+
+@register_transform("review")
+class Review(Transform):
+    """Carries a fused map to the teacher: nearest resize, 3×3 convolution, BatchNorm.
+
+    The convolution is 3×3 on a map of one cell, too, as published.
+
+    Args:
+        student: Fused map.
+        teacher: Level it is carried to.
+        mid: Channels of the fused maps, see `FusionChain`.
+    """
+
+    shared = FusionChain
+
+    def __init__(self, student: LevelInfo, teacher: LevelInfo, *, mid: int | None = None) -> None:
+        super().__init__(student, teacher)
+        if mid is not None:
+            positive_integer("mid", mid)
+        convolution = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_uniform_(convolution.weight, a=1)
+        self.layers = nn.Sequential(convolution, nn.BatchNorm2d(self.out_channels))
+
+    def forward(self, student_feature: Tensor) -> Tensor:
+        """Carries a fused map [B, *student.shape] to [B, *teacher.shape]."""
+        resized_bchw = grow(to_map(student_feature, self.student_grid), self.teacher_grid.size)
+        return from_map(self.layers(resized_bchw), self.teacher, self.teacher_grid)
+
+
+def _grid(level: LevelInfo) -> Grid:
+    """Returns where a level's cells lie; tokens without a square grid lie in a column."""
+    return grid_of(level) or Grid(level.shape[1], (level.shape[0], 1))
