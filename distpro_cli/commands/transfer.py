@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,8 @@ import typer
 
 from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, Resume, RunDir, Seed
 from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run, with_seed
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, nearest
+from distpro_cli.recipe.scheme_names import SCHEME_NAMES
 
 if TYPE_CHECKING:
     from distpro_cli.engine.runs import RunFolder
@@ -18,14 +20,12 @@ if TYPE_CHECKING:
     from distpro_cli.process.process import Process
     from distpro_cli.recipe.schema import Recipe
 
-BUILT_IN = ("uniform",)
-
 
 def transfer(
     process: Annotated[
         str,
         typer.Option(
-            "--process", "-p", help="Process file, or uniform: every pathway at one weight.", show_default=False
+            "--process", "-p", help=f"Process file, or a scheme: {', '.join(SCHEME_NAMES)}.", show_default=False
         ),
     ],
     recipe: Annotated[
@@ -52,7 +52,7 @@ def transfer(
 ) -> None:
     """Distil a student with the weights over time of a process, whatever the length of the run."""
     path = Path(process)
-    source = process if process in BUILT_IN and not path.exists() else _load(path)
+    source = _load(process)
     name, resolved = _resolve(recipe, overrides, source, path, seed)
     options = RunOptions(device, seed, run_dir, resume, force, quiet)
 
@@ -73,16 +73,25 @@ def transfer(
         print_json(summary)
         return
     student = summary["student"]
-    print(f"teacher top-1 {summary['teacher']['top1']:.2f} %")
+    if summary["teacher"]["top1"] is not None:
+        print(f"teacher top-1 {summary['teacher']['top1']:.2f} %")
     print(f"student top-1 {student['top1_last']:.2f} % after the last epoch, {student['top1_best']:.2f} % at best")
     print(f"pathways used: {summary['pathways_used']}, {summary['remaining_percent']:g} % of the process")
     print(f"weights: {student['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
 
 
-def _load(path: Path) -> Process:
+def _load(process: str) -> Process | str:
+    """Returns the process in the file of this name, else the name of a scheme."""
+    if process in SCHEME_NAMES and not Path(process).is_file():
+        return process
+    if not os.path.lexists(process):
+        raise DistproError(
+            f"--process {process}: there is no such file, and no scheme of that name"
+            f"{nearest(process, SCHEME_NAMES)}; schemes: {', '.join(SCHEME_NAMES)}"
+        )
     from distpro_cli.process.file import load_process
 
-    return load_process(path)
+    return load_process(Path(process))
 
 
 def _resolve(

@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "student.safetensors"
 
     @property
+    def process(self) -> Path:
+        """The process that drives a transfer, whole."""
+        return self.path / "process.safetensors"
+
+    @property
     def summary(self) -> Path:
         """What `--json` prints."""
         return self.path / "summary.json"
@@ -91,7 +96,7 @@ class RunFolder:
     @property
     def made(self) -> list[Path]:
         """What a run makes, the recipe it begins with left out."""
-        files = [self.metrics, self.checkpoint, self.weights, self.summary]
+        files = [self.metrics, self.checkpoint, self.weights, self.process, self.summary]
         return [*files, self.teacher_metrics, self.teacher_checkpoint]
 
     def forget_if_nothing_made(self) -> None:

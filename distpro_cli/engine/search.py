@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from distpro_cli.engine.runs import RunFolder
 from distpro_cli.engine.session import Session, Surroundings
 from distpro_cli.engine.step import Pair, Stepper
 from distpro_cli.engine.teacher import build_teacher, prepare_teacher
+from distpro_cli.engine.versions import installed_versions
 from distpro_cli.errors import DistproError
+from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.pathways.connections import joins_logits, resolve_pathways
 from distpro_cli.pathways.module import Pathways
@@ -88,9 +89,28 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
 
 def build_pair(session: Session, groups: Sequence[PathwayGroup]) -> Pair:
     """Builds teacher, student and the pathways between them, on the device; a teacher to be trained is not yet."""
-    logits = joins_logits(groups)
+    student, teacher = build_networks(session, logits=joins_logits(groups))
+    return join(session, student, teacher, groups)
+
+
+def build_networks(session: Session, *, logits: bool, weights: bool = True) -> tuple[TappedNetwork, TappedNetwork]:
+    """Builds student and teacher.
+
+    Args:
+        session: The run.
+        logits: Whether default levels end with the logits.
+        weights: Whether the teacher's weights are wanted, not its levels alone.
+    """
     student = session.build(session.recipe.student, "student", logits=logits)
-    teacher = build_teacher(session, logits=logits)
+    return student, build_teacher(session, logits=logits, weights=weights)
+
+
+def join(session: Session, student: TappedNetwork, teacher: TappedNetwork, groups: Sequence[PathwayGroup]) -> Pair:
+    """Returns the pair of two networks with the pathways between them.
+
+    Raises:
+        RecipeError: everything wrong with the groups.
+    """
     infos = resolve_pathways(groups, teacher.levels, student.levels)
     return Pair(student, teacher, build_pathways(session, infos))
 
@@ -143,7 +163,7 @@ def to_process(
         pathways=tuple(infos),
         normalization=recipe.search.normalization,
         recipe=dump_recipe(recipe),
-        versions={name: version(name) for name in ("distpro-cli", "torch", "timm")},
+        versions=installed_versions(),
         seed=recipe.seed,
         measured={
             "steps": progress.step,
@@ -154,9 +174,9 @@ def to_process(
     )
 
 
-def teacher_summary(top1: float) -> dict[str, float]:
-    """Returns the teacher's accuracy under the keys that its student's has; it does not move."""
-    return {"top1": top1, "top1_last": top1, "top1_best": top1}
+def teacher_summary(top1: float | None) -> dict[str, float | None]:
+    """Returns the teacher's accuracy under the keys that its student's has; it does not move. None: no teacher."""
+    return {"top1": None} if top1 is None else {"top1": top1, "top1_last": top1, "top1_best": top1}
 
 
 def top1_summary(progress: Progress) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -73,6 +74,12 @@ class Session:
         """
         torch.manual_seed(derived_seed(self.recipe.seed if seed is None else seed, "weights", role))
         return self.place(build_network(spec, self.recipe.data, logits=logits, pretrained_ok=pretrained_ok))
+
+    def under(self, recipe: Recipe) -> Session:
+        """Returns the same session under a recipe that differs in levels or pathways alone."""
+        other = copy(self)
+        other.recipe = recipe
+        return other
 
     def place(self, module: AnyModule) -> AnyModule:
         """Moves a network or pathways to the device, in the recipe's memory format."""

@@ -7,12 +7,15 @@ from typing import Any
 
 from distpro_cli.engine.loop import ScheduledWeights, Weights
 from distpro_cli.engine.runs import RunFolder
-from distpro_cli.engine.schemes import SCHEMES
-from distpro_cli.engine.search import build_pair, make_ready, teacher_summary, top1_summary
+from distpro_cli.engine.schemes import find_scheme, scheme_process, scheme_recipe, under_its_name, with_logits
+from distpro_cli.engine.search import build_networks, build_pair, join, make_ready, teacher_summary, top1_summary
 from distpro_cli.engine.session import Session, Surroundings
 from distpro_cli.engine.step import Pair, Stepper
 from distpro_cli.engine.teacher import cache_folder, teacher_key, train_teacher
+from distpro_cli.errors import RecipeError
 from distpro_cli.networks.weights import save_weights
+from distpro_cli.pathways.connections import joins_logits
+from distpro_cli.process.file import save_process
 from distpro_cli.process.matching import match
 from distpro_cli.process.process import Process, Schedule
 from distpro_cli.recipe.schema import PathwayGroup, Recipe
@@ -34,11 +37,20 @@ def transfer(
     folder: RunFolder,
     around: Surroundings,
     *,
-    mode: str,
+    mode: str = "strict",
+    teacher_top1: float | None = None,
 ) -> dict[str, Any]:
     """Distils the recipe's student with a process, or with the scheme of that name; returns the summary.
 
-    A recipe that says nothing of pathways takes the process's own.
+    Args:
+        recipe: What to distil. One that says nothing of pathways takes the process's own.
+        source: A process, or the name of a scheme.
+        dropping: What of it is left out.
+        folder: Of this run; the process lies there, too, whole.
+        around: Device, progress, signals.
+        mode: How pathways are matched.
+        teacher_top1: The teacher's accuracy in percent, if it is known; else it is measured. Neither where
+            nothing is ever on.
 
     Raises:
         ProcessError: the process does not fit the pair.
@@ -46,28 +58,56 @@ def transfer(
         Interrupted: a signal came.
     """
     session = Session(recipe, around)
-    groups = recipe.pathways
-    if isinstance(source, Process) and "pathways" not in recipe.model_fields_set:
-        groups = pathway_groups(source)
-    pair = build_pair(session, groups)
+    pair, process = set_up(session, source)
     assert pair.teacher is not None and pair.pathways is not None
-    process = SCHEMES[source](recipe, pair.pathways.infos) if isinstance(source, str) else source
     schedule = process.schedule(threshold=dropping.threshold, keep=dropping.keep)
     columns = match(process, pair.pathways.infos, mode)
-    make_ready(session, pair, folder)
-    teacher_top1 = session.evaluate(pair.teacher)["top1"]
-    around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
-    result = distil(session, pair, schedule, columns, folder, title="transfer")
+    num_used = _num_used(schedule)
+    if num_used:
+        make_ready(session, pair, folder)
+        if teacher_top1 is None:
+            teacher_top1 = session.evaluate(pair.teacher)["top1"]
+        around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
+    else:
+        pair, columns, teacher_top1 = Pair(pair.student), [], None
+    save_process(process, folder.process, force=True)
+    result = distil(session, pair, schedule if num_used else None, columns, folder, title="transfer")
     summary = {
         "student": {**result["top1"], "weights": str(folder.weights)},
         "teacher": teacher_summary(teacher_top1),
-        "pathways_used": int(sum(schedule.ever_on)),
-        "remaining_percent": round(schedule.remaining_percent, 2),
+        "pathways_used": num_used,
+        "remaining_percent": round(schedule.remaining_percent, 2) if num_used else 0.0,
         "seconds": result["seconds"],
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)
     return summary
+
+
+def set_up(session: Session, source: Process | str) -> tuple[Pair, Process]:
+    """Builds the pair that a process drives, and the process itself where `source` is the name of a scheme.
+
+    The teacher is not made ready; that of a scheme that needs none keeps random weights.
+
+    Raises:
+        DistproError: there is no such scheme, or the pair cannot be built.
+    """
+    recipe = session.recipe
+    if isinstance(source, Process):
+        given = "pathways" in recipe.model_fields_set
+        return build_pair(session, recipe.pathways if given else pathway_groups(source)), source
+    scheme = find_scheme(source)
+    if scheme.on_logits:
+        session = session.under(with_logits(recipe))
+    logits = scheme.on_logits or (scheme.groups is None and joins_logits(recipe.pathways))
+    student, teacher = build_networks(session, logits=logits, weights=scheme.teaches)
+    recipe = scheme_recipe(source, session.recipe, teacher.levels, student.levels)
+    try:
+        pair = join(session, student, teacher, recipe.pathways)
+    except RecipeError as error:
+        raise error if scheme.groups is None else under_its_name(source, error) from None
+    assert pair.pathways is not None
+    return pair, scheme_process(source, recipe, pair.pathways.infos)
 
 
 def train_student(recipe: Recipe, folder: RunFolder, around: Surroundings) -> dict[str, Any]:
@@ -128,6 +168,13 @@ def distil(
     progress = trainer.run()
     save_weights(pair.student.model, folder.weights, {"network": session.recipe.student.name})
     return {"top1": top1_summary(progress), "seconds": round(progress.train_seconds, 2)}
+
+
+def _num_used(schedule: Schedule) -> int:
+    """Returns how many pathways are on at some time: kept, and with a weight above 0."""
+    return sum(
+        kept and bool(column.max() > 0) for kept, column in zip(schedule.ever_on, schedule.weights.T, strict=True)
+    )
 
 
 def pathway_groups(process: Process) -> list[PathwayGroup]:

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from distpro_cli.recipe.base import BelowOne, Model, PositiveInt
 
-SCHEME_NAMES = ("plain", "uniform", "kd", "hint", "attention-transfer", "reviewkd")
-
 PositiveNumber = Annotated[float, Field(gt=0)]
 
 
