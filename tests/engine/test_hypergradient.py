@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -22,12 +23,26 @@ from distpro_cli.tasks.data import ClassificationData
 DATA = Data(name="digits", image_size=32, workers=0)
 
 
-def make_stepper(seed: int = 0, *, momentum: float = 0.0, precision: str = "float32") -> Stepper:
+OWN_BLOCKS = (PathwayGroup(), PathwayGroup(connections="same", transform="conv1", distance="mse"))
+# Pathways that share a chain, beside others that do not; two chains, since their widths differ.
+SHARED_BLOCKS = (
+    PathwayGroup(connections="same", transform="review"),
+    PathwayGroup(connections="lower", transform="review", transform_options={"mid": 8}, distance="mse"),
+    PathwayGroup(connections=[[3, 1], [4, 4]], transform="conv1"),
+)
+
+
+def make_stepper(
+    seed: int = 0,
+    *,
+    groups: Sequence[PathwayGroup] = OWN_BLOCKS,
+    momentum: float = 0.0,
+    precision: str = "float32",
+) -> Stepper:
     torch.manual_seed(seed)
     student = build_network(Network(name="wrn_10_1"), DATA)
     teacher = build_network(Network(name="wrn_16_1"), DATA).eval().requires_grad_(False)
-    groups = [PathwayGroup(), PathwayGroup(connections="same", transform="conv1", distance="mse")]
-    pathways = Pathways(resolve_pathways(groups, teacher.levels, student.levels))
+    pathways = Pathways(resolve_pathways(list(groups), teacher.levels, student.levels))
     pair = Pair(student, teacher, pathways)
     parameters = [p for module in pair.trained_modules() for p in module.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=momentum)
@@ -71,27 +86,37 @@ def hypergradient(name: str, *, steps: int = 3, **kinds: object) -> tuple[Tensor
     return BILEVEL_STEPS[name](stepper)(inner, outer, weights(stepper), steps)[2], stepper
 
 
+every_kind_of_block = pytest.mark.parametrize(
+    "groups", [pytest.param(OWN_BLOCKS, id="own"), pytest.param(SHARED_BLOCKS, id="shared")]
+)
+
+
+@every_kind_of_block
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_cheap_is_the_exact_hypergradient(momentum: float) -> None:
-    cheap, _ = hypergradient("cheap", momentum=momentum)
-    exact, _ = hypergradient("exact", momentum=momentum)
+def test_cheap_is_the_exact_hypergradient(groups: Sequence[PathwayGroup], momentum: float) -> None:
+    cheap, _ = hypergradient("cheap", groups=groups, momentum=momentum)
+    exact, _ = hypergradient("exact", groups=groups, momentum=momentum)
     assert cosine_similarity(cheap, exact, dim=0) > 0.999
 
 
-def test_cheap_converges_to_the_exact_hypergradient_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+@every_kind_of_block
+def test_cheap_converges_to_the_exact_hypergradient_in_float64(
+    groups: Sequence[PathwayGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hypergradient_module, "SHIFT_LENGTH", 1e-7)
     results = []
     for name in ("cheap", "exact"):
-        stepper, (inner, outer) = in_float64(make_stepper()), map(batch_in_float64, batches())
+        stepper, (inner, outer) = in_float64(make_stepper(groups=groups)), map(batch_in_float64, batches())
         moved = weights(stepper).double()
         stepper.plain(inner, moved, 0)
         results.append(BILEVEL_STEPS[name](stepper)(inner, outer, moved, 1)[2])
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3 * results[1].abs().max().item())
 
 
-def test_central_difference_points_the_same_way() -> None:
-    central, _ = hypergradient("central-difference")
-    exact, _ = hypergradient("exact")
+@every_kind_of_block
+def test_central_difference_points_the_same_way(groups: Sequence[PathwayGroup]) -> None:
+    central, _ = hypergradient("central-difference", groups=groups)
+    exact, _ = hypergradient("exact", groups=groups)
     assert cosine_similarity(central, exact, dim=0) > 0.99
 
 
@@ -127,11 +152,12 @@ def test_exact_is_the_derivative_of_the_outer_loss_after_a_step() -> None:
         assert exact[k].item() == pytest.approx(derivative, rel=0.05, abs=0.02 * exact.abs().max().item())
 
 
+@every_kind_of_block
 @pytest.mark.parametrize("name", list(BILEVEL_STEPS))
-def test_a_search_step_trains_the_student_as_a_plain_step_does(name: str) -> None:
+def test_a_search_step_trains_the_student_as_a_plain_step_does(name: str, groups: Sequence[PathwayGroup]) -> None:
     """Weights, transform blocks and running statistics: neither the outer batch nor a shifted forward is seen."""
-    _, searched = hypergradient(name, momentum=0.9)
-    plain = make_stepper(momentum=0.9)
+    _, searched = hypergradient(name, groups=groups, momentum=0.9)
+    plain = make_stepper(groups=groups, momentum=0.9)
     plain.pair.student.train()
     inner, _ = batches()
     for step in range(4):
