@@ -78,7 +78,10 @@ def test_the_papers_settings() -> None:
     assert shuffle.distill.epochs == 240
     assert shuffle.teacher.train is not None
     assert shuffle.teacher.train.optimizer.lr == 0.1
-    assert load_recipe("cifar100/resnet56-resnet20").search.weight == 0.6
+    resnet20 = load_recipe("cifar100/resnet56-resnet20")
+    assert resnet20.search.weight == resnet20.schemes.reviewkd.weight == 0.6
+    assert round(resnet20.schemes.reviewkd.warmup * 240) == 20
+    assert (recipe.schemes.reviewkd.weight, recipe.schemes.reviewkd.mid) == (8, 256)
 
 
 class TestPaths:
