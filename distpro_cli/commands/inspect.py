@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,14 @@ from distpro_cli.commands.options import Force, Json, Quiet
 from distpro_cli.errors import DistproError
 
 _OWN_FOLDER = Path("processes")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How much of a process is dropped in what is shown of it."""
+
+    thresholds: tuple[float, ...]
+    keeps: tuple[float, ...]
 
 
 def inspect(
@@ -30,15 +40,19 @@ def inspect(
         typer.Option("--plot", help="Draw the weights over time into this .png, .svg or .pdf.", show_default=False),
     ] = None,
     thresholds: Annotated[
-        str, typer.Option("--thresholds", help="Thresholds for which the share of the entries left is shown.")
+        str, typer.Option("--thresholds", help="Thresholds for which the entries left and the cost are shown.")
     ] = "0.3,0.5,0.6,0.7",
+    keep: Annotated[
+        str | None,
+        typer.Option("--keep", help="Shares of the entries for which the cost is shown: 0.8,0.5.", show_default=False),
+    ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show processes, one in full or several side by side, and what a recipe resolves to."""
     _import_numpy()
-    marks = parse_thresholds(thresholds)
+    marks = Marks(parse_thresholds(thresholds), parse_shares(keep) if keep is not None else ())
     if plot is not None:
         from distpro_cli.report.plots import check_plot_path
 
@@ -65,16 +79,30 @@ def parse_thresholds(text: str) -> tuple[float, ...]:
     Raises:
         DistproError: one is not a number in [0, 1].
     """
-    marks = []
+    return _parse(text, "--thresholds: '{}' is not a number from 0 to 1; an example: 0.3,0.5", lowest=0.0)
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Reads shares to keep, in (0, 1], between commas.
+
+    Raises:
+        DistproError: one is not a number above 0, up to 1.
+    """
+    smallest = math.nextafter(0.0, 1.0)
+    return _parse(text, "--keep: '{}' is not a number above 0, up to 1; an example: 0.8,0.5", lowest=smallest)
+
+
+def _parse(text: str, refusal: str, lowest: float) -> tuple[float, ...]:
+    values = []
     for part in text.split(","):
         try:
-            mark = float(part)
+            value = float(part)
         except ValueError:
-            mark = -1.0
-        if not 0 <= mark <= 1:
-            raise DistproError(f"--thresholds: '{part}' is not a number from 0 to 1; an example: 0.3,0.5")
-        marks.append(mark)
-    return tuple(marks)
+            value = -1.0
+        if not lowest <= value <= 1:
+            raise DistproError(refusal.format(part))
+        values.append(value)
+    return tuple(values)
 
 
 def _import_numpy() -> None:
@@ -90,7 +118,7 @@ def _import_numpy() -> None:
         del os.environ[name]
 
 
-def _inspect_paths(paths: Sequence[str], marks: Sequence[float], plot: Path | None, *, force: bool, json: bool) -> None:
+def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, force: bool, json: bool) -> None:
     from distpro_cli.commands.targets import find_targets
 
     targets = find_targets(paths)
@@ -105,9 +133,9 @@ def _inspect_paths(paths: Sequence[str], marks: Sequence[float], plot: Path | No
     if listed:
         print_process_list("processes", _summaries(targets.processes, marks))
     elif len(targets.sound) == 1:
-        print_process_table(*targets.sound[0], marks)
+        print_process_table(*targets.sound[0], marks.thresholds, marks.keeps)
     elif targets.sound:
-        print_side_by_side(targets.sound, marks)
+        print_side_by_side(targets.sound, marks.thresholds, marks.keeps)
     if reports:
         from distpro_cli.report.recipe_table import print_recipe_table
 
@@ -115,7 +143,7 @@ def _inspect_paths(paths: Sequence[str], marks: Sequence[float], plot: Path | No
             print_recipe_table(source, report)
 
 
-def _inspect_all(marks: Sequence[float], plot: Path | None, *, force: bool, json: bool) -> None:
+def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) -> None:
     from distpro_cli.commands.targets import Targets, add_folder
     from distpro_cli.process.file import load_process
     from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
@@ -142,11 +170,13 @@ def _inspect_all(marks: Sequence[float], plot: Path | None, *, force: bool, json
     print_process_list("processes", summaries)
 
 
-def _summaries(processes: Sequence[tuple[str, Any]], marks: Sequence[float]) -> list[dict[str, Any]]:
+def _summaries(processes: Sequence[tuple[str, Any]], marks: Marks) -> list[dict[str, Any]]:
     from distpro_cli.process.summary import summarize
 
     return [
-        {"path": label, "error": process} if isinstance(process, str) else {"path": label, **summarize(process, marks)}
+        {"path": label, "error": process}
+        if isinstance(process, str)
+        else {"path": label, **summarize(process, marks.thresholds, marks.keeps)}
         for label, process in processes
     ]
 

@@ -19,9 +19,12 @@ from distpro_cli.engine.teacher import build_teacher, prepare_teacher
 from distpro_cli.engine.versions import installed_versions
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.networks.trace import first_line
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.pathways.connections import joins_logits, resolve_pathways
 from distpro_cli.pathways.module import Pathways
+from distpro_cli.pathways.parts import step_parts
+from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
@@ -52,6 +55,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
     teacher_top1 = session.evaluate(pair.teacher)["top1"]
     around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
     training = search_training(recipe)
+    parts = parts_of(session, pair, training.batch_size)
     sources: list[SearchedWeights] = []
 
     def make_weights(stepper: Stepper, total_steps: int) -> Weights:
@@ -70,7 +74,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
     if folder.resuming and folder.checkpoint.exists():
         trainer.resume()
     progress = trainer.run()
-    process = to_process(recipe, sources[0].alpha, pair.pathways.infos, progress, teacher_top1)
+    process = to_process(recipe, sources[0].alpha, pair.pathways.infos, parts, progress, teacher_top1)
     save_process(process, output, force=force or folder.resuming)
     save_weights(pair.student.model, folder.weights, {"network": recipe.student.name})
     summary = {
@@ -115,10 +119,17 @@ def join(session: Session, student: TappedNetwork, teacher: TappedNetwork, group
     return Pair(student, teacher, build_pathways(session, infos))
 
 
-def make_ready(session: Session, pair: Pair, folder: RunFolder) -> Pair:
-    """Returns the pair with its teacher ready to teach; all that can be wrong with the pair is found before."""
+def make_ready(session: Session, pair: Pair, folder: RunFolder, *, announce: bool = True) -> Pair:
+    """Returns the pair with its teacher ready to teach; all that can be wrong with the pair is found before.
+
+    Args:
+        session: The run.
+        pair: As it was built.
+        folder: Of the run.
+        announce: Whether to say where the teacher comes from.
+    """
     assert pair.teacher is not None
-    prepare_teacher(session, pair.teacher, folder)
+    prepare_teacher(session, pair.teacher, folder, announce=announce)
     return pair
 
 
@@ -149,6 +160,7 @@ def to_process(
     recipe: Recipe,
     alpha: AlphaOptimizer,
     infos: Sequence[PathwayInfo],
+    parts: tuple[Part, ...],
     progress: Progress,
     teacher_top1: float,
 ) -> Process:
@@ -171,7 +183,19 @@ def to_process(
             "student_top1_last": progress.top1[-1],
             "student_top1_best": max(progress.top1),
         },
+        parts=parts,
     )
+
+
+def parts_of(session: Session, pair: Pair, batch_size: int) -> tuple[Part, ...]:
+    """Returns what a step of the pair costs, part by part; nothing, and a message, where that cannot be told."""
+    assert pair.teacher is not None and pair.pathways is not None
+    try:
+        return step_parts(pair.teacher, pair.student, pair.pathways, session.recipe.data.image_size, batch_size)
+    except Exception as error:
+        # An estimate: a network that runs on this device alone is no reason not to train.
+        session.around.reporter.message(f"the cost of a step cannot be estimated: {first_line(error)}")
+        return ()
 
 
 def teacher_summary(top1: float | None) -> dict[str, float | None]:

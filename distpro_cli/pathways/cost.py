@@ -38,7 +38,7 @@ class PathwayCost:
         parameters: Trainable numbers of its transform block.
         multiply_adds: Of the block's convolutions and matrix products, forward, one image.
         backward_bytes: Kept from forward to backward pass, float32, one image; without parameters, buffers
-            and the student's feature, which the student keeps itself.
+            and what the block starts from, which is kept anyway.
     """
 
     parameters: int
@@ -140,7 +140,7 @@ def network_cost(network: TappedNetwork, in_channels: int, image_size: int) -> N
             copied.eval()(images_bchw)
         return int(counter.get_total_flops()) // 2
 
-    return NetworkCost(_num_parameters(network), _without_computing(network, count))
+    return NetworkCost(_num_parameters(network), without_computing(network, count))
 
 
 def _pathway_cost(pathways: Pathways, k: int) -> PathwayCost:
@@ -148,8 +148,8 @@ def _pathway_cost(pathways: Pathways, k: int) -> PathwayCost:
     distance = pathways.distances[k]
 
     def measure(transform: nn.Module, device: str) -> tuple[int, int]:
-        student = _feature(info.student, device).requires_grad_()
-        teacher = _feature(info.teacher, device)
+        student = feature_of(pathways.start_level(k), device).requires_grad_()
+        teacher = feature_of(info.teacher, device)
         kept = _KeptBytes([student, *transform.parameters(), *transform.buffers()])
         with saved_tensors_hooks(kept.pack, kept.unpack):
             with FlopCounterMode(display=False) as counter:
@@ -158,7 +158,7 @@ def _pathway_cost(pathways: Pathways, k: int) -> PathwayCost:
         return counter.get_total_flops() // (2 * NUM_IMAGES), kept.total() // NUM_IMAGES
 
     transform = pathways.transforms[k]
-    multiply_adds, backward_bytes = _without_computing(transform, measure)
+    multiply_adds, backward_bytes = without_computing(transform, measure)
     return PathwayCost(_num_parameters(transform), multiply_adds, backward_bytes)
 
 
@@ -186,11 +186,12 @@ def _storage(tensor: Tensor) -> int:
     return address
 
 
-def _feature(level: LevelInfo, device: str) -> Tensor:
-    return torch.zeros(NUM_IMAGES, *level.shape, device=device)
+def feature_of(level: LevelInfo, device: str, num_images: int = NUM_IMAGES) -> Tensor:
+    """Returns zeros in the place of a feature, [num_images, *level.shape]."""
+    return torch.zeros(num_images, *level.shape, device=device)
 
 
-def _without_computing(module: nn.Module, measure: Callable[[nn.Module, str], Measured]) -> Measured:
+def without_computing(module: nn.Module, measure: Callable[[nn.Module, str], Measured]) -> Measured:
     """Measures a copy of the module on the meta device, or on the CPU if some operation needs values."""
     try:
         with torch.device("meta"):

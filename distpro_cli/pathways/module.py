@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distpro_cli.pathways.distances import make_distance
 from distpro_cli.pathways.transforms import make_transform
 from distpro_cli.pathways.transforms.base import TRANSFORMS, SharedBlock
-from distpro_cli.process.pathway import PathwayInfo
+from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 
 Start = tuple[int | None, int]  # where a pathway's own block begins: number of a shared block or None, student level
 
@@ -42,13 +42,9 @@ class Pathways(nn.Module):
                 self.start_of[k] = (len(blocks), self.infos[k].student.number)
             blocks.append(_shared_block([self.infos[k] for k in members]))
         self.shared = nn.ModuleList(blocks)
-        levels = [
-            info.student if block is None else blocks[block].outputs[number]
-            for info, (block, number) in zip(self.infos, self.start_of, strict=True)
-        ]
         self.transforms = nn.ModuleList(
-            make_transform(info.transform, level, info.teacher, info.transform_options)
-            for info, level in zip(self.infos, levels, strict=True)
+            make_transform(info.transform, self.start_level(k), info.teacher, info.transform_options)
+            for k, info in enumerate(self.infos)
         )
         self.distances = [make_distance(info.distance, info.distance_options) for info in self.infos]
 
@@ -62,6 +58,11 @@ class Pathways(nn.Module):
         for block, levels in self._levels_by_block(active).items():
             needed |= levels if block is None else self._shared(block).needs(levels)
         return needed
+
+    def start_level(self, k: int) -> LevelInfo:
+        """Returns what the own block of pathway `k` is given: the student's level, or a shared block's output."""
+        block, number = self.start_of[k]
+        return self.infos[k].student if block is None else self._shared(block).outputs[number]
 
     def starts(self, student_features: Mapping[int, Tensor], active: Collection[int]) -> dict[Start, Tensor]:
         """Returns what the own blocks of the `active` pathways are given; what only others need does not run.

@@ -8,14 +8,17 @@ from typing import Any
 
 from distpro_cli.errors import ProcessError
 from distpro_cli.process.container import from_json, to_json
+from distpro_cli.process.cost import Part
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import Process
 
 MAX_PATHWAYS = 10_000
+MAX_PARTS = 50_000
 KINDS = ("map", "tokens", "vector", "logits")
 _MAX_NAME = 500
 _MAX_NUMBER = 2**53
 _LEVEL_KEYS = {"number", "count", "name", "kind", "reduction", "shape"}
+_PART_KEYS = {"name", "cost", "pathways"}
 _PATHWAY_KEYS = {"id", "teacher", "student", "transform", "distance", "transform_options", "distance_options"}
 
 
@@ -25,6 +28,7 @@ def encode_fields(process: Process) -> dict[str, str]:
     Raises:
         ProcessError: a value is not one that JSON knows, or that `decode_fields` would refuse.
     """
+    parts = {"parts": to_json([asdict(part) for part in process.parts])} if process.parts else {}
     return {
         "pathways": to_json([asdict(pathway) for pathway in process.pathways]),
         "normalization": process.normalization,
@@ -32,6 +36,7 @@ def encode_fields(process: Process) -> dict[str, str]:
         "versions": to_json(dict(process.versions)),
         "seed": str(process.seed),
         "measured": to_json(dict(process.measured)),
+        **parts,
     }
 
 
@@ -44,7 +49,8 @@ def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
     missing = [name for name in _DECODERS if name not in metadata]
     if missing:
         raise ProcessError(f"the metadata lacks {', '.join(missing)}")
-    return {name: decode(metadata[name]) for name, decode in _DECODERS.items()}
+    fields = {name: decode(metadata[name]) for name, decode in _DECODERS.items()}
+    return fields | {name: decode(metadata[name]) for name, decode in _OPTIONAL_DECODERS.items() if name in metadata}
 
 
 def _pathways(text: str) -> tuple[PathwayInfo, ...]:
@@ -149,6 +155,25 @@ def _measured(text: str) -> dict[str, float | int | str]:
     return values
 
 
+def _parts(text: str) -> tuple[Part, ...]:
+    values = from_json(text, "the metadata's parts")
+    if not isinstance(values, list):
+        raise ProcessError("the metadata's parts are not a list")
+    if len(values) > MAX_PARTS:
+        raise ProcessError(f"{len(values)} parts; at most {MAX_PARTS} are allowed")
+    return tuple(_part(value, f"part {number}") for number, value in enumerate(values, start=1))
+
+
+def _part(value: Any, where: str) -> Part:
+    _check_keys(value, _PART_KEYS, where)
+    cost, columns = value["cost"], value["pathways"]
+    if type(cost) not in (int, float) or not 0 <= cost <= 1e300:
+        raise ProcessError(f"{where}: cost is {_shown(cost)}; expected a number, 0 or more")
+    if columns is not None and not (isinstance(columns, list) and all(type(k) is int and k >= 0 for k in columns)):
+        raise ProcessError(f"{where}: pathways are {_shown(columns)}; expected a list of columns from 0, or null")
+    return Part(_name(value["name"], f"{where}: name"), float(cost), None if columns is None else tuple(columns))
+
+
 def _seed(text: str) -> int:
     if re.fullmatch(r"-?[0-9]{1,20}", text) is None:
         raise ProcessError(f"the metadata's seed is {_shown(text)}; expected a whole number")
@@ -168,3 +193,5 @@ _DECODERS = {
     "seed": _seed,
     "measured": _measured,
 }
+
+_OPTIONAL_DECODERS = {"parts": _parts}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distpro_cli.errors import DistproError, ProcessError
+from distpro_cli.process.cost import Part, relative_cost
 from distpro_cli.process.pathway import PathwayInfo
 
 Float32 = NDArray[np.float32]
@@ -98,9 +99,10 @@ class Process:
         versions: Version by package.
         seed: Seed of the search.
         measured: What the search measured; nothing that differs between two equal searches.
+        parts: What a step costs that trains the pair with all pathways on, part by part; none: not known.
 
     Raises:
-        ProcessError: the parts do not fit each other, or hold values that no process has.
+        ProcessError: the fields do not fit each other, or hold values that no process has.
     """
 
     progress: Float32
@@ -112,6 +114,7 @@ class Process:
     versions: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     measured: Mapping[str, float | int | str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         """Takes the tables as float32 and checks them."""
@@ -193,6 +196,10 @@ class Process:
         """Returns the share of the entries kept, in percent, by the threshold as text."""
         return {f"{threshold:g}": self.schedule(threshold=threshold).remaining_percent for threshold in thresholds}
 
+    def relative_cost(self, schedule: Schedule) -> float | None:
+        """Returns the mean cost of a step under `schedule`, over that of a full one; None where parts are unknown."""
+        return relative_cost(self.parts, schedule) if self.parts else None
+
     def _strongest(self, alpha_tk: NDArray[np.float64], keep: float) -> Schedule:
         count = max(1, int(np.floor(keep * alpha_tk.size + 0.5)))
         strongest_first = np.argsort(-alpha_tk, axis=None, kind="stable")[:count]
@@ -251,7 +258,20 @@ def _check_tables(process: Process) -> None:
         raise ProcessError("progress does not increase from 0 to 1")
     if (weights < 0).any():
         raise ProcessError("weights holds a negative value; a weight is 0 or more")
+    _check_parts(process)
     ids = [pathway.id for pathway in process.pathways]
     if len(set(ids)) < len(ids):
         twice = sorted(name for name, count in Counter(ids).items() if count > 1)
         raise ProcessError(f"pathway ids occur twice: {', '.join(twice[:5])}")
+
+
+def _check_parts(process: Process) -> None:
+    if process.parts and not 0 < sum(part.cost for part in process.parts) < np.inf:
+        raise ProcessError("the costs of the parts do not add up to a finite number above 0")
+    for part in process.parts:
+        if not part.cost >= 0:
+            raise ProcessError(f"part {part.name} has the cost {part.cost:g}; a cost is 0 or more")
+        if beyond := [k for k in part.pathways or () if not 0 <= k < len(process.pathways)]:
+            raise ProcessError(
+                f"part {part.name} names pathway {beyond[0]}; there are 0 to {len(process.pathways) - 1}"
+            )

@@ -8,16 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distpro_cli.process.cost import relative_cost
 from distpro_cli.process.file import FORMAT, VERSION
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.process.process import THRESHOLDS, Process
 
 
-def summarize(process: Process, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, Any]:
+def summarize(
+    process: Process, thresholds: Sequence[float] = THRESHOLDS, keeps: Sequence[float] = ()
+) -> dict[str, Any]:
     """Returns what a process holds.
 
     `pathways` has the weight at progress 0, ½ and 1 (`start`, `middle`, `end`), its `mean` over time, and the
-    `share` of the sum of the means, in [0, 1]. `remaining_percent` maps a threshold to the entries left.
+    `share` of the sum of the means, in [0, 1]. `remaining_percent` maps a threshold to the entries left,
+    `relative_cost` to the cost of a step over that of a full one; `keep` maps the share of the entries kept to
+    both. `step_cost` is the part of a full step's cost that the student, the teacher and the pathways have.
+    Costs are None where the process does not say what its steps cost.
     """
     columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, process.share, strict=True)
     return {
@@ -40,11 +46,38 @@ def summarize(process: Process, thresholds: Sequence[float] = THRESHOLDS) -> dic
             for pathway, (start, middle, end, mean, share) in zip(process.pathways, columns, strict=True)
         ],
         "remaining_percent": process.remaining_percent(thresholds),
+        "relative_cost": relative_costs(process, thresholds),
+        "keep": {f"{keep:g}": _at_keep(process, keep) for keep in keeps},
+        "step_cost": _step_cost(process),
         "normalization": process.normalization,
         "seed": process.seed,
         "versions": dict(process.versions),
         "measured": dict(process.measured),
     }
+
+
+def relative_costs(process: Process, thresholds: Sequence[float]) -> dict[str, float] | None:
+    """Returns the mean cost of a step over that of a full one, by the threshold as text; None if it is not known."""
+    if not process.parts:
+        return None
+    schedules = {f"{threshold:g}": process.schedule(threshold=threshold) for threshold in thresholds}
+    return {name: relative_cost(process.parts, schedule) for name, schedule in schedules.items()}
+
+
+def _at_keep(process: Process, keep: float) -> dict[str, float | None]:
+    schedule = process.schedule(keep=keep)
+    return {"remaining_percent": schedule.remaining_percent, "relative_cost": process.relative_cost(schedule)}
+
+
+def _step_cost(process: Process) -> dict[str, float] | None:
+    if not process.parts:
+        return None
+    shares = dict.fromkeys(("student", "teacher", "pathways"), 0.0)
+    total = sum(part.cost for part in process.parts)
+    for part in process.parts:
+        role = part.name.split(" ")[0]
+        shares[role if role in ("student", "teacher") else "pathways"] += part.cost / total
+    return shares
 
 
 def sample(process: Process, num_points: int) -> NDArray[np.float64]:

@@ -17,16 +17,22 @@ _SHORTEST_SPARKLINE = 8
 _COLUMN_OF_A_FILE = 26
 
 
-def print_process_table(label: str, process: Process, thresholds: Sequence[float] = THRESHOLDS) -> None:
-    """Prints one process in full to stdout: what it is, its pathways over time, what thresholds leave."""
+def print_process_table(
+    label: str, process: Process, thresholds: Sequence[float] = THRESHOLDS, keeps: Sequence[float] = ()
+) -> None:
+    """Prints one process in full to stdout: what it is, its pathways over time, what dropping leaves."""
     console = make_console()
-    summary = summarize(process, thresholds)
+    summary = summarize(process, thresholds, keeps)
     _print_heading(console, label, process)
     _print_pathways(console, process, summary["pathways"])
-    _print_remaining(console, summary["remaining_percent"])
+    _print_dropping(console, summary)
 
 
-def print_side_by_side(processes: Sequence[tuple[str, Process]], thresholds: Sequence[float] = THRESHOLDS) -> None:
+def print_side_by_side(
+    processes: Sequence[tuple[str, Process]],
+    thresholds: Sequence[float] = THRESHOLDS,
+    keeps: Sequence[float] = (),
+) -> None:
     """Prints several processes, by pathway id, as many beside each other as the width allows."""
     console = make_console()
     ids = list(dict.fromkeys(pathway.id for _, process in processes for pathway in process.pathways))
@@ -37,13 +43,7 @@ def print_side_by_side(processes: Sequence[tuple[str, Process]], thresholds: Seq
         _print_beside(console, processes[first : first + at_once], ids, top, room)
     console.print(f"mean weight, share of the sum of means, weight over time from 0 to {number(top)}")
     console.print()
-    table = make_table("entries left at a threshold, %")
-    add_columns(table, "process")
-    add_columns(table, *(f"{threshold:g}" for threshold in thresholds), numbers=True)
-    for label, process in processes:
-        remaining = process.remaining_percent(thresholds)
-        table.add_row(label, *(f"{percent:.0f}" for percent in remaining.values()))
-    console.print(table)
+    _print_thresholds(console, processes, thresholds, keeps)
 
 
 def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -111,9 +111,47 @@ def _print_pathways(console: Console, process: Process, rows: Sequence[Mapping[s
     console.print(f"over time: weight from 0 to {number(top)}, progress 0 to 1 from left to right")
 
 
-def _print_remaining(console: Console, remaining: Mapping[str, float]) -> None:
-    values = [f"{threshold}: {percent:.1f}%" for threshold, percent in remaining.items()]
-    console.print(f"entries left at threshold  {'   '.join(values)}")
+def _print_dropping(console: Console, summary: Mapping[str, Any]) -> None:
+    """Prints what thresholds and shares kept leave of the entries and of the cost of a step."""
+    costs, at_keep = summary["relative_cost"], summary["keep"]
+    lines = {"entries left at threshold": _percentages(summary["remaining_percent"])}
+    if costs is not None:
+        lines["cost of a step at threshold"] = _percentages({mark: 100 * cost for mark, cost in costs.items()})
+    if costs is not None and at_keep:
+        kept = {mark: 100 * left["relative_cost"] for mark, left in at_keep.items()}
+        lines["cost of a step at keep"] = _percentages(kept)
+    width = max(map(len, lines)) + GAP
+    for head, text in lines.items():
+        console.print(f"{head:{width}}{text}")
+    if costs is None:
+        console.print("cost of a step: not in this file; a search by this version of distpro writes it")
+    else:
+        shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in summary["step_cost"].items())
+        console.print(f"a step with nothing dropped, estimated: {shares}")
+
+
+def _print_thresholds(
+    console: Console, processes: Sequence[tuple[str, Process]], thresholds: Sequence[float], keeps: Sequence[float]
+) -> None:
+    """Prints what dropping leaves of each process, entries and cost of a step beside each other."""
+    table = make_table("entries left / cost of a step, %, at a threshold" + (" or a share kept" if keeps else ""))
+    add_columns(table, "process")
+    names = [f"{threshold:g}" for threshold in thresholds] + [f"keep {keep:g}" for keep in keeps]
+    add_columns(table, *names, numbers=True)
+    for label, process in processes:
+        schedules = [process.schedule(threshold=threshold) for threshold in thresholds]
+        schedules += [process.schedule(keep=keep) for keep in keeps]
+        costs = [process.relative_cost(schedule) for schedule in schedules]
+        cells = [
+            f"{schedule.remaining_percent:.0f} / {'-' if cost is None else f'{100 * cost:.0f}'}"
+            for schedule, cost in zip(schedules, costs, strict=True)
+        ]
+        table.add_row(label, *cells)
+    console.print(table)
+
+
+def _percentages(percent_by_mark: Mapping[str, float]) -> str:
+    return "   ".join(f"{mark}: {percent:.1f}%" for mark, percent in percent_by_mark.items())
 
 
 def _print_beside(
