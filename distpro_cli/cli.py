@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
+from distpro_cli.commands.compare import compare
 from distpro_cli.commands.inspect import inspect
 from distpro_cli.commands.running import InterruptedRunError
 from distpro_cli.commands.schema import schema
@@ -27,7 +28,7 @@ app = typer.Typer(
     help="Find out how a student network should be distilled from a teacher, and distil it so.",
     epilog="--debug, anywhere, shows the traceback of an error. --version prints the version.",
 )
-for command in (search, transfer, inspect, train, schema):
+for command in (search, transfer, compare, inspect, train, schema):
     app.command()(command)
 
 

@@ -62,7 +62,7 @@ def run(
         return finished
     # Whatever a network or a library prints does not belong among the results.
     try:
-        with _surroundings(options, folder) as around, redirect_stdout(sys.stderr):
+        with surrounded(options, folder.path) as around, redirect_stdout(sys.stderr):
             return work(folder, around)
     except InterruptedRunError:
         raise
@@ -72,7 +72,8 @@ def run(
 
 
 @contextmanager
-def _surroundings(options: RunOptions, folder: RunFolder) -> Iterator[Surroundings]:
+def surrounded(options: RunOptions, path: Path) -> Iterator[Surroundings]:
+    """Gives a run in the folder at `path` its surroundings; an interrupted one says how to go on."""
     from distpro_cli.engine.interruption import Interruption
 
     with Interruption() as interruption:  # first, since the other imports take seconds, in which a signal may come
@@ -83,7 +84,7 @@ def _surroundings(options: RunOptions, folder: RunFolder) -> Iterator[Surroundin
         try:
             yield surroundings(options.device, make_reporter(options.quiet), interruption)
         except KeyboardInterrupt:
-            raise InterruptedRunError(f"interrupted; go on with: {resume_command(folder)}") from None
+            raise InterruptedRunError(f"interrupted; go on with: {resume_command(path)}") from None
 
 
 class InterruptedRunError(DistproError):

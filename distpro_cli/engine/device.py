@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -54,3 +55,39 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu, {torch.get_num_threads()} threads"
     return str(device)
+
+
+class DeviceClock:
+    """Adds up the time a device computes: on CUDA between events around the work, else CPU seconds of this process.
+
+    CPU seconds count every thread, so that two busy threads make two seconds a second; processes that load data
+    are not among them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._seconds = 0.0
+        self._started = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self.device.type == "cuda":
+            self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self._events[-1][0].record()
+        else:
+            self._started = time.process_time()
+
+    def __exit__(self, *error: object) -> None:
+        if self.device.type == "cuda":
+            self._events[-1][1].record()
+        else:
+            self._seconds += time.process_time() - self._started
+
+    def take(self) -> float:
+        """Returns the seconds since the last call; on CUDA it waits for the work to end."""
+        for start, end in self._events:
+            end.synchronize()
+            self._seconds += start.elapsed_time(end) / 1000
+        self._events.clear()
+        taken, self._seconds = self._seconds, 0.0
+        return taken

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distpro_cli.engine.alpha import AlphaOptimizer
 from distpro_cli.engine.checkpoint import load_checkpoint, save_checkpoint
+from distpro_cli.engine.device import DeviceClock
 from distpro_cli.engine.hypergradient import BilevelStep
 from distpro_cli.engine.interruption import Interrupted, Interruption
 from distpro_cli.engine.optim import learning_rate
@@ -149,11 +150,13 @@ class Progress:
         step: Steps done.
         top1: Test accuracy in percent after every epoch evaluated so far.
         train_seconds: Time spent in the run so far, evaluation included, over all its resumptions.
+        device_seconds: Of these, what the device computed; see `DeviceClock`.
     """
 
     step: int = 0
     top1: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
+    device_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class Trainer:
         self.metrics = metrics
         self.interruption = interruption
         self.progress = Progress()
+        self._clock = DeviceClock(stepper.device)
         self._unchecked: list[tuple[int, StepLosses, StepLosses | None]] = []
 
     def run(self) -> Progress:
@@ -234,7 +238,7 @@ class Trainer:
         step = self.progress.step
         self.schedule.step_update(step)
         self.stepper.pair.student.train()
-        with _explaining_small_batches():
+        with _explaining_small_batches(), self._clock:
             losses, outer_losses = self.weights.step(batch, step)
         self.progress.step += 1
         self._unchecked.append((step, losses, outer_losses))
@@ -247,7 +251,8 @@ class Trainer:
         self._check_losses()
         self.save()
         self.stepper.pair.student.eval()
-        result = self.evaluate()
+        with self._clock:
+            result = self.evaluate()
         self.stepper.pair.student.train()
         self.progress.top1.append(result["top1"])
         epoch = len(self.progress.top1)
@@ -307,6 +312,7 @@ class Trainer:
         """Writes the checkpoint."""
         self._saved = time.monotonic()
         self.progress.train_seconds = self._seconds_before + self._saved - self._started
+        self.progress.device_seconds += self._clock.take()
         if self.plan.checkpoint_path is not None:
             self.metrics.flush()
             save_checkpoint(self.state_dict(), self.plan.checkpoint_path)
@@ -319,6 +325,7 @@ class Trainer:
                 "step": self.progress.step,
                 "top1": list(self.progress.top1),
                 "train_seconds": self.progress.train_seconds,
+                "device_seconds": self.progress.device_seconds,
             },
             "student": pair.student.model.state_dict(),
             "transforms": {} if pair.pathways is None else pair.pathways.state_dict(),

@@ -206,8 +206,8 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def resume_command(folder: RunFolder) -> str:
-    """Returns the command line that goes on with this run."""
+def resume_command(path: Path) -> str:
+    """Returns the command line that goes on with the run in the folder at `path`."""
     arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--force")]
     kept: list[str] = []
     skip = False
@@ -219,4 +219,4 @@ def resume_command(folder: RunFolder) -> str:
             skip = True
             continue
         kept.append(argument)
-    return shlex.join(["distpro", *kept, "--run-dir", str(folder.path), "--resume"])
+    return shlex.join(["distpro", *kept, "--run-dir", str(path), "--resume"])

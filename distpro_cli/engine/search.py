@@ -83,6 +83,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
         "rows": len(process.progress),
         "steps": progress.step,
         "seconds": round(progress.train_seconds, 2),
+        "device_seconds": round(progress.device_seconds, 2),
         "teacher": teacher_summary(teacher_top1),
         "student": top1_summary(progress),
         "run_dir": str(folder.path),

@@ -39,22 +39,23 @@ def build_teacher(session: Session, *, logits: bool = False, weights: bool = Tru
     return session.build(spec, "teacher", seed=spec.seed, logits=logits, pretrained_ok=weights)
 
 
-def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder) -> None:
+def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder, *, announce: bool = True) -> None:
     """Makes a teacher ready to teach: with its weights, trained if they are not there yet, frozen, in eval mode.
 
     Args:
         session: The run that needs it.
         teacher: As `build_teacher` returns it.
         folder: The run's folder; holds the checkpoint of a teacher being trained.
+        announce: Whether to say that it was trained before.
     """
     recipe, spec = session.recipe, session.recipe.teacher
     if spec.weights is None:
         # The teacher is trained on the whole train set, under its own seed: the same one for every run.
         school = Session(recipe.model_copy(update={"seed": spec.seed}), session.around)
         cached = cache_folder() / "teachers" / f"{teacher_key(school)}.safetensors"
-        if cached.exists():
+        if cached.exists() and announce:
             session.around.reporter.message(f"teacher {spec.name}: trained before, taken from {cached}")
-        else:
+        if not cached.exists():
             train_teacher(school, teacher, cached, folder)
         load_weights(teacher.model, cached)
     teacher.requires_grad_(False).eval()

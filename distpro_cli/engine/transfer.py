@@ -39,6 +39,7 @@ def transfer(
     *,
     mode: str = "strict",
     teacher_top1: float | None = None,
+    title: str = "transfer",
 ) -> dict[str, Any]:
     """Distils the recipe's student with a process, or with the scheme of that name; returns the summary.
 
@@ -51,6 +52,7 @@ def transfer(
         mode: How pathways are matched.
         teacher_top1: The teacher's accuracy in percent, if it is known; else it is measured. Neither where
             nothing is ever on.
+        title: What progress shows.
 
     Raises:
         ProcessError: the process does not fit the pair.
@@ -64,20 +66,21 @@ def transfer(
     columns = match(process, pair.pathways.infos, mode)
     num_used = _num_used(schedule)
     if num_used:
-        make_ready(session, pair, folder)
+        make_ready(session, pair, folder, announce=teacher_top1 is None)
         if teacher_top1 is None:
             teacher_top1 = session.evaluate(pair.teacher)["top1"]
-        around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
+            around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
     else:
         pair, columns, teacher_top1 = Pair(pair.student), [], None
     save_process(process, folder.process, force=True)
-    result = distil(session, pair, schedule if num_used else None, columns, folder, title="transfer")
+    result = distil(session, pair, schedule if num_used else None, columns, folder, title=title)
     summary = {
         "student": {**result["top1"], "weights": str(folder.weights)},
         "teacher": teacher_summary(teacher_top1),
         "pathways_used": num_used,
         "remaining_percent": round(schedule.remaining_percent, 2) if num_used else 0.0,
         "seconds": result["seconds"],
+        "device_seconds": result["device_seconds"],
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)
@@ -118,6 +121,7 @@ def train_student(recipe: Recipe, folder: RunFolder, around: Surroundings) -> di
     summary = {
         "student": {**result["top1"], "weights": str(folder.weights)},
         "seconds": result["seconds"],
+        "device_seconds": result["device_seconds"],
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)
@@ -149,7 +153,7 @@ def distil(
     *,
     title: str,
 ) -> dict[str, Any]:
-    """Trains the pair's student by `distill` under `schedule`; writes its weights; returns top1 and seconds."""
+    """Trains the pair's student by `distill` under `schedule`; writes its weights; returns top1 and times."""
 
     def make_weights(stepper: Stepper, total_steps: int) -> Weights:
         return ScheduledWeights(stepper, total_steps, schedule, columns)
@@ -167,7 +171,11 @@ def distil(
         trainer.resume()
     progress = trainer.run()
     save_weights(pair.student.model, folder.weights, {"network": session.recipe.student.name})
-    return {"top1": top1_summary(progress), "seconds": round(progress.train_seconds, 2)}
+    return {
+        "top1": top1_summary(progress),
+        "seconds": round(progress.train_seconds, 2),
+        "device_seconds": round(progress.device_seconds, 2),
+    }
 
 
 def _num_used(schedule: Schedule) -> int:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
-_COLOURS = ("#2f6fb0", "#d1633a", "#4f9a57", "#8a63b0", "#c2a13a", "#4aa3a8", "#b5527d", "#6b6b6b")
+COLOURS = ("#2f6fb0", "#d1633a", "#4f9a57", "#8a63b0", "#c2a13a", "#4aa3a8", "#b5527d", "#6b6b6b")
 _LINES = ("-", "--", ":", "-.")
-_STYLE = {
+METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # nothing that changes
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.spines.top": False,
@@ -71,12 +72,11 @@ def plot_processes(processes: Sequence[tuple[str, Process]], path: Path, *, forc
     import matplotlib as mpl
 
     kind = path.suffix.lower()[1:]
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     content = io.BytesIO()
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
-        _draw(processes).savefig(content, format=kind, dpi=160, metadata=metadata, facecolor="white")
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+        _draw(processes).savefig(content, format=kind, dpi=160, metadata=METADATA[kind], facecolor="white")
     write_atomically(path, lambda file: file.write(content.getvalue()))
 
 
@@ -123,7 +123,7 @@ def _draw_lines(processes: Sequence[tuple[str, Process]], panels: dict[tuple[int
     for i, (label, process) in enumerate(processes):
         for k, pathway in enumerate(process.pathways):
             kind = kinds.index(_kind(pathway))
-            colour = _COLOURS[(i if several else kind) % len(_COLOURS)]
+            colour = COLOURS[(i if several else kind) % len(COLOURS)]
             line = _LINES[kind % len(_LINES) if several else 0]
             name = (f"{label}, {_kind(pathway)}" if len(kinds) > 1 else label) if several else _kind(pathway)
             axes, weights_t = panels[pathway.connection], process.weights[:, k]

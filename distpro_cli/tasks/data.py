@@ -80,6 +80,11 @@ class ClassificationData:
         self._train = train
         self.train_size, self.outer_size, self.test_size = len(train), len(self._outer), len(self._test)
 
+    @property
+    def places(self) -> tuple[str, str]:
+        """Where the train and the test images come from: paths, or names of data sets."""
+        return self._train_source.place, self._test_source.place
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the batches in one pass over the train images: at least one, and none that is not full."""
         return _steps_per_epoch(self.train_size, batch_size)

@@ -1,0 +1,183 @@
+"""distpro compare: every way to distil a pair on the same footing, with error bars."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, RecipeName, Resume, RunDir, Seed
+from distpro_cli.commands.running import RunOptions, print_json, read_recipe, surrounded
+from distpro_cli.errors import DistproError, nearest
+from distpro_cli.recipe.scheme_names import SCHEME_NAMES
+
+if TYPE_CHECKING:
+    from distpro_cli.process.process import Process
+
+DEFAULT_METHODS = "student,kd,uniform,reviewkd,process,process-mean"
+
+
+def compare(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            help="Which, by commas: student, a scheme (kd, uniform, hint, attention-transfer, reviewkd), process, "
+            "process-mean (its weights averaged over time).",
+        ),
+    ] = DEFAULT_METHODS,
+    processes: Annotated[
+        list[Path] | None,
+        typer.Option("--process", "-p", help="Process file; may be repeated. Without one the process is searched."),
+    ] = None,
+    thresholds: Annotated[
+        str | None, typer.Option("--thresholds", help="Each process also under these thresholds, such as 0.3,0.5.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Each process also with these shares of its entries, such as 0.8,0.5.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of every method, from the recipe's on.")] = 3,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Epochs of every run; in place of the recipe's.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Accuracy over cost, into this .png, .svg or .pdf too.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    device: Device = None,
+    seed: Seed = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare ways to distil a pair, under the same data, schedule and epochs, over several seeds.
+
+    Runs that were done before in the same folder are kept; an interrupted one goes on.
+    """
+    from distpro_cli.recipe.load import recipe_name
+
+    if json and markdown:
+        raise DistproError("--json and --markdown exclude each other: give one of them")
+    given = [*(overrides or []), *([f"distill.epochs={epochs}"] if epochs is not None else [])]
+    resolved = read_recipe(recipe, given, seed)
+    wanted = _checked_names(methods)
+    limits = _shares(thresholds, "--thresholds"), _shares(keep, "--keep")
+    loaded = _load(processes or [])
+    if not any(name.startswith("process") for name in wanted):
+        _refuse_unused(processes, thresholds, keep)
+    if plot is not None:
+        from distpro_cli.report.plots import check_plot_path
+
+        check_plot_path(plot, force=force)
+    name = recipe_name(recipe).replace("/", "-")
+    path = run_dir if run_dir is not None else Path("runs") / f"compare-{name}"
+    options = RunOptions(device, seed, run_dir, resume, force, quiet)
+    with surrounded(options, path) as around, redirect_stdout(sys.stderr):
+        from distpro_cli.engine.compare import Comparison, forget_runs
+        from distpro_cli.engine.methods import make_methods
+
+        if force:
+            forget_runs(path)
+        comparison = Comparison(resolved, make_methods(wanted, loaded, *limits), seeds, path, around)
+        summary = comparison.summary()
+    _write(path, summary)
+    _show(summary, plot, as_json=json, as_markdown=markdown, force=force)
+
+
+def _show(summary: dict[str, Any], plot: Path | None, *, as_json: bool, as_markdown: bool, force: bool) -> None:
+    from distpro_cli.report.comparison import markdown, print_comparison
+    from distpro_cli.report.comparison_plot import plot_comparison
+
+    if plot is not None:
+        plot_comparison(summary, plot, force=force)
+    if as_json:
+        print_json(summary)
+    elif as_markdown:
+        print(markdown(summary), end="")
+    else:
+        print_comparison(summary)
+        print(f"table, plot and summary: {summary['run_dir']}")
+
+
+def _write(path: Path, summary: dict[str, Any]) -> None:
+    """Leaves the result in the folder, as JSON, Markdown and a plot."""
+    import json
+
+    from distpro_cli.process.atomic import write_atomically
+    from distpro_cli.report.comparison import markdown
+    from distpro_cli.report.comparison_plot import plot_comparison
+
+    texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "comparison.md": markdown(summary)}
+    for name, text in texts.items():
+        write_atomically(path / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+    plot_comparison(summary, path / "comparison.png", force=True)
+
+
+def _checked_names(text: str) -> list[str]:
+    allowed = ["student", *SCHEME_NAMES, "process", "process-mean"]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    problems = [
+        f"--methods: there is no '{name}'{nearest(name, allowed)}; there are: {', '.join(allowed)}"
+        for name in names
+        if name not in allowed
+    ]
+    problems += [f"--methods: '{name}' is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if not names:
+        problems.append(f"--methods names none; there are: {', '.join(allowed)}")
+    if problems:
+        raise DistproError("\n".join(problems))
+    return names
+
+
+def _shares(text: str | None, option: str) -> list[float]:
+    """Returns the numbers in [0, 1] of a list with commas, each once."""
+    found: list[float] = []
+    for word in (text or "").split(","):
+        if not word.strip():
+            continue
+        try:
+            value = float(word)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1 or (option == "--keep" and value == 0):
+            allowed = "more than 0, up to 1" if option == "--keep" else "0 to 1"
+            raise DistproError(f"{option}: '{word.strip()}'; allowed: numbers from {allowed}, with commas between them")
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:
+    """Returns every process under a label of its own: its file's name, with a number where that is taken."""
+    from distpro_cli.process.file import load_process
+
+    loaded: list[tuple[str, Process]] = []
+    problems = []
+    for path in paths:
+        taken = [label for label, _ in loaded]
+        label, number = path.stem, 1
+        while label in taken:
+            number += 1
+            label = f"{path.stem}-{number}"
+        try:
+            loaded.append((label, load_process(path)))
+        except DistproError as error:
+            problems.append(str(error))
+    if problems:
+        raise DistproError("\n".join(problems))
+    return loaded
+
+
+def _refuse_unused(processes: list[Path] | None, thresholds: str | None, keep: str | None) -> None:
+    options = {"--process": processes, "--thresholds": thresholds, "--keep": keep}
+    for option, value in options.items():
+        if value:
+            raise DistproError(f"{option} speaks of a process, and --methods names none; add process to it")

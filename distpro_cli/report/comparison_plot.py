@@ -1,0 +1,81 @@
+"""Plot of a comparison: accuracy over cost."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distpro_cli.process.atomic import write_atomically
+from distpro_cli.report.plots import COLOURS, METADATA, STYLE, check_plot_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_comparison(summary: Mapping[str, Any], path: Path, *, force: bool = False) -> None:
+    """Draws last accuracy over the seconds of a run, with its deviation over seeds, a point a method.
+
+    A hollow point shows a method's cost with its search, where that is known.
+
+    Args:
+        summary: As `distpro compare --json` prints it.
+        path: `.png`, `.svg` or `.pdf`.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        DistproError: the suffix is another, the file exists, or it cannot be written.
+    """
+    check_plot_path(path, force=force)
+    import matplotlib as mpl
+
+    kind = path.suffix.lower()[1:]
+    content = io.BytesIO()
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+        _draw(summary).savefig(content, format=kind, dpi=160, metadata=METADATA[kind], facecolor="white")
+    write_atomically(path, lambda file: file.write(content.getvalue()))
+
+
+def _draw(summary: Mapping[str, Any]) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for i, method in enumerate(summary["methods"]):
+        colour, last = COLOURS[i % len(COLOURS)], method["top1_last"]
+        marker = "o" if i < len(COLOURS) else "s"
+        axes.errorbar(
+            method["seconds"],
+            last["mean"],
+            yerr=last["std"] if len(last["values"]) > 1 else None,
+            fmt=marker,
+            color=colour,
+            markersize=5,
+            capsize=3,
+            linewidth=1,
+            label=method["name"],
+        )
+        if method["search_seconds"]:
+            whole = method["seconds"] + method["search_seconds"]
+            axes.plot([method["seconds"], whole], [last["mean"]] * 2, ":", color=colour, linewidth=1)
+            axes.plot(whole, last["mean"], marker, color=colour, markersize=5, fillstyle="none")
+    teacher = summary["teacher"]
+    if teacher["top1"] is not None:
+        axes.axhline(teacher["top1"], color="#9a9a9a", linewidth=0.8, linestyle="--")
+        axes.annotate(
+            f"teacher {teacher['name']}",
+            (0.995, teacher["top1"]),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color="#6b6b6b",
+        )
+    axes.set_xlim(left=0)
+    axes.set_xlabel("wall seconds of a run (hollow: with its search)")
+    axes.set_ylabel(f"top-1 after {summary['epochs']} epochs, %")
+    axes.set_title(f"{teacher['name']} → {summary['student']}", fontsize=10, fontweight="bold")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
