@@ -1,0 +1,211 @@
+"""distpro compare through the real command line: the contract, kept runs, interruptions, wrong input."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from distpro_cli.engine import loop
+from tests.commands.test_trust import wait_for
+from tests.conftest import Result, Run, start_distpro
+
+TWO = ["--seeds", "2", "--quiet", "--json"]
+
+
+@pytest.fixture
+def process(distpro: Run, workplace: Path) -> str:
+    result = distpro("search", "tiny.yaml", "search.epochs=1", "-o", "p.safetensors", "-q")
+    assert result.status == 0, result.err
+    return "p.safetensors"
+
+
+def runs_of(workplace: Path) -> dict[str, float]:
+    """Returns when the runs were finished, by folder."""
+    root = workplace / "runs" / "compare-tiny"
+    return {summary.parent.name: summary.stat().st_mtime_ns for summary in root.glob("*/summary.json")}
+
+
+def test_the_contract(distpro: Run, workplace: Path, process: str) -> None:
+    methods = "student,kd,uniform,reviewkd,hint,attention-transfer,process,process-mean"
+    result = distpro("compare", "tiny.yaml", "-p", process, "--methods", methods, "--thresholds", "0.3", *TWO)
+    assert result.status == 0, result.err
+    summary = result.json
+    names = [*methods.split(",")[:-1], "process threshold 0.3", "process-mean"]
+    assert [method["name"] for method in summary["methods"]] == names
+    assert summary["teacher"]["name"] == "wrn_10_1" and 0 <= summary["teacher"]["top1"] <= 100
+    for method in summary["methods"]:
+        for key in ("top1_last", "top1_best"):
+            assert set(method[key]) == {"mean", "std", "values"} and len(method[key]["values"]) == 2
+        assert method["seconds"] > 0 and method["device_seconds"] > 0
+        assert (method["difference"] is None) == (method["name"] == "student")
+    by_name = {method["name"]: method for method in summary["methods"]}
+    assert by_name["student"]["remaining_percent"] == 0
+    assert by_name["process"]["remaining_percent"] == 100
+    assert 0 < by_name["process threshold 0.3"]["remaining_percent"] <= 100
+    assert by_name["uniform"]["search_seconds"] == 0
+    assert by_name["process"]["search_estimated"] and by_name["process"]["search_seconds"] > 0
+    folder = workplace / "runs" / "compare-tiny"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert (folder / "comparison.png").stat().st_size > 5000
+    assert (folder / "comparison.md").read_text().count("\n|") == 2 + len(names)
+
+
+def test_runs_are_those_of_the_other_commands(distpro: Run, process: str) -> None:
+    compared = distpro("compare", "tiny.yaml", "-p", process, "--methods", "student,kd,process", "--keep", "0.5", *TWO)
+    values = {method["name"]: method["top1_last"]["values"] for method in compared.json["methods"]}
+    alone = distpro("train", "tiny.yaml", "--network", "student", "--seed", "1", "-q", "--json").json
+    kd = distpro("transfer", "tiny.yaml", "-p", "kd", "--seed", "1", "-q", "--json").json
+    half = distpro("transfer", "tiny.yaml", "-p", process, "--keep", "0.5", "--seed", "1", "-q", "--json").json
+    for name, summary in (("student", alone), ("kd", kd), ("process keep 0.5", half)):
+        assert values[name][1] == summary["student"]["top1_last"]
+
+
+def test_only_what_is_missing_runs(distpro: Run, workplace: Path) -> None:
+    def compare(methods: str, seeds: int, *more: str) -> Result:
+        result = distpro("compare", "tiny.yaml", *more, "--methods", methods, "--seeds", seeds, "-q", "--json")
+        assert result.status == 0, result.err
+        return result
+
+    first = compare("student,uniform", 1).json
+    before = runs_of(workplace)
+    assert len(before) == 2
+    second = compare("student,uniform,kd", 2).json
+    after = runs_of(workplace)
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
+    assert second["methods"][0]["top1_last"]["values"][:1] == first["methods"][0]["top1_last"]["values"]
+    compare("student,uniform", 1, "distill.optimizer.lr=0.02")
+    assert len(runs_of(workplace)) == 8  # another learning rate is another run
+    compare("student,uniform", 1, "search.alpha_lr=0.5")
+    assert len(runs_of(workplace)) == 8
+    forced = distpro("compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "--force", *TWO[2:])
+    assert forced.status == 0 and len(runs_of(workplace)) == 1
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(
+    distpro: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["compare", "tiny.yaml", "--methods", "student,uniform"]
+    whole = distpro(*arguments, "--run-dir", "whole", *TWO).json
+    original = loop.Trainer._train_step
+
+    def stop(self: loop.Trainer, batch: object) -> None:
+        original(self, batch)  # type: ignore[arg-type]
+        self.interruption.pending = "uniform, seed 0" in self.plan.title and self.progress.step == 3
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "_train_step", stop)
+        stopped = distpro(*arguments, "--run-dir", "part", *TWO)
+    assert stopped.status == 130 and stopped.out == ""
+    assert "--run-dir part --resume" in stopped.err
+    steps: list[int] = []
+
+    def count(self: loop.Trainer, batch: object) -> None:
+        steps.append(self.progress.step)
+        original(self, batch)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "_train_step", count)
+        resumed = distpro(*arguments, "--run-dir", "part", "--resume", *TWO)
+    assert resumed.status == 0, resumed.err
+    assert steps[0] == 3  # the student's run is kept, that of the uniform weights goes on where it stopped
+    for mine, theirs in zip(resumed.json["methods"], whole["methods"], strict=True):
+        assert mine["top1_last"] == theirs["top1_last"]
+
+
+def test_kill_and_run_again(distpro: Run, workplace: Path) -> None:
+    arguments = ["compare", "tiny.yaml", "checkpoint_seconds=0.01", "--methods", "student,uniform", *TWO]
+    killed = start_distpro(*arguments)
+    wait_for(workplace / "runs", killed)
+    while not (done := list((workplace / "runs").glob("*/*/checkpoint.pt"))):
+        time.sleep(0.02)
+    killed.kill()
+    killed.communicate()
+    done[0].write_bytes(done[0].read_bytes()[:100])  # and the disk was damaged
+    result = distpro(*arguments)
+    assert result.status == 0, result.err
+    fresh = distpro(*arguments, "--run-dir", "fresh").json
+    assert [m["top1_last"] for m in result.json["methods"]] == [m["top1_last"] for m in fresh["methods"]]
+
+
+def test_a_signal_ends_with_130(workplace: Path) -> None:
+    started = start_distpro("compare", "tiny.yaml", "--methods", "student", "--epochs", "500", "--run-dir", "c")
+    wait_for(workplace / "c", started)
+    while not list((workplace / "c").glob("*/checkpoint.pt")):
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 130, errors
+    assert "go on with: distpro compare tiny.yaml --methods student --epochs 500 --run-dir c --resume" in errors
+
+
+def test_without_a_process_it_searches_one_and_keeps_it(distpro: Run, workplace: Path) -> None:
+    arguments = ["compare", "tiny.yaml", "--methods", "process,process-mean", "--seeds", "1", "-q", "--json"]
+    first = distpro(*arguments)
+    assert first.status == 0, first.err
+    process, averaged = first.json["methods"]
+    assert process["search_seconds"] == averaged["search_seconds"] > 0 and not process["search_estimated"]
+    (found,) = (workplace / "runs" / "compare-tiny").glob("search-*/process.safetensors")
+    stamp = found.stat().st_mtime_ns
+    assert distpro(*arguments).json["methods"] == first.json["methods"]
+    assert found.stat().st_mtime_ns == stamp
+    assert distpro("inspect", found.parent).status == 0
+
+
+def test_worse_than_the_student_is_said_and_explained(distpro: Run) -> None:
+    """A hint of a large weight, from a teacher that has learnt next to nothing."""
+    options = ["schemes.hint.weight=30", "distill.clip_grad=1", "--epochs", "20", "--methods", "student,hint"]
+    result = distpro("compare", "tiny.yaml", *options, "--seeds", "2", "--quiet")
+    assert result.status == 0, result.err
+    assert "hint did worse than the student alone (-" in result.out
+    assert "is no better than the student alone" in result.out
+    assert "% of the loss, mean over the run" in result.out
+    assert "gradient" in result.out
+
+
+def test_several_processes_have_names_of_their_own(distpro: Run, workplace: Path, process: str) -> None:
+    (workplace / "other").mkdir()
+    (workplace / "other" / "p.safetensors").write_bytes((workplace / process).read_bytes())
+    result = distpro("compare", "tiny.yaml", "-p", process, "-p", "other/p.safetensors", "--methods", "process", *TWO)
+    names = [method["name"] for method in result.json["methods"]]
+    assert names == ["process:p", "process:p-2"]
+    assert len(runs_of(workplace)) == 2  # both are the same, so one run a seed serves both
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--methods", "student,reviewdk"], "there is no 'reviewdk' (did you mean 'reviewkd'?)"),
+        (["--methods", "student,student"], "'student' is given twice"),
+        (["--methods", ","], "--methods names none"),
+        (["--methods", "process", "--thresholds", "0.3,1.5"], "--thresholds: '1.5'; allowed: numbers from 0 to 1"),
+        (["--methods", "process", "--keep", "0"], "--keep: '0'; allowed: numbers from more than 0, up to 1"),
+        (["--methods", "process", "--keep", "half"], "--keep: 'half'"),
+        (["--methods", "student", "--thresholds", "0.3"], "--thresholds speaks of a process"),
+        (["--process", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+        (["--plot", "plot.jpg"], "the suffix is '.jpg'"),
+        (["--json", "--markdown"], "exclude each other"),
+        (["--epochs", "0"], "--epochs"),
+        (["data.name=folder", "data.root=nowhere"], "'nowhere' does not exist"),
+        (["--methods", "student,hint", "schemes.hint.level=9"], "schemes.hint.level: 9 is no level"),
+    ],
+)
+def test_wrong_input_is_found_before_the_first_run(
+    distpro: Run, workplace: Path, arguments: list[str], expected: str
+) -> None:
+    result = distpro("compare", "tiny.yaml", *arguments)
+    assert result.status == 2, result.err
+    assert expected in result.err and "Traceback" not in result.err
+    assert not (workplace / "runs").exists()
+
+
+def test_a_process_of_another_pair_is_found_before_the_first_run(distpro: Run, workplace: Path, process: str) -> None:
+    other = "pathways=[{connections: same}]"
+    result = distpro("compare", "tiny.yaml", other, "-p", process, "--methods", "student,process")
+    assert result.status == 2
+    assert "process: the process does not fit this pair" in result.err
+    assert not runs_of(workplace)

@@ -1,0 +1,79 @@
+"""The words and tables of a comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distpro_cli.errors import DistproError
+from distpro_cli.report.comparison import markdown, print_comparison, summarize_method
+from distpro_cli.report.comparison_plot import plot_comparison
+
+
+def run(last: float, seconds: float) -> dict[str, Any]:
+    return {
+        "student": {"top1_last": last, "top1_best": last + 1},
+        "seconds": seconds,
+        "device_seconds": 2 * seconds,
+        "remaining_percent": 50.0,
+        "pathways_used": 4,
+        "run_dir": "runs/x",
+    }
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    alone = summarize_method("student", [run(60.0, 10), run(62.0, 12)], [60.0, 62.0], (0.0, False))
+    process = summarize_method("process keep 0.5", [run(63.0, 20), run(66.0, 22)], [60.0, 62.0], (120.0, True))
+    hint = summarize_method("hint", [run(59.0, 20), run(60.0, 22)], [60.0, 62.0], (0.0, False))
+    reasons = ["distillation is 90 % of the loss, mean over the run"]
+    return {
+        "methods": [alone, process, hint],
+        "teacher": {"name": "wrn_16_2", "top1": 70.0},
+        "student": "wrn_10_1",
+        "epochs": 5,
+        "seeds": [0, 1],
+        "device": "cpu, 2 threads",
+        "worse": [{"name": "hint", "difference": -1.5, "certain": False, "reasons": reasons}],
+        "run_dir": "runs/compare-x",
+    }
+
+
+def test_a_method_in_numbers(summary: dict[str, Any]) -> None:
+    process = summary["methods"][1]
+    assert process["top1_last"] == {"mean": 64.5, "std": pytest.approx(2.1213, abs=1e-4), "values": [63.0, 66.0]}
+    assert process["difference"]["mean"] == 3.5
+    assert (process["seconds"], process["device_seconds"]) == (21, 42)
+    assert summary["methods"][0]["difference"] is None
+
+
+def test_markdown_is_a_table(summary: dict[str, Any]) -> None:
+    text = markdown(summary)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 3
+    assert {row.count("|") for row in rows} == {9}
+    assert rows[3] == "| process keep 0.5 | 64.50 ±2.12 | 65.50 ±2.12 | +3.50 ±6.35 | 50 | 21 | 42 | ≈120 |"
+    assert text.startswith("teacher wrn_16_2: top-1 70.00 %; student wrn_10_1")
+    assert "hint did worse than the student alone (-1.50 points, within chance): distillation is 90 %" in text
+
+
+def test_the_terminal_table_folds_nothing_into_a_pipe(
+    summary: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_comparison(summary)
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("process keep 0.5"))
+    assert " ".join(line.split()) == "process keep 0.5 64.50 ±2.12 65.50 ±2.12 +3.50 ±6.35 50 21 42 ≈120"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_plot_is_the_same_every_time(summary: dict[str, Any], tmp_path: Path, suffix: str) -> None:
+    paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for path in paths:
+        plot_comparison(summary, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert len(paths[0].read_bytes()) > 5000
+    with pytest.raises(DistproError, match="exists"):
+        plot_comparison(summary, paths[0])
