@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distpro_cli.engine.loop import ScheduledWeights, Weights
 from distpro_cli.engine.runs import RunFolder
 from distpro_cli.engine.schemes import find_scheme, scheme_process, scheme_recipe, under_its_name, with_logits
-from distpro_cli.engine.search import build_networks, build_pair, join, make_ready, teacher_summary, top1_summary
+from distpro_cli.engine.search import (
+    build_networks,
+    build_pair,
+    join,
+    make_ready,
+    parts_of,
+    teacher_summary,
+    top1_summary,
+)
 from distpro_cli.engine.session import Session, Surroundings
 from distpro_cli.engine.step import Pair, Stepper
 from distpro_cli.engine.teacher import cache_folder, teacher_key, train_teacher
@@ -64,6 +72,8 @@ def transfer(
     assert pair.teacher is not None and pair.pathways is not None
     schedule = process.schedule(threshold=dropping.threshold, keep=dropping.keep)
     columns = match(process, pair.pathways.infos, mode)
+    if isinstance(source, str):
+        process = replace(process, parts=parts_of(session, pair, recipe.distill.batch_size))
     num_used = _num_used(schedule)
     if num_used:
         make_ready(session, pair, folder, announce=teacher_top1 is None)

@@ -129,6 +129,7 @@ def test_every_scheme_runs_and_leaves_its_process(distpro: Run, name: str) -> No
     # What was saved is whole: it runs again by itself, and inspect shows it beside the weights of a network.
     shown = distpro("inspect", name, "--json").json
     assert [len(found["pathways"]) for found in shown["processes"]] == [len(process.pathways)]
+    assert shown["processes"][0]["relative_cost"] is not None
     again = distpro("transfer", "-p", f"{name}/process.safetensors", "distill.epochs=1", "--json", "-q")
     assert again.status == 0, again.err
     first, second = (load_file(found["student"]["weights"]) for found in (summary, again.json))
