@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from distpro_cli.process.file import save_process
+from distpro_cli.process.cost import Part
+from distpro_cli.process.file import load_process, save_process
 from tests.conftest import Run
 from tests.process.examples import make_process
 
@@ -110,3 +112,66 @@ def test_a_plot_of_another_kind_is_refused(distpro: Run, processes: Path) -> Non
 def test_what_is_not_there_is_status_2(distpro: Run, path: str) -> None:
     result = distpro("inspect", path)
     assert result.status == 2 and path in result.err and "Traceback" not in result.err
+
+
+def with_parts(path: Path) -> Path:
+    """The same process with a step of which the student is 30 %, the teacher 20 %, each pathway 5 %."""
+    process = load_process(path)
+    columns = range(len(process.pathways))
+    parts = (
+        Part("student forward", 10.0),
+        Part("student backward", 20.0),
+        Part("teacher 4", 20.0, tuple(columns)),
+        *(Part(process.pathways[k].id, 5.0, (k,)) for k in columns),
+    )
+    save_process(replace(process, parts=parts), path, force=True)
+    return path
+
+
+def test_relative_cost_of_thresholds_and_shares(distpro: Run, processes: Path) -> None:
+    path = with_parts(processes / "a.safetensors")
+    shown = distpro("inspect", path, "--thresholds", "0,0.7", "--keep", "1,0.26", "--json").json
+    assert shown["relative_cost"]["0"] == shown["keep"]["1"]["relative_cost"] == pytest.approx(1)
+    assert shown["step_cost"] == pytest.approx({"student": 0.3, "teacher": 0.2, "pathways": 0.5})
+    process = load_process(path)
+    for schedule, found in (
+        (process.schedule(threshold=0.7), shown["relative_cost"]["0.7"]),
+        (process.schedule(keep=0.26), shown["keep"]["0.26"]["relative_cost"]),
+    ):
+        on = np.array([schedule.at((step + 0.5) / 4000) != 0 for step in range(4000)])
+        simulated = 0.3 + 0.2 * on.any(axis=1).mean() + 0.05 * on.sum(axis=1).mean()
+        assert found == pytest.approx(simulated, abs=2e-3)
+    assert shown["keep"]["0.26"]["remaining_percent"] == pytest.approx(26, abs=0.3)
+
+
+def test_the_table_shows_the_cost_or_that_it_is_not_known(
+    distpro: Run, processes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    old = distpro("inspect", processes / "b.safetensors", "--keep", "0.5")
+    assert "cost of a step: not in this file" in old.out
+    assert distpro("inspect", processes / "b.safetensors", "--json").json["relative_cost"] is None
+    path = with_parts(processes / "a.safetensors")
+    new = distpro("inspect", path, "--keep", "0.5").out
+    assert "cost of a step at threshold" in new and "cost of a step at keep" in new
+    assert "student 30%, teacher 20%, pathways 50%" in new
+    both = distpro("inspect", path, processes / "b.safetensors", "--keep", "0.5").out
+    assert "keep 0.5" in both and " / -" in both
+    listed = distpro("inspect", processes, "--json").json["processes"]
+    assert [entry["relative_cost"] is None for entry in listed] == [False, True]
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "half", "nan", ""])
+def test_a_share_that_is_none_is_refused(distpro: Run, processes: Path, text: str) -> None:
+    result = distpro("inspect", processes / "a.safetensors", "--keep", text)
+    assert result.status == 2 and f"--keep: '{text}' is not a number above 0, up to 1" in result.err
+
+
+def test_runs_write_what_their_steps_cost(distpro: Run) -> None:
+    assert distpro("search", "tiny.yaml", "--output", "p.safetensors", "--quiet", "search.epochs=1").status == 0
+    searched = distpro("inspect", "p.safetensors", "--json").json
+    assert searched["relative_cost"]["0.3"] <= 1 and searched["step_cost"]["teacher"] > 0.05
+    quick = ("--quiet", "distill.epochs=1")
+    assert distpro("transfer", "tiny.yaml", "--process", "plain", "--run-dir", "plain", *quick).status == 0
+    plain = distpro("inspect", "plain/process.safetensors", "--json").json
+    assert plain["relative_cost"]["0.3"] == pytest.approx(plain["step_cost"]["student"])
