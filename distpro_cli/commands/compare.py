@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distpro_cli.commands.inspect import parse_shares, parse_thresholds
 from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, RecipeName, Resume, RunDir, Seed
 from distpro_cli.commands.running import RunOptions, print_json, read_recipe, surrounded
 from distpro_cli.errors import DistproError, nearest
@@ -69,7 +70,7 @@ def compare(
     given = [*(overrides or []), *([f"distill.epochs={epochs}"] if epochs is not None else [])]
     resolved = read_recipe(recipe, given, seed)
     wanted = _checked_names(methods)
-    limits = _shares(thresholds, "--thresholds"), _shares(keep, "--keep")
+    limits = parse_thresholds(thresholds) if thresholds else (), parse_shares(keep) if keep else ()
     loaded = _load(processes or [])
     if not any(name.startswith("process") for name in wanted):
         _refuse_unused(processes, thresholds, keep)
@@ -135,24 +136,6 @@ def _checked_names(text: str) -> list[str]:
     if problems:
         raise DistproError("\n".join(problems))
     return names
-
-
-def _shares(text: str | None, option: str) -> list[float]:
-    """Returns the numbers in [0, 1] of a list with commas, each once."""
-    found: list[float] = []
-    for word in (text or "").split(","):
-        if not word.strip():
-            continue
-        try:
-            value = float(word)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value <= 1 or (option == "--keep" and value == 0):
-            allowed = "more than 0, up to 1" if option == "--keep" else "0 to 1"
-            raise DistproError(f"{option}: '{word.strip()}'; allowed: numbers from {allowed}, with commas between them")
-        if value not in found:
-            found.append(value)
-    return found
 
 
 def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:

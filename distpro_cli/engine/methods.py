@@ -69,6 +69,10 @@ def make_methods(
             full = f"{name}:{label}" if len(processes) > 1 else name
             found.append(Method(full, process, averaged=name == AVERAGED))
             if name == SEARCHED:
-                found += [Method(f"{full} threshold {x:g}", process, dropping=Dropping(x)) for x in thresholds]
-                found += [Method(f"{full} keep {x:g}", process, dropping=Dropping(keep=x)) for x in keeps]
+                found += [
+                    Method(f"{full} threshold {x:g}", process, dropping=Dropping(x)) for x in dict.fromkeys(thresholds)
+                ]
+                found += [
+                    Method(f"{full} keep {x:g}", process, dropping=Dropping(keep=x)) for x in dict.fromkeys(keeps)
+                ]
     return found
