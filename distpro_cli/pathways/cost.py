@@ -22,6 +22,7 @@ from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.connections import joins_logits, resolve_pathways
 from distpro_cli.pathways.module import Pathways
+from distpro_cli.pathways.transforms.base import SharedBlock
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.recipe.schema import Recipe
 
@@ -63,8 +64,9 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     """Builds both networks with random weights and returns what `distpro inspect recipe.yaml` shows.
 
     Returns:
-        Plain values: `teacher` and `student` (`name`, `parameters`, `multiply_adds`, `levels`), `pathways`
-        and their `totals`; units as in `PathwayCost`. Nothing is downloaded and no data is read.
+        Plain values: `teacher` and `student` (`name`, `parameters`, `multiply_adds`, `levels`), `pathways`,
+        the blocks that some of them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
+        Nothing is downloaded and no data is read.
 
     Raises:
         DistproError: a network or a pathway that the recipe asks for cannot be built.
@@ -73,16 +75,18 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     teacher = build_network(recipe.teacher, recipe.data, logits=logits, pretrained_ok=False)
     student = build_network(recipe.student, recipe.data, logits=logits, pretrained_ok=False)
     pathways = Pathways(resolve_pathways(recipe.pathways, teacher.levels, student.levels))
-    costs = pathway_costs(pathways)
+    costs, shared = pathway_costs(pathways), shared_costs(pathways)
+    all_costs = [*costs, *shared]
     return {
         "teacher": _network_report(recipe.teacher.name, teacher, recipe),
         "student": _network_report(recipe.student.name, student, recipe),
         "pathways": [_pathway_report(info, cost) for info, cost in zip(pathways.infos, costs, strict=True)],
+        "shared": [_shared_report(pathways, number, cost) for number, cost in enumerate(shared)],
         "totals": {
             "pathways": len(costs),
-            "parameters": sum(cost.parameters for cost in costs),
-            "multiply_adds": sum(cost.multiply_adds for cost in costs),
-            "backward_bytes": sum(cost.backward_bytes for cost in costs),
+            "parameters": sum(cost.parameters for cost in all_costs),
+            "multiply_adds": sum(cost.multiply_adds for cost in all_costs),
+            "backward_bytes": sum(cost.backward_bytes for cost in all_costs),
         },
     }
 
@@ -126,6 +130,17 @@ def _pathway_report(info: PathwayInfo, cost: PathwayCost) -> dict[str, Any]:
     }
 
 
+def _shared_report(pathways: Pathways, number: int, cost: PathwayCost) -> dict[str, Any]:
+    of_block = [info for info, (block, _) in zip(pathways.infos, pathways.start_of, strict=True) if block == number]
+    return {
+        "transform": of_block[0].transform,
+        "student_levels": sorted({info.student.number for info in of_block}),
+        "parameters": cost.parameters,
+        "multiply_adds": cost.multiply_adds,
+        "backward_bytes": cost.backward_bytes,
+    }
+
+
 def pathway_costs(pathways: Pathways) -> list[PathwayCost]:
     """Returns the cost of every pathway in training, in the order of `pathways.infos`."""
     return [_pathway_cost(pathways, k) for k in range(len(pathways.infos))]
@@ -143,23 +158,43 @@ def network_cost(network: TappedNetwork, in_channels: int, image_size: int) -> N
     return NetworkCost(_num_parameters(network), without_computing(network, count))
 
 
+def shared_costs(pathways: Pathways) -> list[PathwayCost]:
+    """Returns the cost of every block that pathways share, with all of its levels, in the order of `shared`."""
+    return [_shared_cost(block) for block in pathways.shared]
+
+
 def _pathway_cost(pathways: Pathways, k: int) -> PathwayCost:
-    info = pathways.infos[k]
-    distance = pathways.distances[k]
+    teacher_level, start_level = pathways.infos[k].teacher, pathways.start_level(k)
+    distance, transform = pathways.distances[k], pathways.transforms[k]
 
-    def measure(transform: nn.Module, device: str) -> tuple[int, int]:
-        student = feature_of(pathways.start_level(k), device).requires_grad_()
-        teacher = feature_of(info.teacher, device)
-        kept = _KeptBytes([student, *transform.parameters(), *transform.buffers()])
-        with saved_tensors_hooks(kept.pack, kept.unpack):
-            with FlopCounterMode(display=False) as counter:
-                prediction = transform(student)
-            distance(prediction, teacher)
-        return counter.get_total_flops() // (2 * NUM_IMAGES), kept.total() // NUM_IMAGES
+    def measure(copied: nn.Module, device: str) -> tuple[int, int]:
+        start, teacher = feature_of(start_level, device).requires_grad_(), feature_of(teacher_level, device)
+        return _block_cost(copied, [start], lambda: copied(start), lambda made: distance(made, teacher))
 
-    transform = pathways.transforms[k]
-    multiply_adds, backward_bytes = without_computing(transform, measure)
-    return PathwayCost(_num_parameters(transform), multiply_adds, backward_bytes)
+    return PathwayCost(_num_parameters(transform), *without_computing(transform, measure))
+
+
+def _shared_cost(block: nn.Module) -> PathwayCost:
+    assert isinstance(block, SharedBlock)
+    levels = block.levels
+
+    def measure(copied: nn.Module, device: str) -> tuple[int, int]:
+        features = {level.number: feature_of(level, device).requires_grad_() for level in levels}
+        return _block_cost(copied, list(features.values()), lambda: copied(features, set(features)), lambda made: None)
+
+    return PathwayCost(_num_parameters(block), *without_computing(block, measure))
+
+
+def _block_cost(
+    block: nn.Module, given: list[Tensor], run: Callable[[], Any], measure_distance: Callable[[Any], object]
+) -> tuple[int, int]:
+    """Returns multiply-adds of `run`, and bytes that it and `measure_distance` keep beyond what is `given`."""
+    kept = _KeptBytes([*given, *block.parameters(), *block.buffers()])
+    with saved_tensors_hooks(kept.pack, kept.unpack):
+        with FlopCounterMode(display=False) as counter:
+            made = run()
+        measure_distance(made)
+    return counter.get_total_flops() // (2 * NUM_IMAGES), kept.total() // NUM_IMAGES
 
 
 class _KeptBytes:

@@ -37,6 +37,9 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
             shape(row["student_shape"], row["student_reduction"]),
             *_costs(row),
         )
+    for block in report["shared"]:
+        levels = ", ".join(map(str, block["student_levels"]))
+        pathways.add_row(f"shared {block['transform']}", "", f"levels {levels}", *_costs(block))
     totals = report["totals"]
     pathways.add_section()
     pathways.add_row(f"{totals['pathways']} in all", "", "", *_costs(totals), style="bold")

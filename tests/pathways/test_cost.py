@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.pathways.cost import network_cost, pathway_costs, recipe_report
+from distpro_cli.pathways.cost import network_cost, pathway_costs, recipe_report, shared_costs
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.pathways.transforms import TRANSFORMS, Transform, register_transform
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
@@ -45,6 +45,18 @@ def test_identity_keeps_the_difference_and_its_pools() -> None:
     assert uneven.multiply_adds == 0
     assert (cost.parameters, cost.multiply_adds) == (0, 0)
     assert cost.backward_bytes == FLOAT * 6 * (64 + 16 + 4 + 1)
+
+
+def test_a_shared_chain_by_hand() -> None:
+    student, teacher = [level(6, 8, 8), level(10, 4, 4, number=2)], [level(12, 8, 8), level(20, 4, 4, number=2)]
+    infos = [PathwayInfo(f"{n + 1}-{n + 1}", teacher[n], student[n], "review", "hcl", {"mid": 5}, {}) for n in range(2)]
+    pathways = Pathways(infos)
+    (chain,) = shared_costs(pathways)
+    assert chain.parameters == 5 * (6 + 10) + 2 * 2 * 5 + (10 * 2 + 2)
+    # The half of the gate that weighs the deeper map is run before it is repeated.
+    assert chain.multiply_adds == 5 * 6 * 64 + 5 * 10 * 16 + 5 * 2 * 64 + 5 * 2 * 16
+    for cost, channels, cells in zip(pathway_costs(pathways), (12, 20), (64, 16), strict=True):
+        assert (cost.parameters, cost.multiply_adds) == (9 * 5 * channels + 2 * channels, 9 * 5 * channels * cells)
 
 
 def test_measuring_leaves_the_pathways_alone() -> None:
@@ -139,3 +151,20 @@ def test_report_of_a_timm_pair_that_would_be_pretrained(no_network: None) -> Non
     report = recipe_report(recipe)
     assert report["totals"]["pathways"] == 15
     assert report["teacher"]["parameters"] == 11_689_512
+
+
+def test_totals_hold_what_pathways_share() -> None:
+    recipe = Recipe.model_validate(
+        {
+            "data": {"name": "digits"},
+            "teacher": {"name": "wrn_16_2"},
+            "student": {"name": "wrn_10_1"},
+            "pathways": [{"connections": "same", "transform": "review"}],
+        }
+    )
+    report = recipe_report(recipe)
+    (chain,) = report["shared"]
+    assert (chain["transform"], chain["student_levels"]) == ("review", [1, 2, 3, 4])
+    for key in ("parameters", "multiply_adds", "backward_bytes"):
+        assert chain[key] > 0
+        assert report["totals"][key] == chain[key] + sum(row[key] for row in report["pathways"])

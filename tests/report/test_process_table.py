@@ -82,9 +82,19 @@ def test_a_recipe_is_shown_with_the_costs_of_its_pathways(capsys: pytest.Capture
     row |= {"teacher_shape": (32, 32, 32), "student_shape": (16, 32, 32)}
     row |= {"teacher_reduction": 1, "student_reduction": 1}
     report = {"teacher": network, "student": network, "pathways": [row], "totals": {"pathways": 1, **costs}}
+    report["shared"] = [{"transform": "review", "student_levels": [1, 2], **costs}]
     print_recipe_table("tiny.yaml", report)
     text = capsys.readouterr().out
-    for part in ("692 k parameters", "16x32x32 /1", "transform conv2, distance hcl", "4.96 k", "387 KiB", "1 in all"):
+    for part in (
+        "692 k parameters",
+        "16x32x32 /1",
+        "transform conv2, distance hcl",
+        "4.96 k",
+        "387 KiB",
+        "shared review",
+        "levels 1, 2",
+        "1 in all",
+    ):
         assert part in text
 
 
