@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distpro_cli.process.atomic import write_atomically
-from distpro_cli.report.plots import COLOURS, METADATA, STYLE, check_plot_path
+from distpro_cli.report.plots import COLOURS, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,16 +25,7 @@ def plot_comparison(summary: Mapping[str, Any], path: Path, *, force: bool = Fal
     Raises:
         DistproError: the suffix is another, the file exists, or it cannot be written.
     """
-    check_plot_path(path, force=force)
-    import matplotlib as mpl
-
-    kind = path.suffix.lower()[1:]
-    content = io.BytesIO()
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
-        _draw(summary).savefig(content, format=kind, dpi=160, metadata=METADATA[kind], facecolor="white")
-    write_atomically(path, lambda file: file.write(content.getvalue()))
+    write_figure(lambda: _draw(summary), path, force=force)
 
 
 def _draw(summary: Mapping[str, Any]) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#2f6fb0", "#d1633a", "#4f9a57", "#8a63b0", "#c2a13a", "#4aa3a8", "#b5527d", "#6b6b6b")
 _LINES = ("-", "--", ":", "-.")
-METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # nothing that changes
-STYLE = {
+_METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # nothing that changes
+_STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.spines.top": False,
@@ -68,6 +68,15 @@ def plot_processes(processes: Sequence[tuple[str, Process]], path: Path, *, forc
     Raises:
         DistproError: the suffix is another, the file exists, or it cannot be written.
     """
+    write_figure(lambda: _draw(processes), path, force=force)
+
+
+def write_figure(draw: Callable[[], Figure], path: Path, *, force: bool) -> None:
+    """Draws in the style of all plots and writes the file; equal figures give equal bytes.
+
+    Raises:
+        DistproError: the suffix is another, the file exists, or it cannot be written.
+    """
     check_plot_path(path, force=force)
     import matplotlib as mpl
 
@@ -75,8 +84,8 @@ def plot_processes(processes: Sequence[tuple[str, Process]], path: Path, *, forc
     content = io.BytesIO()
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
-        _draw(processes).savefig(content, format=kind, dpi=160, metadata=METADATA[kind], facecolor="white")
+        mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
+        draw().savefig(content, format=kind, dpi=160, metadata=_METADATA[kind], facecolor="white")
     write_atomically(path, lambda file: file.write(content.getvalue()))
 
 
