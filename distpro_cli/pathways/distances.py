@@ -20,13 +20,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distpro_cli.errors import DistproError
 from distpro_cli.pathways.grids import grid_of, shape_text
 from distpro_cli.pathways.hcl import hierarchical_mse
+from distpro_cli.pathways.precision import without_autocast
 from distpro_cli.pathways.registry import Registry, check_options, positive_number
 from distpro_cli.process.pathway import LevelInfo
 
@@ -55,7 +55,7 @@ class Distance:
         Returns:
             Scalar ≥ 0, float32 also under autocast.
         """
-        with torch.autocast(prediction.device.type, enabled=False):
+        with without_autocast(prediction.device):
             return self.measure(prediction.float(), target.float())
 
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distpro_cli.pathways.precision import without_autocast
 from distpro_cli.pathways.resize import pooling_matrix
 
 POOL_SIZES = (4, 2, 1)
@@ -67,7 +68,7 @@ class _HierarchicalMSE(torch.autograd.Function):
         if not pools:
             return difference * fine
         # All cells of a pool receive the same, so the coarse part stays coarse until the fine one is written.
-        with torch.autocast(difference.device.type, enabled=False):
+        with without_autocast(difference.device):
             coarse = _coarse_gradient(difference, pools, list(weights.values())) * scale
         images, channels, height, width = difference.shape
         rows, columns = coarse.shape[2:]

@@ -20,7 +20,7 @@ from distpro_cli.process.pathway import LevelInfo
 # How often an update reads or writes as many bytes as there are parameters: SGD with momentum reads the parameter,
 # its gradient and its momentum and writes two of them; weight decay mostly finds them in the cache.
 UPDATE_TRAFFIC = 6
-# Images a step on the CPU, for modules that the meta device does not run.
+# BatchNorm in train mode refuses a single image on maps of one cell.
 FEWEST_IMAGES = 2
 
 
@@ -152,12 +152,15 @@ def _update(parameters: Iterable[Tensor]) -> float:
 
 
 def _measured(module: nn.Module, run: Callable[[nn.Module, str, int], list[float]], batch_size: int) -> list[float]:
-    """Runs a copy of the module on a batch, or on few images and scaled where values have to be computed."""
+    """Runs a copy of the module on a batch; where values have to be computed, on few images."""
 
     def measure(copied: nn.Module, device: str) -> list[float]:
-        num_images = max(FEWEST_IMAGES, batch_size) if device == "meta" else FEWEST_IMAGES
         copied.zero_grad(set_to_none=True)
-        costs = run(copied, device, num_images)
-        return [cost * batch_size / num_images for cost in costs]
+        if device == "meta":
+            return run(copied, device, max(FEWEST_IMAGES, batch_size))
+        # Of a batch everything but the weights' own traffic grows with its size, and in proportion.
+        few, more = (run(copied, device, number * FEWEST_IMAGES) for number in (1, 2))
+        beyond = (batch_size - FEWEST_IMAGES) / FEWEST_IMAGES
+        return [cost + (other - cost) * beyond for cost, other in zip(few, more, strict=True)]
 
     return without_computing(module, measure)

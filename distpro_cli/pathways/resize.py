@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distpro_cli.pathways.precision import without_autocast
+
 Size = tuple[int, int]
 
 
@@ -67,5 +69,5 @@ class _AdaptivePool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        with torch.autocast(gradients[0].device.type, enabled=False):
+        with without_autocast(gradients[0].device):
             return spread(gradients[0], ctx.size).to(gradients[0].dtype), None
