@@ -61,7 +61,7 @@ def compare(
 ) -> None:
     """Compare ways to distil a pair, under the same data, schedule and epochs, over several seeds.
 
-    Runs that were done before in the same folder are kept; an interrupted one goes on.
+    Runs that were done before in the same folder are kept; an interrupted one goes on. --force starts them all anew.
     """
     from distpro_cli.recipe.load import recipe_name
 
@@ -77,28 +77,29 @@ def compare(
     if plot is not None:
         from distpro_cli.report.plots import check_plot_path
 
-        check_plot_path(plot, force=force)
+        check_plot_path(plot, force=True)  # the command that goes on is the same one
     name = recipe_name(recipe).replace("/", "-")
     path = run_dir if run_dir is not None else Path("runs") / f"compare-{name}"
     options = RunOptions(device, seed, run_dir, resume, force, quiet)
     with surrounded(options, path) as around, redirect_stdout(sys.stderr):
-        from distpro_cli.engine.compare import Comparison, forget_runs
+        from distpro_cli.engine.compare import Comparison
         from distpro_cli.engine.methods import make_methods
 
-        if force:
-            forget_runs(path)
-        comparison = Comparison(resolved, make_methods(wanted, loaded, *limits), seeds, path, around)
+        compared = make_methods(wanted, loaded, *limits)
+        comparison = Comparison(resolved, compared, seeds, path, around, anew=force)
         summary = comparison.summary()
     _write(path, summary)
-    _show(summary, plot, as_json=json, as_markdown=markdown, force=force)
+    _show(summary, plot, as_json=json, as_markdown=markdown)
+    if summary["diverged"]:
+        raise DistproError("\n".join(one["message"] for one in summary["diverged"]))
 
 
-def _show(summary: dict[str, Any], plot: Path | None, *, as_json: bool, as_markdown: bool, force: bool) -> None:
+def _show(summary: dict[str, Any], plot: Path | None, *, as_json: bool, as_markdown: bool) -> None:
     from distpro_cli.report.comparison import markdown, print_comparison
     from distpro_cli.report.comparison_plot import plot_comparison
 
     if plot is not None:
-        plot_comparison(summary, plot, force=force)
+        plot_comparison(summary, plot, force=True)
     if as_json:
         print_json(summary)
     elif as_markdown:

@@ -18,7 +18,7 @@ from distpro_cli.engine.run_key import search_key, transfer_key
 from distpro_cli.engine.runs import RunFolder
 from distpro_cli.engine.search import build_pair, search, search_training, teacher_summary
 from distpro_cli.engine.session import Session, Surroundings
-from distpro_cli.engine.transfer import set_up, transfer
+from distpro_cli.engine.transfer import pathway_groups, set_up, transfer
 from distpro_cli.errors import DistproError, NonFiniteLossError, RecipeError
 from distpro_cli.process.atomic import write_atomically
 from distpro_cli.process.cost import relative_search_cost
@@ -62,31 +62,44 @@ class Comparison:
         num_seeds: Seeds of every method.
         path: Folder of the comparison.
         around: Device, progress, signals.
+        anew: Whether runs that are there are made again.
     """
 
     def __init__(
-        self, recipe: Recipe, methods: Sequence[Method], num_seeds: int, path: Path, around: Surroundings
+        self,
+        recipe: Recipe,
+        methods: Sequence[Method],
+        num_seeds: int,
+        path: Path,
+        around: Surroundings,
+        *,
+        anew: bool = False,
     ) -> None:
-        self.recipe = recipe
+        self.recipe = recipe = with_pathways_of(methods, recipe)
         self.methods = list(methods)
         self.seeds = [recipe.seed + i for i in range(num_seeds)]
         self.path = path
         self.around = around
+        self.anew = anew
         self.session = Session(recipe, around)
         self.search: Search | None = None
         self.teacher_top1: float | None = None
+        self.diverged: dict[str, str] = {}
 
     def summary(self) -> dict[str, Any]:
         """Runs what is missing and returns what `--json` prints; raises what `run` does."""
         results = self.run()
         of_method = {
-            method.name: [summary for run, summary in results if run.method is method] for method in self.methods
+            method.name: [summary for run, summary in results if run.method is method]
+            for method in self.methods
+            if method.name not in self.diverged
         }
+        compared = [method for method in self.methods if method.name in of_method]
         alone = of_method.get(STUDENT)
         baseline = None if alone is None else [summary["student"]["top1_last"] for summary in alone]
         methods = [
             summarize_method(method.name, of_method[method.name], baseline, self._search_cost(method, of_method))
-            for method in self.methods
+            for method in compared
         ]
         return {
             "methods": methods,
@@ -95,7 +108,8 @@ class Comparison:
             "epochs": self.recipe.distill.epochs,
             "seeds": self.seeds,
             "device": describe_device(self.session.device),
-            "worse": explain_worse(self.recipe, self.methods, methods, self.teacher_top1, self.around),
+            "worse": explain_worse(self.recipe, compared, methods, self.teacher_top1, self.around),
+            "diverged": [{"name": name, "message": message} for name, message in self.diverged.items()],
             "run_dir": str(self.path),
         }
 
@@ -111,23 +125,29 @@ class Comparison:
         if self.search is not None and process is self.search.process:
             return self.search.seconds, False
         whole = next((other.name for other in self.methods if other.origin is process and other.is_whole), None)
-        if whole is None or not process.parts or "steps" not in process.measured:
+        if whole not in of_method or not process.parts or "steps" not in process.measured:
             return None, False
         training = self.recipe.distill
         steps = training.epochs * self.session.data.steps_per_epoch(training.batch_size)
         seconds = statistics.fmean(summary["seconds"] for summary in of_method[whole]) / steps
-        by_batch = search_training(parse_recipe(process.recipe)).batch_size / training.batch_size
-        return float(process.measured["steps"]) * seconds * by_batch * relative_search_cost(process.parts), True
+        searched = parse_recipe(process.recipe)
+        by_batch = search_training(searched).batch_size / training.batch_size
+        by_step = relative_search_cost(process.parts, searched.search.interval)
+        return float(process.measured["steps"]) * seconds * by_batch * by_step, True
 
     def run(self) -> list[tuple[Run, dict[str, Any]]]:
         """Does what is not done yet; returns every run with its summary, seed by seed.
 
+        A method that diverges under one seed is left out under the others, and stands in `diverged`.
+
         Raises:
             DistproError: anything wrong with the user's input, found before the first run.
-            NonFiniteLossError: a run diverged.
+            NonFiniteLossError: the search diverged.
             Interrupted: a signal came; the run's checkpoint is written.
         """
         keys = self._checked()
+        if self.anew:
+            forget_runs(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         if any(method.origin is None for method in self.methods):
             self.search = self._searched()
@@ -140,9 +160,15 @@ class Comparison:
         results = []
         for number, (run, before) in enumerate(zip(runs, done, strict=True), start=1):
             title = f"{run.method.name}, seed {run.seed} ({number} of {len(runs)})"
+            if run.method.name in self.diverged:
+                continue
             if before is not None:
                 self.around.reporter.message(f"{title}: done before")
-            results.append((run, before or self._distilled(run, title)))
+            try:
+                results.append((run, before or self._distilled(run, title)))
+            except NonFiniteLossError as error:
+                self.diverged[run.method.name] = f"{run.method.name}, seed {run.seed}: {error}"
+                self.around.reporter.message(f"{title}: diverged; the other methods go on")
         return results
 
     def _checked(self) -> dict[str, dict[int, str]]:
@@ -192,18 +218,9 @@ class Comparison:
         self._make(folder, recipe)
         source = run.method.source
         assert source is not None
-        try:
-            summary = transfer(
-                recipe,
-                source,
-                run.method.dropping,
-                folder,
-                self.around,
-                teacher_top1=self.teacher_top1,
-                title=title,
-            )
-        except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"{title}: {error}") from error
+        summary = transfer(
+            recipe, source, run.method.dropping, folder, self.around, teacher_top1=self.teacher_top1, title=title
+        )
         self._see_teacher(summary)
         return summary
 
@@ -228,6 +245,17 @@ class Comparison:
                     checkpoint.unlink()
         folder.path.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.recipe, lambda file: file.write(dump_recipe(recipe).encode()))
+
+
+def with_pathways_of(methods: Sequence[Method], recipe: Recipe) -> Recipe:
+    """Returns a recipe that says nothing of pathways with those of the processes, where all have the same.
+
+    So uniform weights stand on the pathways of the process that they are compared with.
+    """
+    found = [pathway_groups(method.origin) for method in methods if isinstance(method.origin, Process)]
+    if "pathways" in recipe.model_fields_set or not found or any(groups != found[0] for groups in found):
+        return recipe
+    return recipe.model_copy(update={"pathways": found[0]})
 
 
 def forget_runs(path: Path) -> None:

@@ -80,8 +80,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def worse_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Returns in words which methods did worse than the student alone, and what is known about why."""
-    lines = []
+    """Returns in words which methods diverged, which did worse than the student alone, and what is known of why."""
+    lines = [f"left out, for it diverged: {one['message']}" for one in summary["diverged"]]
     for worse in summary["worse"]:
         sure = "" if worse["certain"] is None else ", beyond chance" if worse["certain"] else ", within chance"
         text = f"{worse['name']} did worse than the student alone ({worse['difference']:+.2f} points{sure})"

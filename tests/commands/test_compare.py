@@ -203,6 +203,43 @@ def test_wrong_input_is_found_before_the_first_run(
     assert not (workplace / "runs").exists()
 
 
+def test_a_mistake_costs_no_run_even_with_force(distpro: Run, workplace: Path) -> None:
+    arguments = ["compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "-q"]
+    assert distpro(*arguments).status == 0
+    before = runs_of(workplace)
+    assert distpro(*arguments, "--force", "student.name=wrn_11_1").status == 2
+    assert runs_of(workplace) == before
+    assert distpro(*arguments, "--force").status == 0
+    assert runs_of(workplace).keys() == before.keys() and runs_of(workplace) != before
+
+
+def test_the_same_command_draws_the_plot_again(distpro: Run, workplace: Path) -> None:
+    arguments = ["compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "-q", "--plot", "plot.svg"]
+    assert distpro(*arguments).status == 0
+    drawn = (workplace / "plot.svg").read_bytes()
+    (workplace / "plot.svg").write_text("")
+    assert distpro(*arguments).status == 0
+    assert (workplace / "plot.svg").read_bytes() == drawn
+
+
+def test_a_method_that_diverges_stops_no_other(distpro: Run) -> None:
+    methods = ["--methods", "uniform,student", "schemes.uniform.weight=1e30"]
+    result = distpro("compare", "tiny.yaml", *methods, *TWO)
+    assert result.status == 2
+    assert "error: uniform, seed 0: step 1: the" in result.err and "Traceback" not in result.err
+    assert [method["name"] for method in result.json["methods"]] == ["student"]
+    assert [one["name"] for one in result.json["diverged"]] == ["uniform"]
+
+
+def test_uniform_weights_stand_on_the_pathways_of_the_process(distpro: Run, workplace: Path, process: str) -> None:
+    recipe = (workplace / "tiny.yaml").read_text()
+    start, end = recipe.index("pathways:"), recipe.index("search:")
+    (workplace / "bare.yaml").write_text(recipe[:start] + recipe[end:])
+    options = ["-p", process, "--methods", "process,uniform", "--seeds", "1", "--run-dir", "runs/both", "-q", "--json"]
+    own, bare = (distpro("compare", f"{name}.yaml", *options).json["methods"] for name in ("tiny", "bare"))
+    assert [method["run_dirs"] for method in own] == [method["run_dirs"] for method in bare]
+
+
 def test_a_process_of_another_pair_is_found_before_the_first_run(distpro: Run, workplace: Path, process: str) -> None:
     other = "pathways=[{connections: same}]"
     result = distpro("compare", "tiny.yaml", other, "-p", process, "--methods", "student,process")

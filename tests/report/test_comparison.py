@@ -37,6 +37,7 @@ def summary() -> dict[str, Any]:
         "seeds": [0, 1],
         "device": "cpu, 2 threads",
         "worse": [{"name": "hint", "difference": -1.5, "certain": False, "reasons": reasons}],
+        "diverged": [{"name": "kd", "message": "kd, seed 1: step 3: the task loss is nan"}],
         "run_dir": "runs/compare-x",
     }
 
