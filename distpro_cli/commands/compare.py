@@ -77,7 +77,9 @@ def compare(
     if plot is not None:
         from distpro_cli.report.plots import check_plot_path
 
-        check_plot_path(plot, force=True)  # the command that goes on is the same one
+        if plot.exists() and not (force or resume):
+            raise DistproError(f"--plot {plot}: exists already; --resume replaces it and keeps the runs that are done")
+        check_plot_path(plot, force=True)
     name = recipe_name(recipe).replace("/", "-")
     path = run_dir if run_dir is not None else Path("runs") / f"compare-{name}"
     options = RunOptions(device, seed, run_dir, resume, force, quiet)

@@ -213,12 +213,15 @@ def test_a_mistake_costs_no_run_even_with_force(distpro: Run, workplace: Path) -
     assert runs_of(workplace).keys() == before.keys() and runs_of(workplace) != before
 
 
-def test_the_same_command_draws_the_plot_again(distpro: Run, workplace: Path) -> None:
+def test_a_plot_is_replaced_when_going_on_and_never_by_chance(distpro: Run, workplace: Path) -> None:
     arguments = ["compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "-q", "--plot", "plot.svg"]
     assert distpro(*arguments).status == 0
     drawn = (workplace / "plot.svg").read_bytes()
-    (workplace / "plot.svg").write_text("")
-    assert distpro(*arguments).status == 0
+    (workplace / "plot.svg").write_text("somebody's own")
+    refused = distpro(*arguments)
+    assert refused.status == 2 and "plot.svg: exists already; --resume replaces it" in refused.err
+    assert (workplace / "plot.svg").read_text() == "somebody's own"
+    assert distpro(*arguments, "--resume").status == 0
     assert (workplace / "plot.svg").read_bytes() == drawn
 
 
