@@ -29,6 +29,8 @@ from distpro_cli.recipe.load import dump_recipe, parse_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.report.comparison import STUDENT, summarize_method
 
+MADE = {"student", "teacher", "seconds", "device_seconds", "remaining_percent", "pathways_used"}  # of a run's summary
+
 
 @dataclass(frozen=True)
 class Run:
@@ -154,7 +156,7 @@ class Comparison:
             self.methods = [method.with_process(self.search.process) for method in self.methods]
             keys = self._checked()
         runs = [Run(method, seed, keys[method.name][seed]) for seed in self.seeds for method in self.methods]
-        done = [self._folder(run.key, run.method.name, run.seed).finished_summary() for run in runs]
+        done = [self._finished(run) for run in runs]
         for summary in filter(None, done):
             self._see_teacher(summary)
         results = []
@@ -211,6 +213,10 @@ class Comparison:
             self._make(folder, self.recipe)
             summary = search(self.recipe, folder.process, folder, self.around, force=True)
         return Search(load_process(folder.process), summary["seconds"])
+
+    def _finished(self, run: Run) -> dict[str, Any] | None:
+        summary = self._folder(run.key, run.method.name, run.seed).finished_summary()
+        return summary if summary is not None and summary.keys() >= MADE else None  # else damaged: it is made again
 
     def _distilled(self, run: Run, title: str) -> dict[str, Any]:
         recipe = self.recipe.model_copy(update={"seed": run.seed})

@@ -203,6 +203,18 @@ def test_wrong_input_is_found_before_the_first_run(
     assert not (workplace / "runs").exists()
 
 
+@pytest.mark.parametrize("left", ['{"student": ', '{"student": {}}'])
+def test_a_damaged_run_is_made_again(distpro: Run, workplace: Path, left: str) -> None:
+    arguments = ["compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "-q", "--json"]
+    first = distpro(*arguments).json
+    folder = Path(first["methods"][0]["run_dirs"][0])
+    (folder / "summary.json").write_text(left)
+    (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:2000])
+    again = distpro(*arguments)
+    assert again.status == 0, again.err
+    assert again.json["methods"][0]["top1_last"] == first["methods"][0]["top1_last"]
+
+
 def test_a_mistake_costs_no_run_even_with_force(distpro: Run, workplace: Path) -> None:
     arguments = ["compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "-q"]
     assert distpro(*arguments).status == 0
