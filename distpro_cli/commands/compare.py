@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.inspect import parse_shares, parse_thresholds
-from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, RecipeName, Resume, RunDir, Seed
+from distpro_cli.commands.options import (
+    Device,
+    Force,
+    Json,
+    Overrides,
+    Quiet,
+    RecipeName,
+    Resume,
+    RunDir,
+    Seed,
+    parse_shares,
+    parse_thresholds,
+)
 from distpro_cli.commands.running import RunOptions, print_json, read_recipe, surrounded
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.recipe.scheme_names import SCHEME_NAMES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import Force, Json, Quiet
+from distpro_cli.commands.options import Force, Json, Quiet, parse_shares, parse_thresholds
 from distpro_cli.errors import DistproError
 
 _OWN_FOLDER = Path("processes")
@@ -71,38 +70,6 @@ def print_process(path: Path) -> None:
     from distpro_cli.report.process_table import print_process_table
 
     print_process_table(str(path), load_process(path))
-
-
-def parse_thresholds(text: str) -> tuple[float, ...]:
-    """Reads thresholds in [0, 1] between commas.
-
-    Raises:
-        DistproError: one is not a number in [0, 1].
-    """
-    return _parse(text, "--thresholds: '{}' is not a number from 0 to 1; an example: 0.3,0.5", lowest=0.0)
-
-
-def parse_shares(text: str) -> tuple[float, ...]:
-    """Reads shares to keep, in (0, 1], between commas.
-
-    Raises:
-        DistproError: one is not a number above 0, up to 1.
-    """
-    smallest = math.nextafter(0.0, 1.0)
-    return _parse(text, "--keep: '{}' is not a number above 0, up to 1; an example: 0.8,0.5", lowest=smallest)
-
-
-def _parse(text: str, refusal: str, lowest: float) -> tuple[float, ...]:
-    values = []
-    for part in text.split(","):
-        try:
-            value = float(part)
-        except ValueError:
-            value = -1.0
-        if not lowest <= value <= 1:
-            raise DistproError(refusal.format(part))
-        values.append(value)
-    return tuple(values)
 
 
 def _import_numpy() -> None:
