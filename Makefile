@@ -16,3 +16,4 @@ test:
 
 bench:
 	python benchmarks/step_cost.py
+	python benchmarks/dropping.py
