@@ -215,8 +215,11 @@ class Comparison:
         return Search(load_process(folder.process), summary["seconds"])
 
     def _finished(self, run: Run) -> dict[str, Any] | None:
-        summary = self._folder(run.key, run.method.name, run.seed).finished_summary()
-        return summary if summary is not None and summary.keys() >= MADE else None  # else damaged: it is made again
+        folder = self._folder(run.key, run.method.name, run.seed)
+        summary = folder.finished_summary()
+        if summary is None or not summary.keys() >= MADE:  # damaged: it is made again
+            return None
+        return {**summary, "run_dir": str(folder.path)}  # the folder may have been moved since
 
     def _distilled(self, run: Run, title: str) -> dict[str, Any]:
         recipe = self.recipe.model_copy(update={"seed": run.seed})

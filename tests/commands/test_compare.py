@@ -156,6 +156,15 @@ def test_without_a_process_it_searches_one_and_keeps_it(distpro: Run, workplace:
     assert distpro("inspect", found.parent).status == 0
 
 
+def test_runs_are_found_where_they_were_moved_to(distpro: Run, workplace: Path) -> None:
+    arguments = ["compare", "tiny.yaml", "--methods", "student,uniform", "--seeds", "1", "-q", "--json"]
+    assert distpro(*arguments, "--run-dir", "before").status == 0
+    (workplace / "before").rename(workplace / "after")
+    moved = distpro(*arguments, "--run-dir", "after")
+    assert moved.status == 0, moved.err
+    assert all(path.startswith("after") for method in moved.json["methods"] for path in method["run_dirs"])
+
+
 def test_worse_than_the_student_is_said_and_explained(distpro: Run) -> None:
     """A hint of a large weight, from a teacher that has learnt next to nothing."""
     options = ["schemes.hint.weight=30", "distill.clip_grad=1", "--epochs", "20", "--methods", "student,hint"]
