@@ -49,8 +49,7 @@ def test_resume_in_the_middle_of_an_epoch_is_bit_identical(
     stopped = distpro("search", "tiny.yaml", "search.epochs=3", *OUTPUT, "-q")
     assert stopped.status == 130
     assert "--resume" in stopped.err and "--run-dir run" in stopped.err
-    monkeypatch.undo()
-    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(loop.Trainer, "_train_step", original)
     torch.manual_seed(12345)  # a resumed run owes nothing to the random state it finds
     resumed = distpro("search", "tiny.yaml", "search.epochs=3", *OUTPUT, "--resume", "-q")
     assert resumed.status == 0, resumed.err
@@ -105,8 +104,7 @@ def test_transfer_resumes_bit_identical(distpro: Run, workplace: Path, monkeypat
 
     monkeypatch.setattr(loop.Trainer, "_train_step", stop)
     assert distpro("transfer", "-p", "p.safetensors", "--run-dir", "part", "-q").status == 130
-    monkeypatch.undo()
-    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(loop.Trainer, "_train_step", original)
     resumed = distpro("transfer", "-p", "p.safetensors", "--run-dir", "part", "--resume", "-q", "--json")
     assert resumed.status == 0, resumed.err
     assert Path(whole.json["student"]["weights"]).read_bytes() == Path(resumed.json["student"]["weights"]).read_bytes()
