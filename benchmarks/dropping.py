@@ -33,18 +33,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from distpro_cli.engine.device import choose_device, describe_device, make_deterministic
-from distpro_cli.engine.optim import make_optimizer
-from distpro_cli.engine.step import Batch, Pair, Stepper
+from distpro_cli.costs.step_costs import step_parts
 from distpro_cli.networks.build import build_network
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
-from distpro_cli.pathways.parts import step_parts
 from distpro_cli.process.cost import relative_cost
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process, Schedule
 from distpro_cli.recipe.schema import Data, Network, Optimizer, PathwayGroup
-from distpro_cli.tasks.classification import task_loss
+from distpro_cli.tasks.classification.task import task_loss
+from distpro_cli.training.device import choose_device, describe_device, make_deterministic
+from distpro_cli.training.optimiser import make_optimizer
+from distpro_cli.training.step import Batch, Pair, Stepper
 
 NUM_ROWS = 1001
 NUM_CLASSES = 1000

@@ -28,16 +28,16 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from distpro_cli.engine.device import choose_device, describe_device
-from distpro_cli.engine.hypergradient import BILEVEL_STEPS, CheapHypergradient, ExactHypergradient
-from distpro_cli.engine.optim import make_optimizer
-from distpro_cli.engine.step import Batch, Pair, Stepper
 from distpro_cli.networks.build import build_network
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.recipe.schema import Data, Network, Optimizer, PathwayGroup
-from distpro_cli.tasks.classification import task_loss
-from distpro_cli.tasks.data import ClassificationData
+from distpro_cli.tasks.classification.data import ClassificationData
+from distpro_cli.tasks.classification.task import task_loss
+from distpro_cli.training.device import choose_device, describe_device
+from distpro_cli.training.hypergradients import BILEVEL_STEPS, CheapHypergradient, ExactHypergradient
+from distpro_cli.training.optimiser import make_optimizer
+from distpro_cli.training.step import Batch, Pair, Stepper
 
 # A network at its very start, or one that learns random labels, has a hypergradient that is all noise: the
 # cosines are taken after a short training on real images.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distpro_cli.engine.hypergradient import CheapHypergradient
-from distpro_cli.engine.optim import make_optimizer, make_schedule
-from distpro_cli.engine.search import search_training
-from distpro_cli.engine.step import Batch, Pair, Stepper
 from distpro_cli.networks.build import build_network
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.recipe.load import load_recipe
 from distpro_cli.recipe.shipped import shipped_recipes
-from distpro_cli.tasks.classification import task_loss
+from distpro_cli.tasks.classification.task import task_loss
+from distpro_cli.training.hypergradients import CheapHypergradient
+from distpro_cli.training.optimiser import make_optimizer, make_schedule
+from distpro_cli.training.step import Batch, Pair, Stepper
+from distpro_cli.workflows.search import search_training
 
 BATCH_SIZE = 2
 

@@ -95,8 +95,8 @@ def compare(
     path = run_dir if run_dir is not None else Path("runs") / f"compare-{name}"
     options = RunOptions(device, seed, run_dir, resume, force, quiet)
     with surrounded(options, path) as around, redirect_stdout(sys.stderr):
-        from distpro_cli.engine.compare import Comparison
-        from distpro_cli.engine.methods import make_methods
+        from distpro_cli.workflows.compare import Comparison
+        from distpro_cli.workflows.methods import make_methods
 
         compared = make_methods(wanted, loaded, *limits)
         comparison = Comparison(resolved, compared, seeds, path, around, anew=force)
@@ -126,7 +126,7 @@ def _write(path: Path, summary: dict[str, Any]) -> None:
     """Leaves the result in the folder, as JSON, Markdown and a plot."""
     import json
 
-    from distpro_cli.process.atomic import write_atomically
+    from distpro_cli.files import write_atomically
     from distpro_cli.report.comparison import markdown
     from distpro_cli.report.comparison_plot import plot_comparison
 

@@ -152,7 +152,7 @@ def _recipe_report(source: str) -> dict[str, Any]:
     from distpro_cli.recipe.load import load_recipe
 
     recipe = load_recipe(source)
-    from distpro_cli.pathways.cost import recipe_report
+    from distpro_cli.costs.complexity import recipe_report
 
     return recipe_report(recipe)
 

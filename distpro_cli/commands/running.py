@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from distpro_cli.errors import DistproError
 
 if TYPE_CHECKING:
-    from distpro_cli.engine.runs import RunFolder
-    from distpro_cli.engine.session import Surroundings
     from distpro_cli.recipe.schema import Recipe
+    from distpro_cli.runs.folder import RunFolder
+    from distpro_cli.workflows.session import Surroundings
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run(
     output: Path | None = None,
 ) -> dict[str, Any]:
     """Opens the run folder, does `work` in it and returns its summary; a finished run that is resumed is done."""
-    from distpro_cli.engine.runs import open_run_folder
+    from distpro_cli.runs.folder import open_run_folder
 
     folder = open_run_folder(
         verb, name, recipe, options.run_dir, resume=options.resume, force=options.force, inputs=inputs
@@ -74,12 +74,12 @@ def run(
 @contextmanager
 def surrounded(options: RunOptions, path: Path) -> Iterator[Surroundings]:
     """Gives a run in the folder at `path` its surroundings; an interrupted one says how to go on."""
-    from distpro_cli.engine.interruption import Interruption
+    from distpro_cli.runs.signals import Interruption
 
     with Interruption() as interruption:  # first, since the other imports take seconds, in which a signal may come
-        from distpro_cli.engine.runs import resume_command
-        from distpro_cli.engine.session import surroundings
         from distpro_cli.report.progress import make_reporter
+        from distpro_cli.runs.folder import resume_command
+        from distpro_cli.workflows.session import surroundings
 
         try:
             yield surroundings(options.device, make_reporter(options.quiet), interruption)

@@ -21,8 +21,8 @@ from distpro_cli.commands.options import (
 from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run
 
 if TYPE_CHECKING:
-    from distpro_cli.engine.runs import RunFolder
-    from distpro_cli.engine.session import Surroundings
+    from distpro_cli.runs.folder import RunFolder
+    from distpro_cli.workflows.session import Surroundings
 
 
 def search(
@@ -41,7 +41,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Learn a weight over time for every pathway of a teacher/student pair, and write it as a process."""
-    from distpro_cli.process.atomic import check_writable
+    from distpro_cli.files import check_writable
     from distpro_cli.recipe.load import recipe_name
 
     resolved = read_recipe(recipe, overrides, seed)
@@ -51,7 +51,7 @@ def search(
     options = RunOptions(device, seed, run_dir, resume, force, quiet)
 
     def work(folder: RunFolder, around: Surroundings) -> dict[str, Any]:
-        from distpro_cli.engine.search import search as search_process
+        from distpro_cli.workflows.search import search as search_process
 
         return search_process(resolved, target, folder, around, force=force)
 

@@ -21,8 +21,8 @@ from distpro_cli.commands.options import (
 from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run
 
 if TYPE_CHECKING:
-    from distpro_cli.engine.runs import RunFolder
-    from distpro_cli.engine.session import Surroundings
+    from distpro_cli.runs.folder import RunFolder
+    from distpro_cli.workflows.session import Surroundings
 
 
 class Role(StrEnum):
@@ -51,7 +51,7 @@ def train(
     options = RunOptions(device, seed, run_dir, resume, force, quiet)
 
     def work(folder: RunFolder, around: Surroundings) -> dict[str, Any]:
-        from distpro_cli.engine.transfer import train_student, train_teacher_alone
+        from distpro_cli.workflows.transfer import train_student, train_teacher_alone
 
         run_training = train_student if network is Role.STUDENT else train_teacher_alone
         return run_training(resolved, folder, around)

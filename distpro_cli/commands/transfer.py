@@ -15,10 +15,10 @@ from distpro_cli.errors import DistproError, nearest
 from distpro_cli.recipe.scheme_names import SCHEME_NAMES
 
 if TYPE_CHECKING:
-    from distpro_cli.engine.runs import RunFolder
-    from distpro_cli.engine.session import Surroundings
     from distpro_cli.process.process import Process
     from distpro_cli.recipe.schema import Recipe
+    from distpro_cli.runs.folder import RunFolder
+    from distpro_cli.workflows.session import Surroundings
 
 
 def transfer(
@@ -57,8 +57,8 @@ def transfer(
     options = RunOptions(device, seed, run_dir, resume, force, quiet)
 
     def work(folder: RunFolder, around: Surroundings) -> dict[str, Any]:
-        from distpro_cli.engine.transfer import Dropping
-        from distpro_cli.engine.transfer import transfer as transfer_process
+        from distpro_cli.workflows.transfer import Dropping
+        from distpro_cli.workflows.transfer import transfer as transfer_process
 
         return transfer_process(resolved, source, Dropping(threshold, keep), folder, around, mode=match)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.trace import Call, Trace, version
+from distpro_cli.networks.dry_run import Call, Trace, version
 
 _ACTIVATIONS = (
     nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,

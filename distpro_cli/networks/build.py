@@ -11,13 +11,13 @@ from torch import nn
 
 import distpro_cli.networks.cifar  # noqa: F401 - registers its families
 from distpro_cli.errors import DistproError, nearest
+from distpro_cli.files import expand_path
+from distpro_cli.networks.dry_run import first_line
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.registry import find_network, network_names
-from distpro_cli.networks.trace import first_line
 from distpro_cli.networks.user_file import call_factory, is_user_file, load_factory
 from distpro_cli.networks.weights import load_weights
 from distpro_cli.recipe import schema
-from distpro_cli.recipe.shipped import expand_path
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.choose import LOGITS, POOLED, Choice, choose_levels
-from distpro_cli.networks.trace import dry_forward, dry_images, first_tensor, title, trace_forward, version
+from distpro_cli.networks.dry_run import dry_forward, dry_images, first_tensor, title, trace_forward, version
+from distpro_cli.networks.level_choice import LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.process.pathway import LevelInfo
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from distpro_cli.errors import DistproError, nearest
+from distpro_cli.networks.dry_run import first_line
 from distpro_cli.networks.registry import find_network
-from distpro_cli.networks.trace import first_line
-from distpro_cli.recipe.user_code import load_python_file
+from distpro_cli.user_code import load_python_file
 
 
 def is_user_file(name: str) -> bool:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.trace import first_line, title
-from distpro_cli.process.atomic import write_atomically
+from distpro_cli.files import write_atomically
+from distpro_cli.networks.dry_run import first_line, title
 
 # What training scripts wrap a state dict in; the averaged weights come first, as with timm.
 WRAPPERS = (

@@ -8,11 +8,11 @@ import torch
 
 from distpro_cli.errors import DistproError, Problem, RecipeError
 from distpro_cli.pathways.distances import DISTANCES, make_distance
-from distpro_cli.pathways.grids import grids_of_pair, shape_text
-from distpro_cli.pathways.registry import check_options
+from distpro_cli.pathways.layouts import grids_of_pair, shape_text
 from distpro_cli.pathways.transforms import TRANSFORMS, make_transform
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.recipe.schema import PathwayGroup
+from distpro_cli.registry import check_options
 
 Joint = tuple[LevelInfo, LevelInfo]  # teacher level, student level
 

@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distpro_cli.errors import DistproError
-from distpro_cli.pathways.grids import grid_of, shape_text
 from distpro_cli.pathways.hcl import hierarchical_mse
+from distpro_cli.pathways.layouts import grid_of, shape_text
 from distpro_cli.pathways.precision import without_autocast
-from distpro_cli.pathways.registry import Registry, check_options, positive_number
 from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.registry import Registry, check_options, positive_number
 
 
 class Distance:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from distpro_cli.errors import ProcessError
-from distpro_cli.process.atomic import check_writable, write_atomically
+from distpro_cli.files import check_writable, write_atomically
 from distpro_cli.process.container import (
     LENGTH_BYTES,
     MAX_BYTES,

@@ -1,14 +1,8 @@
-"""What ships with the project, recipes and processes by name, and paths as a recipe writes them."""
+"""What ships with the project: recipes and processes by name."""
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
-
-from distpro_cli.errors import DistproError
-
-VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def shipped_folder(name: str) -> Path | None:
@@ -38,21 +32,3 @@ def shipped_recipes() -> dict[str, Path]:
 def shipped_processes() -> dict[str, Path]:
     """Returns the shipped processes by name."""
     return shipped_files("processes", ".safetensors")
-
-
-def expand_path(text: str) -> Path:
-    """Returns the path that `text` names, with `~` and environment variables (`$NAME`, `${NAME}`) expanded.
-
-    Raises:
-        DistproError: A variable is not set, or set to nothing.
-    """
-    unset = sorted({a or b for a, b in VARIABLE.findall(text) if not os.environ.get(a or b)})
-    if unset:
-        names = ", ".join(f"${name}" for name in unset)
-        example = f"{unset[0]}=/path/to/it distpro ..."
-        raise DistproError(f"path '{text}': {names} is not set in the environment; set it, as in: {example}")
-    expanded = VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], text)
-    try:
-        return Path(expanded).expanduser()
-    except RuntimeError:
-        raise DistproError(f"path '{text}': '~' names no home folder here; write the path out") from None

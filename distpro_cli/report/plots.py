@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distpro_cli.errors import DistproError, nearest
-from distpro_cli.process.atomic import check_writable, write_atomically
+from distpro_cli.files import check_writable, write_atomically
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.process.summary import levels

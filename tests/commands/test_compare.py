@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distpro_cli.engine import loop
+from distpro_cli.training import loop
 from tests.commands.test_trust import wait_for
 from tests.conftest import Result, Run, start_distpro
 

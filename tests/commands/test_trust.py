@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distpro_cli.engine import loop
+from distpro_cli.training import loop
 from tests.conftest import Run, start_distpro
 
 OUTPUT = ["--output", "p.safetensors", "--run-dir", "run"]

@@ -14,10 +14,11 @@ import jsonschema
 import pytest
 
 from distpro_cli.errors import DistproError
+from distpro_cli.files import expand_path
 from distpro_cli.recipe.load import dump_recipe, load_recipe, parse_recipe
 from distpro_cli.recipe.reference import json_schema
 from distpro_cli.recipe.schema import Recipe
-from distpro_cli.recipe.shipped import expand_path, shipped_processes, shipped_recipes
+from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
 from distpro_cli.recipe.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parent.parent.parent
@@ -124,7 +125,7 @@ def test_the_wheel_carries_recipes_and_processes(tmp_path: Path) -> None:
         names = set(wheel.namelist())
     assert {f"distpro_cli/recipes/{name}.yaml" for name in shipped_recipes()} <= names
     assert "distpro_cli/processes/cifar10/a-b.safetensors" in names
-    assert "distpro_cli/tasks/digits/digits.npz" in names
+    assert "distpro_cli/tasks/images/digits/digits.npz" in names
 
 
 def test_schema_defaults_are_themselves_allowed() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from distpro_cli.errors import DistproError
-from distpro_cli.tasks.classification import Classification, evaluate, task_loss
-from distpro_cli.tasks.mixing import Mixing
+from distpro_cli.tasks.classification.mixing import Mixing
+from distpro_cli.tasks.classification.task import Classification, evaluate, task_loss
 from distpro_cli.tasks.registry import find_task, register_task, task_names
 
 LOGITS = torch.randn(6, 7, generator=torch.Generator().manual_seed(0))

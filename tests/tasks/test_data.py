@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distpro_cli.errors import DistproError
 from distpro_cli.recipe.schema import Augmentation, Data
-from distpro_cli.tasks.data import ClassificationData
+from distpro_cli.tasks.classification.data import ClassificationData
 from tests.tasks.conftest import folder_data, random_image
 
 EVERYTHING = Augmentation(crop="resized", auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5)

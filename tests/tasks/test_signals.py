@@ -15,7 +15,7 @@ SCRIPT = """
 import signal, sys
 signal.signal(signal.{name}, lambda *_: stopped.append(1))
 from distpro_cli.recipe.schema import Augmentation, Data
-from distpro_cli.tasks.data import ClassificationData
+from distpro_cli.tasks.classification.data import ClassificationData
 import multiprocessing
 stopped = []
 spec = Data(name="digits", image_size=32, workers=2, augment=Augmentation(crop="pad"))

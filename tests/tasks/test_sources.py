@@ -11,8 +11,8 @@ from PIL import Image
 
 from distpro_cli.errors import DistproError
 from distpro_cli.recipe.schema import Data
-from distpro_cli.tasks.data import ClassificationData, open_source
-from distpro_cli.tasks.folders import open_folder
+from distpro_cli.tasks.classification.data import ClassificationData, open_source
+from distpro_cli.tasks.images.folders import open_folder
 from tests.tasks.conftest import folder_data, write_folder, write_tar
 
 

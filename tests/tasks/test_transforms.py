@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from distpro_cli.errors import DistproError
+from distpro_cli.randomness import seed_globals
 from distpro_cli.recipe.schema import Augmentation, Data
-from distpro_cli.tasks.randomness import seed_globals
-from distpro_cli.tasks.transforms import TestTransform, TrainTransform
+from distpro_cli.tasks.images.transforms import TestTransform, TrainTransform
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distpro_cli.pathways.registry import positive_integer
 from distpro_cli.pathways.transforms.base import Transform, register_transform
 from distpro_cli.pathways.transforms.convolutions import convolution
 from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.registry import positive_integer
 
 
 @register_transform("attention")

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from distpro_cli.pathways.grids import from_map, grids_of_pair, to_map
-from distpro_cli.pathways.registry import Registry, check_options
+from distpro_cli.pathways.layouts import from_map, grids_of_pair, to_map
 from distpro_cli.pathways.resize import grow, shrink
 from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.registry import Registry, check_options
 
 TRANSFORMS: Registry[nn.Module] = Registry("transform")
 register_transform = TRANSFORMS.register

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from distpro_cli.pathways.registry import positive_integer
 from distpro_cli.pathways.resize import Size
 from distpro_cli.pathways.transforms.base import Transform, register_transform
 from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.registry import positive_integer
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, size: Size) -> nn.Conv2d:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError
-from distpro_cli.pathways.grids import shape_text
+from distpro_cli.pathways.layouts import shape_text
 from distpro_cli.pathways.transforms.base import Transform, register_transform
 from distpro_cli.process.pathway import LevelInfo
 

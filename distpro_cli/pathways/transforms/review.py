@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distpro_cli.pathways.grids import Grid, from_map, grid_of, to_map
-from distpro_cli.pathways.registry import positive_integer
+from distpro_cli.pathways.layouts import Grid, from_map, grid_of, to_map
 from distpro_cli.pathways.resize import grow
 from distpro_cli.pathways.transforms.base import SharedBlock, Transform, register_transform
 from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.registry import positive_integer
 
 MOST_MID = 512  # channels of the fused maps, unless told
 

@@ -1,0 +1,166 @@
+"""What a training step of a pair costs, part by part: the table from which the cost of dropping is predicted.
+
+Everything runs on the meta device, as in `distpro_cli.costs.complexity`; no data is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from distpro_cli.costs.complexity import feature_of, without_computing
+from distpro_cli.costs.operation_costs import Traffic
+from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.pathways.module import Pathways
+from distpro_cli.process.cost import SHARED, STUDENT_BACKWARD, STUDENT_FORWARD, STUDENT_UPDATE, Part
+from distpro_cli.process.pathway import LevelInfo
+
+# How often an update reads or writes as many bytes as there are parameters: SGD with momentum reads the parameter,
+# its gradient and its momentum and writes two of them; weight decay mostly finds them in the cache.
+UPDATE_TRAFFIC = 6
+# BatchNorm in train mode refuses a single image on maps of one cell.
+FEWEST_IMAGES = 2
+
+
+def step_parts(
+    teacher: TappedNetwork,
+    student: TappedNetwork,
+    pathways: Pathways,
+    image_size: int,
+    batch_size: int,
+    in_channels: int = 3,
+) -> tuple[Part, ...]:
+    """Returns the parts of a plain distillation step; together they are the step with all pathways on.
+
+    The student always runs. The teacher's forward is cut at its levels, each piece needed by the pathways from
+    that level or a deeper one. Of a block that pathways share every level is a part of its own. What a
+    pathway alone needs (transform and distance, forward, backward and update) is the part of its name.
+
+    Args:
+        teacher: Its levels are those of `pathways`.
+        student: Likewise.
+        pathways: Between the two.
+        image_size: Height and width of the images in pixels.
+        batch_size: Images a step, at least 1; the more, the less an update weighs.
+        in_channels: Channels of the images.
+
+    Returns:
+        The same for equal shapes, whatever the weights; the random state is left alone.
+    """
+    images = (in_channels, image_size, image_size)
+    with torch.random.fork_rng(devices=[]):
+        return (
+            *_student_parts(student, images, batch_size),
+            *_teacher_parts(teacher, pathways, images, batch_size),
+            *_shared_parts(pathways, batch_size),
+            *(_pathway_part(pathways, k, batch_size) for k in range(len(pathways.infos))),
+        )
+
+
+def _student_parts(student: TappedNetwork, images: tuple[int, int, int], batch_size: int) -> list[Part]:
+    def run(network: nn.Module, device: str, num_images: int) -> list[float]:
+        images_bchw = torch.zeros(num_images, *images, device=device)
+        with Traffic() as forward:
+            logits, _ = network.train()(images_bchw)
+            loss = logits.sum()
+        with Traffic() as backward:
+            loss.backward()
+        return [forward.cost, backward.cost]
+
+    forward, backward = _measured(student, run, batch_size)
+    return [
+        _part(STUDENT_FORWARD, forward, None),
+        _part(STUDENT_BACKWARD, backward, None),
+        _part(STUDENT_UPDATE, _update(student.parameters()), None),
+    ]
+
+
+def _teacher_parts(
+    teacher: TappedNetwork, pathways: Pathways, images: tuple[int, int, int], batch_size: int
+) -> list[Part]:
+    levels = sorted(pathways.teacher_levels(range(len(pathways.infos))))
+
+    def run(network: nn.Module, device: str, num_images: int) -> list[float]:
+        images_bchw = torch.zeros(num_images, *images, device=device)
+        costs = []
+        for level in levels:
+            with Traffic() as traffic, torch.no_grad():
+                network.eval()(images_bchw, levels=[level], logits=False)
+            costs.append(traffic.cost)
+        return costs
+
+    parts, before = [], 0.0
+    for level, reached in zip(levels, _measured(teacher, run, batch_size), strict=True):
+        columns = tuple(k for k, info in enumerate(pathways.infos) if info.teacher.number >= level)
+        parts.append(_part(f"teacher {level}", max(0.0, reached - before), columns))
+        before = reached
+    return parts
+
+
+def _shared_parts(pathways: Pathways, batch_size: int) -> list[Part]:
+    parts = []
+    for number, block in enumerate(pathways.shared):
+        starts = {k: level for k, (own, level) in enumerate(pathways.start_of) if own == number}
+        needs = {level: pathways.student_levels([k]) for k, level in starts.items()}
+        infos = {info.student.number: info.student for info in pathways.infos}
+        found: dict[int, float] = {}
+        # What one output costs beyond the outputs that it is made of.
+        for level in sorted(needs, key=lambda level: (len(needs[level]), level)):
+            whole = _shared_cost(block, [infos[n] for n in sorted(needs[level])], level, batch_size)
+            found[level] = max(0.0, whole - sum(found.get(other, 0.0) for other in needs[level] - {level}))
+        for level, cost in sorted(found.items()):
+            columns = tuple(k for k, start in starts.items() if level == start or level in needs[start])
+            parts.append(_part(f"{SHARED} {number + 1} level {level}", cost, columns))
+    return parts
+
+
+def _shared_cost(block: nn.Module, given: list[LevelInfo], wanted: int, batch_size: int) -> float:
+    def run(copied: nn.Module, device: str, num_images: int) -> list[float]:
+        features = {info.number: feature_of(info, device, num_images).requires_grad_() for info in given}
+        with Traffic() as traffic:
+            copied(features, [wanted])[wanted].sum().backward()
+        parameters = [p for p in copied.parameters() if p.grad is not None]
+        return [traffic.cost, _update(parameters)]
+
+    cost, update = _measured(block, run, batch_size)
+    return cost + update
+
+
+def _pathway_part(pathways: Pathways, k: int, batch_size: int) -> Part:
+    distance, start, target = pathways.distances[k], pathways.start_level(k), pathways.infos[k].teacher
+
+    def run(transform: nn.Module, device: str, num_images: int) -> list[float]:
+        student = feature_of(start, device, num_images).requires_grad_()
+        teacher = feature_of(target, device, num_images)
+        with Traffic() as traffic:
+            distance(transform(student), teacher).backward()
+        # Its pull is added to those of the other pathways from the same start: two reads and a write.
+        return [traffic.cost + 3 * student.numel() * student.element_size()]
+
+    (cost,) = _measured(pathways.transforms[k], run, batch_size)
+    return _part(pathways.infos[k].id, cost + _update(pathways.transforms[k].parameters()), (k,))
+
+
+def _part(name: str, cost: float, columns: tuple[int, ...] | None) -> Part:
+    return Part(name, float(round(cost)), columns)
+
+
+def _update(parameters: Iterable[Tensor]) -> float:
+    return float(UPDATE_TRAFFIC * sum(p.numel() * p.element_size() for p in parameters if p.requires_grad))
+
+
+def _measured(module: nn.Module, run: Callable[[nn.Module, str, int], list[float]], batch_size: int) -> list[float]:
+    """Runs a copy of the module on a batch; where values have to be computed, on few images."""
+
+    def measure(copied: nn.Module, device: str) -> list[float]:
+        copied.zero_grad(set_to_none=True)
+        if device == "meta":
+            return run(copied, device, max(FEWEST_IMAGES, batch_size))
+        # Of a batch everything but the weights' own traffic grows with its size, and in proportion.
+        few, more = (run(copied, device, number * FEWEST_IMAGES) for number in (1, 2))
+        beyond = (batch_size - FEWEST_IMAGES) / FEWEST_IMAGES
+        return [cost + (other - cost) * beyond for cost, other in zip(few, more, strict=True)]
+
+    return without_computing(module, measure)

@@ -1,0 +1,93 @@
+"""Files: written so that the old one or the whole new one is there, and paths as a recipe writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from distpro_cli.errors import DistproError
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+def check_writable(path: Path, *, force: bool) -> None:
+    """Refuses a target that cannot be written, or that exists when it may not be replaced.
+
+    A run of hours looks here before it starts. A missing folder is made.
+
+    Raises:
+        DistproError: with the remedy.
+    """
+    if path.is_dir():
+        raise DistproError(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise DistproError(f"{path} is no regular file; name another")
+    if not force and os.path.lexists(path):
+        raise DistproError(f"{path} exists already; --force replaces it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise DistproError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replaces `path` by what `write` puts into the file it is given: aside, flushed, renamed.
+
+    The folder is made when it is missing. Whatever fails, what was at `path` stays, and nothing is left
+    beside it.
+
+    Raises:
+        DistproError: the folder is read-only, the disk full, or the like.
+    """
+    target = Path(os.path.realpath(path))
+    # A name of its own: two runs may write the same target, and a killed one may have left its file.
+    aside = target.with_name(f".distpro-{os.urandom(6).hex()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise DistproError(f"{path} cannot be written: {error.strerror or error}") from error
+    _flush_folder(target.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    # Best effort: some file systems refuse it, and the file itself is safe already.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def expand_path(text: str) -> Path:
+    """Returns the path that `text` names, with `~` and environment variables (`$NAME`, `${NAME}`) expanded.
+
+    Raises:
+        DistproError: A variable is not set, or set to nothing.
+    """
+    unset = sorted({a or b for a, b in _VARIABLE.findall(text) if not os.environ.get(a or b)})
+    if unset:
+        names = ", ".join(f"${name}" for name in unset)
+        example = f"{unset[0]}=/path/to/it distpro ..."
+        raise DistproError(f"path '{text}': {names} is not set in the environment; set it, as in: {example}")
+    expanded = _VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], text)
+    try:
+        return Path(expanded).expanduser()
+    except RuntimeError:
+        raise DistproError(f"path '{text}': '~' names no home folder here; write the path out") from None

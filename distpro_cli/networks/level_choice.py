@@ -1,0 +1,250 @@
+"""Which tensors of a network are its levels: as listed, or by default its stages and the pooled vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from distpro_cli.errors import DistproError, nearest
+from distpro_cli.networks.activations import Point, after_activation, before_activation
+from distpro_cli.networks.dry_run import Call, Trace, describe, title
+
+POOLED = "pooled"
+LOGITS = "logits"
+DEFAULT_STAGES = 4
+_BLOCK_LISTS = ("blocks", "stages", "layers", "encoder.layers", "transformer.layers", "features")
+_NAMES_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A level that was chosen.
+
+    Attributes:
+        name: Module name, `pooled` or `logits`.
+        point: What is tapped; None for the logits, which are the network's own output.
+        channels: Channels as timm's feature info states them, None if it does not speak of this module.
+        reduction: Input pixels per cell, likewise.
+    """
+
+    name: str
+    point: Point | None
+    channels: int | None = None
+    reduction: int | None = None
+
+
+def choose_levels(
+    model: nn.Module, trace: Trace, levels: Sequence[int | str] | None, feature: str, *, logits: bool = False
+) -> list[Choice]:
+    """Returns the levels, shallow to deep.
+
+    Args:
+        model: The traced network.
+        trace: Its dry forward.
+        levels: Stage or block indices (from 0, negative from the end), module names, `pooled`, `logits`;
+            None for the last four stages (of equally deep blocks: four, equally spaced) and `pooled`.
+        feature: `output`, `before-activation` or `after-activation`; the last two speak of stages only.
+        logits: Whether the default ends with the logits.
+
+    Raises:
+        DistproError: a level is unknown, no tensor, never executed, double, or out of order.
+    """
+    entries = list(levels) if levels is not None else [*default_levels(model, trace), *([LOGITS] if logits else [])]
+    if not entries:
+        raise DistproError(f"{title(model)}: levels is empty; leave it out for the default, or name a level")
+    chosen = [_choose(model, trace, entry, feature) for entry in entries]
+    for before, after in pairwise(chosen):
+        if _place(before) > _place(after):
+            raise DistproError(
+                f"{title(model)}: levels go from shallow to deep, but {before.name} comes after {after.name} "
+                "in the forward; swap them"
+            )
+    keys = [choice.point.key if choice.point else (LOGITS, 0, "output") for choice in chosen]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            raise DistproError(
+                f"{title(model)}: level {chosen[index].name} is given twice ({chosen[keys.index(key)].name} "
+                "is the same tensor)"
+            )
+    return chosen
+
+
+def default_levels(model: nn.Module, trace: Trace) -> list[int | str]:
+    """Returns the names of the default levels.
+
+    Raises:
+        DistproError: nothing suitable is found.
+    """
+    entries: list[int | str]
+    if stages := feature_stages(model):
+        unfit = [name for name in (stage["module"] for stage in stages) if not _is_tappable(trace, name)]
+        if unfit:
+            raise DistproError(
+                f"{title(model)}: its stages cannot be tapped ({unfit[0]} is no module that returns one "
+                f"tensor); set levels to module names. There are: {_listing(_tappable(trace))}"
+            )
+        entries = [stage["module"] for stage in _spaced(stages)]
+    else:
+        entries = list(_found_stages(model, trace))
+    if not entries:
+        raise DistproError(
+            f"{title(model)}: no stages found; set levels to module names. There are: {_listing(_tappable(trace))}"
+        )
+    if feature_stages(model) or _classifier_call(model, trace) is not None:
+        entries.append(POOLED)
+    return entries
+
+
+def feature_stages(model: nn.Module) -> list[dict[str, Any]]:
+    """Returns timm's `feature_info` as a list of dicts, empty if the network has none."""
+    info = getattr(model, "feature_info", None) or []
+    info = getattr(info, "info", info)
+    return [dict(entry) for entry in info if "module" in entry]
+
+
+def _choose(model: nn.Module, trace: Trace, entry: int | str, feature: str) -> Choice:
+    if entry == LOGITS:
+        return Choice(LOGITS, None)
+    if entry == POOLED:
+        call = _classifier_call(model, trace)
+        if call is None:
+            raise DistproError(
+                f"{title(model)}: no classifier found, so there is no pooled vector; name a module instead. "
+                f"There are: {_listing(_tappable(trace))}"
+            )
+        return Choice(POOLED, Point(call, "input"))
+    name = _indexed(model, trace, entry) if isinstance(entry, int) else _named(model, trace, entry)
+    stage = _single_call(model, trace, name)
+    points = {"before-activation": before_activation, "after-activation": after_activation}
+    point = points[feature](trace, stage) if feature in points else Point(stage, "output")
+    info = next((info for info in feature_stages(model) if info["module"] == name), {})
+    return Choice(name, point, info.get("num_chs"), info.get("reduction"))
+
+
+def _indexed(model: nn.Module, trace: Trace, index: int) -> str:
+    names = [str(stage["module"]) for stage in feature_stages(model)] or _block_names(model, trace)
+    if not -len(names) <= index < len(names):
+        found = f"it has {len(names)} stages, 0 to {len(names) - 1}" if names else "it has no numbered stages"
+        raise DistproError(f"{title(model)}: there is no level {index}: {found}: {_listing(names)}")
+    return names[index]
+
+
+def _named(model: nn.Module, trace: Trace, name: str) -> str:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if not name or name not in modules:
+        names = _tappable(trace)
+        hint = nearest(name, [*names, POOLED, LOGITS])
+        raise DistproError(
+            f"{title(model)}: there is no level '{name}'{hint}. There are: {POOLED}, {LOGITS}, {_listing(names)}"
+        )
+    canonical: dict[nn.Module, str] = {module: known for known, module in model.named_modules()}
+    return canonical[modules[name]]
+
+
+def _single_call(model: nn.Module, trace: Trace, name: str) -> Call:
+    calls = trace.of(name)
+    if not calls:
+        raise DistproError(
+            f"{title(model)}: level {name} is not a module of the network that runs in its forward; "
+            f"name another. There are: {_listing(_tappable(trace))}"
+        )
+    if len(calls) > 1:
+        raise DistproError(
+            f"{title(model)}: level {name} runs {len(calls)} times in a forward, so it is not one level; "
+            "name a module that runs once"
+        )
+    if not isinstance(calls[0].output, Tensor) or calls[0].output.ndim not in (2, 3, 4):
+        raise DistproError(
+            f"{title(model)}: level {name} returns {describe(calls[0].output)}; a map [B, C, H, W], tokens "
+            "[B, N, D] or a vector [B, D] is needed: name a module inside it or after it"
+        )
+    return calls[0]
+
+
+def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
+    """The last run of the classifier: what the network calls so, else its last linear or convolution."""
+    getter = getattr(model, "get_classifier", None)
+    classifier = getter() if callable(getter) else None
+    if isinstance(classifier, (tuple, list)):  # distilled transformers: the class head comes first
+        classifier = classifier[0]
+    for call in reversed(trace.calls):
+        if call.module is classifier and call.input is not None:
+            return call
+    width = trace.output.shape[-1]
+    for call in reversed(trace.calls):
+        is_linear = isinstance(call.module, nn.Linear)
+        is_conv = isinstance(call.module, nn.Conv2d) and call.module.out_channels == width
+        if (is_linear or is_conv) and call.input is not None:
+            return call
+    return None
+
+
+def _found_stages(model: nn.Module, trace: Trace) -> list[str]:
+    """Top-level children that return maps of falling resolution: the last of each, at most four."""
+    maps = _maps(model, None, trace)
+    if len(maps) < 2 and (inner := max(model.named_children(), key=_size, default=None)):
+        maps = _maps(model, inner[0], trace) or maps
+    stages: dict[int, str] = {}
+    for call in maps:
+        height = call.output.shape[-2]
+        if not stages or height <= min(stages):
+            stages[height] = call.name
+    if stages:
+        return list(stages.values())[-DEFAULT_STAGES:]
+    return _spaced([name for name in _block_names(model, trace) if _is_tappable(trace, name)])
+
+
+def _maps(model: nn.Module, inside: str | None, trace: Trace) -> list[Call]:
+    """The children (of a child) before the classifier that run once and return a map, in order."""
+    if inside is None:
+        names = {name for name, _ in model.named_children()}
+    else:
+        names = {f"{inside}.{name}" for name, _ in model.get_submodule(inside).named_children()}
+    once = [call for call in trace.calls if call.name in names and len(trace.of(call.name)) == 1]
+    classifier = _classifier_call(model, trace)
+    end = trace.calls[-1].finish if classifier is None else classifier.start
+    return [call for call in once if call.finish <= end and getattr(call.output, "ndim", 0) == 4]
+
+
+def _block_names(model: nn.Module, trace: Trace) -> list[str]:
+    modules = dict(model.named_modules())
+    for name in _BLOCK_LISTS:
+        block = modules.get(name)
+        if isinstance(block, (nn.Sequential, nn.ModuleList)) and len(block):
+            return [f"{name}.{child}" for child, _ in block.named_children()]
+    return [call.name for call in _maps(model, None, trace)]
+
+
+def _spaced(stages: list[Any]) -> list[Any]:
+    """The last four of a pyramid; of equally deep blocks four equally spaced ones, the last included."""
+    reductions = {stage.get("reduction") if isinstance(stage, dict) else None for stage in stages}
+    if len(reductions) > 1 or len(stages) <= DEFAULT_STAGES:
+        return stages[-DEFAULT_STAGES:]
+    return [stages[(i + 1) * len(stages) // DEFAULT_STAGES - 1] for i in range(DEFAULT_STAGES)]
+
+
+def _is_tappable(trace: Trace, name: str) -> bool:
+    calls = trace.of(name)
+    return len(calls) == 1 and isinstance(calls[0].output, Tensor) and calls[0].output.ndim in (2, 3, 4)
+
+
+def _tappable(trace: Trace) -> list[str]:
+    names = {call.name: call.start for call in trace.calls if _is_tappable(trace, call.name)}
+    return sorted(names, key=lambda name: (name.count("."), names[name]))
+
+
+def _listing(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
+    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+
+
+def _place(choice: Choice) -> float:
+    return float("inf") if choice.point is None else choice.point.order
+
+
+def _size(child: tuple[str, nn.Module]) -> int:
+    return sum(parameter.numel() for parameter in child[1].parameters())

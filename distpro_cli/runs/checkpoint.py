@@ -1,0 +1,43 @@
+"""Checkpoints: written aside, flushed and renamed, so that whatever is killed leaves the last good one."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distpro_cli.errors import DistproError
+from distpro_cli.files import write_atomically
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Replaces `path` by `state`, or leaves what was there.
+
+    Raises:
+        DistproError: the folder is read-only or the disk full.
+    """
+    # Through memory, so that a full disk is an OSError of ours and not one inside torch's writer.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """Reads a checkpoint without unpickling code.
+
+    Raises:
+        DistproError: there is none, or it is not one.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise DistproError(f"{path}: no checkpoint there; start the run without --resume") from None
+    except OSError as error:
+        raise DistproError(f"{path}: cannot be read ({error.strerror})") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        # torch's text would advise to read the file without its protection
+        raise DistproError(f"{path}: not a checkpoint of distpro, or damaged; start anew with --force") from error
+    return state

@@ -1,0 +1,222 @@
+"""The folder of a run: resolved recipe, metrics, checkpoint, student weights, summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distpro_cli.errors import DistproError
+from distpro_cli.files import write_atomically
+from distpro_cli.recipe.load import dump_recipe, parse_recipe
+from distpro_cli.recipe.schema import Recipe
+
+# Keys that do not change what a run computes, so a run may be resumed under other values of them.
+_FREE_KEYS = {"data": {"workers", "cache", "root"}, "": {"checkpoint_seconds"}}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run's files, and whether the run goes on from a checkpoint."""
+
+    path: Path
+    resuming: bool
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        """What determines the run besides its recipe."""
+        return self.path / "inputs.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def teacher_metrics(self) -> Path:
+        """Those of a teacher trained on the way."""
+        return self.path / "teacher-metrics.jsonl"
+
+    @property
+    def teacher_checkpoint(self) -> Path:
+        """The last checkpoint of a teacher that is being trained on the way."""
+        return self.path / "teacher-checkpoint.pt"
+
+    @property
+    def weights(self) -> Path:
+        """The final student (or, of `train --network teacher`, teacher) weights."""
+        return self.path / "student.safetensors"
+
+    @property
+    def process(self) -> Path:
+        """The process that drives a transfer, whole."""
+        return self.path / "process.safetensors"
+
+    @property
+    def summary(self) -> Path:
+        """What `--json` prints."""
+        return self.path / "summary.json"
+
+    def finished_summary(self, output: Path | None = None) -> dict[str, Any] | None:
+        """Returns the summary of a run that is done and is asked to resume, else None.
+
+        Args:
+            output: The file outside the folder that the run is to make; without it the run is not done.
+        """
+        if not self.resuming or not self.summary.exists():
+            return None
+        try:
+            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        except ValueError:  # damaged; the checkpoint makes it again
+            return None
+        done = output is None or (output.exists() and summary.get("process") == str(output))
+        return summary if done else None
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json; its presence says that the run is done."""
+        text = json.dumps(summary, indent=2) + "\n"
+        _write(self.summary, text)
+
+    @property
+    def made(self) -> list[Path]:
+        """What a run makes, the recipe it begins with left out."""
+        files = [self.metrics, self.checkpoint, self.weights, self.process, self.summary]
+        return [*files, self.teacher_metrics, self.teacher_checkpoint]
+
+    def forget_if_nothing_made(self) -> None:
+        """Removes the folder of a run that ended before it made anything, so that the next try finds it free."""
+        if not any(file.exists() for file in self.made):
+            with contextlib.suppress(OSError):
+                self.recipe.unlink(missing_ok=True)
+                self.inputs.unlink(missing_ok=True)
+                self.path.rmdir()
+
+
+def open_run_folder(
+    verb: str,
+    name: str,
+    recipe: Recipe,
+    run_dir: Path | None,
+    *,
+    resume: bool,
+    force: bool,
+    inputs: Mapping[str, str | float | None] | None = None,
+) -> RunFolder:
+    """Makes the folder of a run, or finds the one to go on with.
+
+    Args:
+        verb: `search`, `transfer` or `train`; with `name` it makes the default folder `runs/<verb>-<name>`,
+            numbered when that is taken.
+        name: The recipe's name.
+        recipe: The resolved recipe; written to the folder, or compared with the one there when resuming.
+        run_dir: The folder the user asked for.
+        resume: Go on from the folder's checkpoint; where there is none the run starts anew.
+        force: Start anew in a folder that holds a run.
+        inputs: What determines the run besides its recipe, such as the process; compared when resuming, too.
+
+    Raises:
+        DistproError: the folder holds a run and neither flag is given, it was made by another recipe, or it
+            cannot be written.
+    """
+    path = run_dir if run_dir is not None else _default_folder(f"{verb}-{name.replace('/', '-')}", resume)
+    folder = RunFolder(path, resuming=resume)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if resume and folder.recipe.exists():
+            _check_same_run(folder, recipe, dict(inputs or {}))
+            return folder
+        _clear(folder, force=force or resume)
+        _write(folder.inputs, json.dumps(dict(inputs or {})))
+        _write(folder.recipe, dump_recipe(recipe))
+    except OSError as error:
+        raise DistproError(f"{path}: the run folder cannot be made ({error.strerror})") from None
+    return folder
+
+
+def _clear(folder: RunFolder, *, force: bool) -> None:
+    present = [file for file in (folder.recipe, *folder.made) if file.exists()]
+    if present and not force:
+        raise DistproError(
+            f"{folder.path} holds a run already ({present[0].name}): "
+            f"--resume goes on with it, --force starts anew, --run-dir names another folder"
+        )
+    for file in present:
+        file.unlink()
+
+
+def _default_folder(stem: str, resume: bool) -> Path:
+    """Returns runs/<stem>, runs/<stem>-2, ...: the last one there when resuming, else the first one free."""
+    root = Path("runs")
+    taken = {}
+    if root.is_dir():
+        for path in root.iterdir():
+            match = re.fullmatch(re.escape(stem) + r"(?:-(\d+))?", path.name)
+            if match and path.is_dir():
+                taken[int(match[1] or 1)] = path
+    if not taken:
+        return root / stem
+    last = max(taken)
+    return taken[last] if resume else root / f"{stem}-{last + 1}"
+
+
+def _check_same_run(folder: RunFolder, recipe: Recipe, inputs: dict[str, Any]) -> None:
+    before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), filename=str(folder.recipe))
+    different = _differences(before.model_dump(), recipe.model_dump())
+    try:
+        inputs_before = json.loads(folder.inputs.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DistproError(f"{folder.inputs} is missing or damaged; start anew with --force") from None
+    different += _differences(inputs_before, inputs)
+    if different:
+        key, old, new = different[0]
+        more = f" (and {len(different) - 1} more keys)" if len(different) > 1 else ""
+        raise DistproError(
+            f"{folder.path} was started with {key}={old}, not {new}{more}; a run is resumed with its own recipe: "
+            f"give {folder.recipe}, or start anew with --force"
+        )
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in sorted({*before, *now} - _FREE_KEYS.get(path, set())):
+            deeper = f"{path}.{key}" if path else key
+            found += _differences(before.get(key), now.get(key), deeper)
+        return found
+    return [] if before == now else [(path, before, now)]
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def resume_command(path: Path) -> str:
+    """Returns the command line that goes on with the run in the folder at `path`."""
+    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--force")]
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip or argument.startswith("--run-dir="):
+            skip = False
+            continue
+        if argument == "--run-dir":
+            skip = True
+            continue
+        kept.append(argument)
+    return shlex.join(["distpro", *kept, "--run-dir", str(path), "--resume"])

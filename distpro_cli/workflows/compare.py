@@ -1,0 +1,274 @@
+"""Compare: every method under the same data, schedule and epochs, over several seeds, as runs that are kept."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distpro_cli.errors import DistproError, NonFiniteLossError, RecipeError
+from distpro_cli.files import write_atomically
+from distpro_cli.process.cost import relative_search_cost
+from distpro_cli.process.file import load_process
+from distpro_cli.process.matching import match
+from distpro_cli.process.process import Process
+from distpro_cli.recipe.load import dump_recipe, parse_recipe
+from distpro_cli.recipe.schema import Recipe
+from distpro_cli.report.comparison import STUDENT, summarize_method
+from distpro_cli.runs.checkpoint import load_checkpoint
+from distpro_cli.runs.folder import RunFolder
+from distpro_cli.runs.identity import search_key, transfer_key
+from distpro_cli.training.device import describe_device
+from distpro_cli.workflows.diagnosis import explain_worse
+from distpro_cli.workflows.methods import Method
+from distpro_cli.workflows.search import build_pair, search, search_training, teacher_summary
+from distpro_cli.workflows.session import Session, Surroundings
+from distpro_cli.workflows.transfer import pathway_groups, set_up, transfer
+
+MADE = {"student", "teacher", "seconds", "device_seconds", "remaining_percent", "pathways_used"}  # of a run's summary
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method under one seed.
+
+    Attributes:
+        method: With its process.
+        seed: Of the run.
+        key: Of all that determines it, see `transfer_key`.
+    """
+
+    method: Method
+    seed: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search that the comparison ran for its own process: the process, and what it cost in seconds."""
+
+    process: Process
+    seconds: float
+
+
+class Comparison:
+    """The runs of a comparison below one folder.
+
+    Args:
+        recipe: What to distil; its seed is the first.
+        methods: What to compare.
+        num_seeds: Seeds of every method.
+        path: Folder of the comparison.
+        around: Device, progress, signals.
+        anew: Whether runs that are there are made again.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        methods: Sequence[Method],
+        num_seeds: int,
+        path: Path,
+        around: Surroundings,
+        *,
+        anew: bool = False,
+    ) -> None:
+        self.recipe = recipe = with_pathways_of(methods, recipe)
+        self.methods = list(methods)
+        self.seeds = [recipe.seed + i for i in range(num_seeds)]
+        self.path = path
+        self.around = around
+        self.anew = anew
+        self.session = Session(recipe, around)
+        self.search: Search | None = None
+        self.teacher_top1: float | None = None
+        self.diverged: dict[str, str] = {}
+
+    def summary(self) -> dict[str, Any]:
+        """Runs what is missing and returns what `--json` prints; raises what `run` does."""
+        results = self.run()
+        of_method = {
+            method.name: [summary for run, summary in results if run.method is method]
+            for method in self.methods
+            if method.name not in self.diverged
+        }
+        compared = [method for method in self.methods if method.name in of_method]
+        alone = of_method.get(STUDENT)
+        baseline = None if alone is None else [summary["student"]["top1_last"] for summary in alone]
+        methods = [
+            summarize_method(method.name, of_method[method.name], baseline, self._search_cost(method, of_method))
+            for method in compared
+        ]
+        return {
+            "methods": methods,
+            "teacher": {"name": self.recipe.teacher.name, **teacher_summary(self.teacher_top1)},
+            "student": self.recipe.student.name,
+            "epochs": self.recipe.distill.epochs,
+            "seeds": self.seeds,
+            "device": describe_device(self.session.device),
+            "worse": explain_worse(self.recipe, compared, methods, self.teacher_top1, self.around),
+            "diverged": [{"name": name, "message": message} for name, message in self.diverged.items()],
+            "run_dir": str(self.path),
+        }
+
+    def _search_cost(self, method: Method, of_method: dict[str, list[dict[str, Any]]]) -> tuple[float | None, bool]:
+        """Returns the seconds that finding the method's process took, and whether they are estimated.
+
+        A process from a file does not say how long its search took. What its steps would take here is estimated
+        from the steps of a run with the whole process, where one was made.
+        """
+        process = method.origin
+        if not isinstance(process, Process):
+            return 0.0, False
+        if self.search is not None and process is self.search.process:
+            return self.search.seconds, False
+        whole = next((other.name for other in self.methods if other.origin is process and other.is_whole), None)
+        if whole not in of_method or not process.parts or "steps" not in process.measured:
+            return None, False
+        training = self.recipe.distill
+        steps = training.epochs * self.session.data.steps_per_epoch(training.batch_size)
+        seconds = statistics.fmean(summary["seconds"] for summary in of_method[whole]) / steps
+        searched = parse_recipe(process.recipe)
+        by_batch = search_training(searched).batch_size / training.batch_size
+        by_step = relative_search_cost(process.parts, searched.search.interval)
+        return float(process.measured["steps"]) * seconds * by_batch * by_step, True
+
+    def run(self) -> list[tuple[Run, dict[str, Any]]]:
+        """Does what is not done yet; returns every run with its summary, seed by seed.
+
+        A method that diverges under one seed is left out under the others, and stands in `diverged`.
+
+        Raises:
+            DistproError: anything wrong with the user's input, found before the first run.
+            NonFiniteLossError: the search diverged.
+            Interrupted: a signal came; the run's checkpoint is written.
+        """
+        keys = self._checked()
+        if self.anew:
+            forget_runs(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if any(method.origin is None for method in self.methods):
+            self.search = self._searched()
+            self.methods = [method.with_process(self.search.process) for method in self.methods]
+            keys = self._checked()
+        runs = [Run(method, seed, keys[method.name][seed]) for seed in self.seeds for method in self.methods]
+        done = [self._finished(run) for run in runs]
+        for summary in filter(None, done):
+            self._see_teacher(summary)
+        results = []
+        for number, (run, before) in enumerate(zip(runs, done, strict=True), start=1):
+            title = f"{run.method.name}, seed {run.seed} ({number} of {len(runs)})"
+            if run.method.name in self.diverged:
+                continue
+            if before is not None:
+                self.around.reporter.message(f"{title}: done before")
+            try:
+                results.append((run, before or self._distilled(run, title)))
+            except NonFiniteLossError as error:
+                self.diverged[run.method.name] = f"{run.method.name}, seed {run.seed}: {error}"
+                self.around.reporter.message(f"{title}: diverged; the other methods go on")
+        return results
+
+    def _checked(self) -> dict[str, dict[int, str]]:
+        """Returns the keys of all runs by method and seed, of what is still to be searched none.
+
+        Everything that can be wrong with a method is found here, before the first run.
+        """
+        keys: dict[str, dict[int, str]] = {}
+        problems: list[str] = []
+        for method in self.methods:
+            try:
+                keys[method.name] = self._keys(method)
+            except RecipeError:
+                raise
+            except DistproError as error:
+                problems.append(f"{method.name}: {error}")
+        if problems:
+            raise DistproError("\n".join(problems))
+        return keys
+
+    def _keys(self, method: Method) -> dict[int, str]:
+        if (source := method.source) is None:
+            build_pair(self.session, self.recipe.pathways)
+            return {}
+        pair, process = set_up(self.session, source)
+        assert pair.pathways is not None
+        infos = pair.pathways.infos
+        match(process, infos)
+        process.schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
+        driven = process if process.weights.any() else None
+        dropping = asdict(method.dropping)
+        return {seed: transfer_key(self.session, seed, driven, infos, dropping) for seed in self.seeds}
+
+    def _searched(self) -> Search:
+        """Searches the process of the recipe, or takes it from the search that was done before."""
+        seed = self.recipe.seed
+        folder = self._folder(search_key(self.session, seed), "search", seed)
+        summary = folder.finished_summary(folder.process)
+        if summary is None:
+            self._make(folder, self.recipe)
+            summary = search(self.recipe, folder.process, folder, self.around, force=True)
+        return Search(load_process(folder.process), summary["seconds"])
+
+    def _finished(self, run: Run) -> dict[str, Any] | None:
+        folder = self._folder(run.key, run.method.name, run.seed)
+        summary = folder.finished_summary()
+        if summary is None or not summary.keys() >= MADE:  # damaged: it is made again
+            return None
+        return {**summary, "run_dir": str(folder.path)}  # the folder may have been moved since
+
+    def _distilled(self, run: Run, title: str) -> dict[str, Any]:
+        recipe = self.recipe.model_copy(update={"seed": run.seed})
+        folder = self._folder(run.key, run.method.name, run.seed)
+        self._make(folder, recipe)
+        source = run.method.source
+        assert source is not None
+        summary = transfer(
+            recipe, source, run.method.dropping, folder, self.around, teacher_top1=self.teacher_top1, title=title
+        )
+        self._see_teacher(summary)
+        return summary
+
+    def _see_teacher(self, summary: dict[str, Any]) -> None:
+        if self.teacher_top1 is None:
+            self.teacher_top1 = summary["teacher"]["top1"]
+
+    def _folder(self, key: str, name: str, seed: int) -> RunFolder:
+        """Returns the folder of the run with this key: the one there is, under whatever name, else a new one."""
+        found = sorted(self.path.glob(f"*-{key}"))
+        plain = re.sub(r"[^\w.=-]+", "-", name)
+        return RunFolder(found[0] if found else self.path / f"{plain}-seed{seed}-{key}", resuming=True)
+
+    def _make(self, folder: RunFolder, recipe: Recipe) -> None:
+        """Makes the folder of a run that is to begin or to go on; a damaged checkpoint is thrown away."""
+        for checkpoint in (folder.checkpoint, folder.teacher_checkpoint):
+            if checkpoint.exists():
+                try:
+                    load_checkpoint(checkpoint, self.around.device)
+                except DistproError:
+                    self.around.reporter.message(f"{checkpoint}: damaged; the run starts anew")
+                    checkpoint.unlink()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.recipe, lambda file: file.write(dump_recipe(recipe).encode()))
+
+
+def with_pathways_of(methods: Sequence[Method], recipe: Recipe) -> Recipe:
+    """Returns a recipe that says nothing of pathways with those of the processes, where all have the same.
+
+    So uniform weights stand on the pathways of the process that they are compared with.
+    """
+    found = [pathway_groups(method.origin) for method in methods if isinstance(method.origin, Process)]
+    if "pathways" in recipe.model_fields_set or not found or any(groups != found[0] for groups in found):
+        return recipe
+    return recipe.model_copy(update={"pathways": found[0]})
+
+
+def forget_runs(path: Path) -> None:
+    """Removes the runs of the comparison in a folder, and nothing else there."""
+    for folder in path.glob("*-seed*-*"):
+        if re.fullmatch(r".+-seed\d+-[0-9a-f]{12}", folder.name) and folder.is_dir():
+            shutil.rmtree(folder)

@@ -1,0 +1,170 @@
+"""Fixed schemes as processes, so that they run, are saved and are shown like any other.
+
+Shape legend: k pathways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from distpro_cli.errors import DistproError, Problem, RecipeError, nearest
+from distpro_cli.networks.level_choice import LOGITS
+from distpro_cli.process.pathway import LevelInfo, PathwayInfo
+from distpro_cli.process.process import Process
+from distpro_cli.recipe.load import dump_recipe
+from distpro_cli.recipe.schema import PathwayGroup, Recipe
+from distpro_cli.training.alpha import NORMALIZATIONS
+from distpro_cli.versions import installed_versions
+
+Levels = Sequence[LevelInfo]
+Groups = Callable[[Recipe, Levels, Levels], list[PathwayGroup]]  # (recipe, teacher's levels, student's levels)
+Rows = Callable[[Recipe, int], list[tuple[float, float]]]  # (recipe, K) → (progress, weight of every pathway)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A process that nobody searched.
+
+    Attributes:
+        rows: Its weights over time.
+        groups: Its own pathways; None: the recipe's.
+        on_logits: Whether its pathways join logits, which are made levels for it.
+        teaches: Whether the teacher is ever on.
+    """
+
+    rows: Rows
+    groups: Groups | None = None
+    on_logits: bool = False
+    teaches: bool = True
+
+
+def find_scheme(name: str) -> Scheme:
+    """Returns the scheme called `name`.
+
+    Raises:
+        DistproError: there is none.
+    """
+    if name not in SCHEMES:
+        raise DistproError(f"there is no scheme '{name}'{nearest(name, SCHEMES)}; there are: {', '.join(SCHEMES)}")
+    return SCHEMES[name]
+
+
+def scheme_recipe(name: str, recipe: Recipe, teacher: Levels, student: Levels) -> Recipe:
+    """Returns the recipe with the scheme's own pathways, if it has any, in place of the recipe's.
+
+    Raises:
+        RecipeError: the networks do not have the levels that the scheme joins.
+    """
+    groups = SCHEMES[name].groups
+    return recipe if groups is None else recipe.model_copy(update={"pathways": groups(recipe, teacher, student)})
+
+
+def scheme_process(name: str, recipe: Recipe, infos: Sequence[PathwayInfo]) -> Process:
+    """Returns the scheme as a process over the resolved pathways of `scheme_recipe`."""
+    progress, weights = zip(*SCHEMES[name].rows(recipe, len(infos)), strict=True)
+    table = np.repeat(np.asarray(weights, dtype=np.float32)[:, None], len(infos), axis=1)
+    return Process(
+        progress=np.asarray(progress, dtype=np.float32),
+        weights=table,
+        alpha=table.copy(),
+        pathways=tuple(infos),
+        normalization="none",
+        recipe=dump_recipe(recipe),
+        versions=installed_versions(),
+        seed=recipe.seed,
+    )
+
+
+def with_logits(recipe: Recipe) -> Recipe:
+    """Returns the recipe with logits as the last level of both networks, where it names levels without them."""
+    specs = {
+        role: spec.model_copy(update={"levels": [*spec.levels, LOGITS]})
+        for role, spec in (("teacher", recipe.teacher), ("student", recipe.student))
+        if spec.levels is not None and LOGITS not in spec.levels
+    }
+    return recipe.model_copy(update=specs)
+
+
+def under_its_name(name: str, error: RecipeError) -> RecipeError:
+    """Returns problems of pathways that the recipe does not speak of, as problems of the scheme."""
+    return RecipeError([replace(problem, key=f"scheme {name}") for problem in error.problems])
+
+
+def _constant(weight: float) -> list[tuple[float, float]]:
+    return [(0.0, weight), (1.0, weight)]
+
+
+def _start_of_search(recipe: Recipe, num_pathways: int) -> float:
+    """Returns the weight that every pathway has before a search moves it."""
+    spec = recipe.search
+    start_k = torch.full((num_pathways,), float(spec.alpha_start))
+    return float(NORMALIZATIONS[spec.normalization](start_k, spec.weight, spec.bias)[0])
+
+
+def _uniform_rows(recipe: Recipe, num_pathways: int) -> list[tuple[float, float]]:
+    weight = recipe.schemes.uniform.weight
+    return _constant(_start_of_search(recipe, num_pathways) if weight is None else weight)
+
+
+def _kd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
+    options = {"temperature": recipe.schemes.kd.temperature}
+    return [PathwayGroup(connections="same", transform="identity", distance="kl", distance_options=options)]
+
+
+def _hint_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
+    numbers = sorted({info.number for info in teacher} & {info.number for info in student})
+    level = recipe.schemes.hint.level
+    if level is None:
+        positions = _common(teacher, student, "map", "tokens") or numbers
+        level = positions[(len(positions) - 1) // 2]
+    elif level not in numbers:
+        found = ", ".join(map(str, numbers))
+        raise RecipeError([Problem("schemes.hint.level", f"{level} is no level of both networks; those are: {found}")])
+    return [PathwayGroup(connections=[[level, level]], transform="conv1", distance="mse")]
+
+
+def _attention_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
+    joints = [[number, number] for number in _common(teacher, student, "map") if _has_positions(teacher, number)]
+    if not joints:
+        message = "no level is a map in both networks, and in the teacher of more than one cell; set levels to maps"
+        raise RecipeError([Problem("scheme attention-transfer", message)])
+    return [PathwayGroup(connections=joints, transform="resize", distance="attention-map")]
+
+
+def _reviewkd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
+    mid = recipe.schemes.reviewkd.mid
+    options = {} if mid is None else {"mid": mid}
+    return [PathwayGroup(connections="same", transform="review", transform_options=options, distance="hcl")]
+
+
+def _reviewkd_rows(recipe: Recipe, num_pathways: int) -> list[tuple[float, float]]:
+    spec = recipe.schemes.reviewkd
+    if spec.warmup == 0:
+        return _constant(spec.weight)
+    return [(0.0, 0.0), (spec.warmup, spec.weight), (1.0, spec.weight)]
+
+
+def _common(teacher: Levels, student: Levels, *kinds: str) -> list[int]:
+    """Returns the numbers that are levels of one of these kinds in both networks."""
+    students = {info.number for info in student if info.kind in kinds}
+    return [info.number for info in teacher if info.kind in kinds and info.number in students]
+
+
+def _has_positions(levels: Levels, number: int) -> bool:
+    return any(info.number == number and info.shape[1:] != (1, 1) for info in levels)
+
+
+SCHEMES: dict[str, Scheme] = {
+    "plain": Scheme(lambda recipe, _: _constant(0.0), teaches=False),
+    "uniform": Scheme(_uniform_rows),
+    "kd": Scheme(lambda recipe, _: _constant(recipe.schemes.kd.weight), _kd_groups, on_logits=True),
+    "hint": Scheme(lambda recipe, _: _constant(recipe.schemes.hint.weight), _hint_groups),
+    "attention-transfer": Scheme(
+        lambda recipe, _: _constant(recipe.schemes.attention_transfer.weight), _attention_groups
+    ),
+    "reviewkd": Scheme(_reviewkd_rows, _reviewkd_groups),
+}
