@@ -1,78 +1,137 @@
-"""Named registries of transforms and distances, open to a user's own Python file.
+"""Named parts of distpro, open to a user's own Python file: one registry a kind of part.
 
-A recipe names an entry (`conv2`) or a class in a file (`my_transforms.py:Gated`). The file's class may also
-carry `@register_transform("gated")`; then `my_transforms.py:gated` finds it too.
+A recipe names an entry (`conv2`), or what a file of the user's defines (`my_transforms.py:Gated`). The file may also
+register it (`@register_transform("gated")`); then `my_transforms.py:gated` finds it too.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.user_code import load_python_file
 
-Entry = TypeVar("Entry")
-Registered = TypeVar("Registered", bound=type)
+Entry = TypeVar("Entry", bound=Callable[..., Any])
+Registered = TypeVar("Registered", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class _Known(Generic[Entry]):
+    names: tuple[str, ...]
+    pattern: re.Pattern[str]
+    entry: Entry
 
 
 class Registry(Generic[Entry]):
-    """Classes by name.
+    """Classes or functions by name.
 
     Attributes:
         noun: What the entries are, as error messages call them: `transform`, `distance`.
     """
 
-    def __init__(self, noun: str) -> None:
-        self.noun = noun
-        self._entries: dict[str, type[Entry]] = {}
+    def __init__(
+        self, noun: str, *, package: str | None = None, canonical: Callable[[str], str] = lambda name: name
+    ) -> None:
+        """Makes an empty registry.
 
-    def register(self, name: str) -> Callable[[Registered], Registered]:
-        """Returns a class decorator that makes the class known as `name`; a later one replaces an earlier."""
+        Args:
+            noun: What the entries are.
+            package: Its modules register entries; they are imported when a name is looked up for the first time.
+            canonical: What two spellings of one name have in common.
+        """
+        self.noun = noun
+        self._package = package
+        self._canonical = canonical
+        self._known: list[_Known[Entry]] = []
+
+    def register(self, *names: str, pattern: str | None = None) -> Callable[[Registered], Registered]:
+        """Returns a decorator that makes a class or function known; a later one replaces an earlier.
+
+        Args:
+            names: What it is called.
+            pattern: Regular expression of further names; its named groups, numbers, become keyword arguments.
+        """
+        compiled = re.compile(pattern or "|".join(re.escape(self._canonical(name)) for name in names))
 
         def decorate(entry: Registered) -> Registered:
-            self._entries[name] = entry
+            self._known.append(_Known(names, compiled, entry))  # type: ignore[arg-type]
             return entry
 
         return decorate
 
     def names(self) -> list[str]:
         """Returns the names there are, sorted."""
-        return sorted(self._entries)
+        self._import_package()
+        return sorted({name for known in self._known for name in known.names})
 
-    def find(self, name: str) -> type[Entry]:
-        """Returns the class called `name`, or `Class` from `file.py:Class`.
+    def get(self, name: str) -> Entry | None:
+        """Returns the entry called `name`, None if there is none; numbers in the name are filled in."""
+        for imported in (False, True):
+            if imported:
+                self._import_package()
+            for known in reversed(self._known):
+                if match := known.pattern.fullmatch(self._canonical(name)):
+                    numbers = {key: int(value) for key, value in match.groupdict("1").items()}
+                    return partial(known.entry, **numbers) if numbers else known.entry  # type: ignore[return-value]
+        return None
+
+    def find(self, name: str) -> Entry:
+        """Returns the entry called `name`, or `Name` from `file.py:Name`.
 
         Raises:
-            DistproError: no such name, file or class.
+            DistproError: no such name, file, class or function.
         """
-        path, separator, member = name.rpartition(":")
-        if separator and path.endswith(".py"):
-            return self._find_in_file(path, member)
-        if name not in self._entries:
+        if is_user_file(name):
+            return self._find_in_file(name)
+        found = self.get(name)
+        if found is None:
+            names = self.names()
             raise DistproError(
-                f"unknown {self.noun} '{name}'{nearest(name, self._entries)}; "
-                f"there are: {', '.join(self.names())}, or your own as path/to/file.py:Name"
+                f"unknown {self.noun} '{name}'{nearest(name, names)}; "
+                f"there are: {', '.join(names)}, or your own as path/to/file.py:Name"
             )
-        return self._entries[name]
+        return found
 
-    def _find_in_file(self, path: str, member: str) -> type[Entry]:
-        module = load_python_file(path, f"{self.noun} {path}:{member}")
+    def _find_in_file(self, name: str) -> Entry:
+        path, _, member = name.rpartition(":")
+        if not path.endswith(".py"):
+            raise DistproError(f"{self.noun} {name}: which one? Write {name}:Name, a class or function of that file")
+        module = load_python_file(path, f"{self.noun} {name}")
         found = getattr(module, member, None)
-        if isinstance(found, type):
-            return found
-        registered = self._entries.get(member)
-        if registered is not None and registered.__module__ == module.__name__:
-            return registered
-        classes = [n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        if found is None:
+            found = self.get(member)
+            if getattr(getattr(found, "func", found), "__module__", None) != module.__name__:
+                found = None  # registered under that name, but elsewhere
+        if callable(found):
+            return found  # type: ignore[return-value]
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        defined = sorted(key for key in own if not key.startswith("_"))
         raise DistproError(
-            f"{path} has no {self.noun} '{member}'{nearest(member, classes)}; it defines: "
-            f"{', '.join(sorted(classes)) or 'nothing'}"
+            f"{self.noun} {name}: {path} has no class or function '{member}'{nearest(member, defined)}; "
+            f"there are {', '.join(defined) or 'none'}"
         )
 
+    def _import_package(self) -> None:
+        if self._package is None:
+            return
+        package, self._package = self._package, None
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
 
-def check_options(noun: str, name: str, entry: type, options: Mapping[str, Any]) -> None:
+
+def is_user_file(name: str) -> bool:
+    """Tells `path/to/file.py:Name` (or a `.py` that lacks its `:Name`) from other names."""
+    return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+
+
+def check_options(noun: str, name: str, entry: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Checks that every option is a keyword argument of the class.
 
     Raises:

@@ -1,0 +1,157 @@
+"""What a task is: data, losses, scores, a metric, and what it asks of a network.
+
+A new task is a subclass of `Task` under `@register_task("name")`, in a folder of this package or in a file of the
+user's, which a recipe names as `task: path/to/file.py:Name`. Nothing outside `distpro_cli.tasks` knows what is learnt.
+
+Shape legend: b images, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from distpro_cli.errors import DistproError
+from distpro_cli.metric import Metric
+from distpro_cli.recipe.schema import Data, Recipe, Training
+from distpro_cli.registry import Registry
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images [B, C, H, W] in [0, 1] and their targets: what the task's losses take, nested as it likes."""
+
+    images_bchw: Tensor
+    targets: Any
+
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+        """Returns the batch on a device, the images in a memory format."""
+        images_bchw = self.images_bchw.to(device, memory_format=memory_format, non_blocking=True)
+        return Batch(images_bchw, map_tensors(self.targets, lambda tensor: tensor.to(device, non_blocking=True)))
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Returns `value` (tensors in dicts, lists and tuples) with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, change) for item in value)
+    return value
+
+
+class TaskData(Protocol):
+    """The train, outer and test images of a run, as batches on the CPU; `ImageData` is one for images with targets.
+
+    A batch is a function of the seed and its step alone, wherever the iteration starts and however many processes
+    load it.
+
+    Attributes:
+        train_size: Images to train on; the inner part where there is an outer one.
+        outer_size: Images that judge alpha; 0 without an outer part.
+        test_size: Images to test on.
+        identity: What the data are, by content and not by place: `train` and `test`, values that JSON knows.
+    """
+
+    train_size: int
+    outer_size: int
+    test_size: int
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def steps_per_epoch(self, batch_size: int) -> int: ...
+
+    def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]: ...
+
+    def outer_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]: ...
+
+    def test_batches(self) -> Iterator[Batch]: ...
+
+
+class Task(ABC):
+    """Something to be learnt, under one way of training.
+
+    Attributes:
+        metric: What it is judged by.
+        recipe: Of the run; its seed is that of the run.
+        training: How a network is trained: `distill`, `teacher.train`, or what a search makes of `distill`.
+    """
+
+    metric: ClassVar[Metric]
+
+    def __init__(self, recipe: Recipe, training: Training) -> None:
+        self.recipe = recipe
+        self.training = training
+
+    @abstractmethod
+    def data(self, spec: Data, seed: int, outer_share: float | None = None) -> TaskData:
+        """Opens the data.
+
+        Args:
+            spec: The recipe's section.
+            seed: Of order and augmentation.
+            outer_share: Share in (0, 1) of the train images that judges alpha; None leaves all to training.
+
+        Raises:
+            DistproError: they are not there, not readable, or do not fit the recipe.
+        """
+
+    def network_options(self, spec: Data) -> dict[str, Any]:
+        """Returns what the networks' constructors are given, where they take it; no data is read."""
+        return {}
+
+    def check_output(self, name: str, output: Any, spec: Data) -> None:
+        """Raises DistproError if what a network returns for a batch is not what the losses take.
+
+        Args:
+            name: Of the network, for the message.
+            output: Of a dry forward, batch first.
+            spec: The recipe's section.
+        """
+
+    def augment(self, batch: Batch, step: int) -> Batch:
+        """Changes a whole train batch, on the CPU; what it draws depends on the seed and the step alone."""
+        return batch
+
+    @abstractmethod
+    def losses(self, output: Any, targets: Any) -> dict[str, Tensor]:
+        """Returns the parts of the task loss by name, float32 scalars with their graph; their sum is minimised."""
+
+    def scores(self, output: Any, targets: Any) -> dict[str, Tensor]:
+        """Returns cheap figures of a train batch for progress, scalars; the metric's name is shown."""
+        return {}
+
+    @abstractmethod
+    def evaluate(self, forward: Callable[[Tensor], Any], batches: Iterable[Batch]) -> dict[str, float]:
+        """Measures a network, which the caller has put into eval mode, on test batches.
+
+        Args:
+            forward: Images float32 [B, C, H, W] in [0, 1] on the CPU to the network's output in float32 on the CPU.
+            batches: On the CPU.
+
+        Returns:
+            Figures by name, that of the metric among them.
+        """
+
+
+TASKS: Registry[type[Task]] = Registry("task", package="distpro_cli.tasks")
+register_task = TASKS.register
+
+
+def find_task(name: str) -> type[Task]:
+    """Returns the task called `name`, or `Name` from `file.py:Name`.
+
+    Raises:
+        DistproError: there is no such task.
+    """
+    found = TASKS.find(name)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise DistproError(f"task {name}: it is no subclass of distpro_cli.tasks.task.Task")
+    return found
