@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from distpro_cli.process.schedule import Schedule
 
 from distpro_cli.costs.step_costs import step_parts
 from distpro_cli.networks.build import build_network
@@ -39,13 +40,20 @@ from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import relative_cost
 from distpro_cli.process.pathway import PathwayInfo
-from distpro_cli.process.process import Process, Schedule
-from distpro_cli.recipe.schema import Data, Network, Optimizer, PathwayGroup
-from distpro_cli.tasks.classification.task import task_loss
+from distpro_cli.process.process import Process
+from distpro_cli.recipe.load import parse_recipe
+from distpro_cli.tasks.task import Batch, find_task
 from distpro_cli.training.device import choose_device, describe_device, make_deterministic
 from distpro_cli.training.optimiser import make_optimizer
-from distpro_cli.training.step import Batch, Pair, Stepper
+from distpro_cli.training.step import Distiller, Pair
 
+# So small a rate that random labels do not blow the weights up.
+RECIPE = """\
+data: {name: folder, root: none, num_classes: 1000}
+teacher: {name: resnet50, train: {}}
+student: {name: mobilenetv2_100}
+distill: {optimizer: {lr: 1e-5}}
+"""
 NUM_ROWS = 1001
 NUM_CLASSES = 1000
 KEEPS = (0.5, 0.26)
@@ -58,19 +66,20 @@ class Bench:
     def __init__(self, device: torch.device, image_size: int, batch_size: int, mid: int | None) -> None:
         torch.manual_seed(0)
         self.device = device
-        data = Data(name="folder", num_classes=NUM_CLASSES, image_size=image_size)
-        group = PathwayGroup(transform="conv2", transform_options={} if mid is None else {"mid": mid})
-        teacher = build_network(Network(name="resnet50"), data).eval().requires_grad_(False)
-        student = build_network(Network(name="mobilenetv2_100"), data).train()
-        pathways = Pathways(resolve_pathways([group], teacher.levels, student.levels))
+        options = {} if mid is None else {"mid": mid}
+        overrides = [f"data.image_size={image_size}", f"pathways=[{{transform_options: {json.dumps(options)}}}]"]
+        recipe = parse_recipe(RECIPE, overrides)
+        task = find_task(recipe.task)(recipe, recipe.distill)
+        teacher = build_network(recipe.teacher, recipe.data, task).eval().requires_grad_(False)
+        student = build_network(recipe.student, recipe.data, task).train()
+        pathways = Pathways(resolve_pathways(recipe.pathways, teacher.levels, student.levels))
         self.infos = pathways.infos
         self.parts = step_parts(teacher, student, pathways, image_size, batch_size)
         for module in (teacher, student, pathways):
             module.to(device, memory_format=torch.channels_last)
         pair = Pair(student, teacher, pathways)
-        # So small a rate that random labels do not blow the weights up.
-        optimizer = make_optimizer(pair.trained_modules(), Optimizer(lr=1e-5))
-        self.stepper = Stepper(pair, optimizer, task_loss, device=device)
+        optimizer = make_optimizer(pair.trained_modules(), recipe.distill.optimizer)
+        self.distiller = Distiller(pair, optimizer, task, device=device)
         images = torch.rand(batch_size, 3, image_size, image_size).to(device, memory_format=torch.channels_last)
         self.batch = Batch(images, torch.randint(0, NUM_CLASSES, (batch_size,)).to(device))
 
@@ -78,7 +87,7 @@ class Bench:
         """Returns how long a step with these weights took."""
         self._synchronize()
         started = time.perf_counter()
-        self.stepper.plain(self.batch, weights, 0)
+        self.distiller.step(self.batch, weights, 0)
         self._synchronize()
         return time.perf_counter() - started
 

@@ -9,6 +9,7 @@
 | central_over_ours | a search step by central difference over ours |
 | cosine_float32, cosine_bfloat16 | cosine of our hypergradient to the exact one, which is always in float32 |
 | memory_search_over_plain | peak memory of a search step over that of a plain step, networks and optimiser included |
+| memory_plain_over_student | peak memory of a plain step over that of a step of the student alone, likewise |
 
 Times are medians of interleaved repetitions. Peak memory is what CUDA's allocator says; on the CPU, the most that
 live tensors held at once.
@@ -28,17 +29,21 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from distpro_cli.networks.build import build_network
-from distpro_cli.pathways.connections import resolve_pathways
-from distpro_cli.pathways.module import Pathways
-from distpro_cli.recipe.schema import Data, Network, Optimizer, PathwayGroup
-from distpro_cli.tasks.classification.data import ClassificationData
-from distpro_cli.tasks.classification.task import task_loss
-from distpro_cli.training.device import choose_device, describe_device
-from distpro_cli.training.hypergradients import BILEVEL_STEPS, CheapHypergradient, ExactHypergradient
-from distpro_cli.training.optimiser import make_optimizer
-from distpro_cli.training.step import Batch, Pair, Stepper
+from distpro_cli.recipe.load import parse_recipe
+from distpro_cli.report.progress import Reporter
+from distpro_cli.runs.signals import Interruption
+from distpro_cli.training.device import describe_device
+from distpro_cli.training.hypergradients import Hypergradient, make_hypergradient
+from distpro_cli.training.step import Distiller, Solo
+from distpro_cli.workflows.pairs import build_pair
+from distpro_cli.workflows.session import Session, run_context
 
+RECIPE = """\
+data: {name: digits, image_size: 32, workers: 0}
+teacher: {name: wrn_40_2, train: {}}
+student: {name: wrn_16_2}
+distill: {optimizer: {lr: 0.05}}
+"""
 # A network at its very start, or one that learns random labels, has a hypergradient that is all noise: the
 # cosines are taken after a short training on real images.
 WARM_UP_STEPS = 20
@@ -48,33 +53,19 @@ NUM_BATCHES = WARM_UP_STEPS + 2 * COSINE_PAIRS
 
 
 class Bench:
-    """A pair on a device, with steppers that can be run and timed."""
+    """A pair on a device, with steps that can be run and timed."""
 
-    def __init__(self, device: torch.device, batch_size: int, seed: int = 0) -> None:
-        self.device = device
-        self.batch_size = batch_size
-        torch.manual_seed(seed)
-        data = Data(name="digits", image_size=32)
-        groups = [PathwayGroup()]
-        student = build_network(Network(name="wrn_16_2"), data).to(device)
-        teacher = build_network(Network(name="wrn_40_2"), data).to(device).eval().requires_grad_(False)
-        pathways = Pathways(resolve_pathways(groups, teacher.levels, student.levels)).to(device)
-        for module in (student, teacher, pathways):
-            module.to(memory_format=torch.channels_last)
-        self.pair = Pair(student.train(), teacher, pathways)
-        self.weights_k = torch.ones(len(pathways.infos), device=device)
-        digits = ClassificationData(data, seed)
-        self.batches = [self._batch(*batch) for batch in digits.train_batches(batch_size, NUM_BATCHES)]
+    def __init__(self, device: str | None, batch_size: int) -> None:
+        self.recipe = parse_recipe(RECIPE, [f"distill.batch_size={batch_size}"])
+        self.session = Session(self.recipe, run_context(device, Reporter(), Interruption()))
+        self.device = self.session.device
+        self.pair = build_pair(self.session, self.recipe.pathways)
+        self.pair.teacher.eval().requires_grad_(False)
+        self.pair.student.train()
+        self.distiller = self.session.distiller(self.pair, self.recipe.distill)
+        self.weights_k = torch.ones(len(self.pair.infos), device=self.device)
+        self.batches = list(self.session.batches("train", batch_size, NUM_BATCHES)(0))
         self.inner, self.outer = self.batches[-2:]
-
-    def stepper(self, precision: str = "float32", lr: float = 0.05) -> Stepper:
-        """Makes a stepper with a fresh optimiser."""
-        optimizer = make_optimizer(self.pair.trained_modules(), Optimizer(lr=lr))
-        return Stepper(self.pair, optimizer, task_loss, device=self.device, precision=precision)
-
-    def _batch(self, images_bchw: Tensor, targets_b: Tensor) -> Batch:
-        images_bchw = images_bchw.to(self.device, memory_format=torch.channels_last)
-        return Batch(images_bchw, targets_b.to(self.device))
 
     def synchronize(self) -> None:
         """Waits for the device."""
@@ -85,10 +76,9 @@ class Bench:
 def floor_step(bench: Bench) -> None:
     """Runs what no distillation can do without, written out by hand; no optimiser, no bookkeeping."""
     student, teacher, pathways = bench.pair.student, bench.pair.teacher, bench.pair.pathways
-    assert teacher is not None and pathways is not None
     levels = {info.teacher.number for info in pathways.infos}
     with torch.no_grad():
-        _, teacher_features = teacher(bench.inner.images_bchw, levels=levels, logits=False)
+        _, teacher_features = teacher(bench.inner.images_bchw, levels=levels, output=False)
     logits, features = student(bench.inner.images_bchw, levels={info.student.number for info in pathways.infos})
     total = torch.nn.functional.cross_entropy(logits, bench.inner.targets)
     for k, info in enumerate(pathways.infos):
@@ -132,43 +122,46 @@ def peak_bytes(bench: Bench, step: Callable[[], object]) -> int:
     return standing + peak
 
 
-def cosines(device: torch.device) -> dict[str, float]:
+def cosines(device: str | None) -> dict[str, float]:
     """Returns the worst cosine, over batches, of our hypergradient to the exact one in float32, by precision."""
     bench = Bench(device, COSINE_BATCH_SIZE)
-    trained = bench.stepper()
     for step in range(WARM_UP_STEPS):
-        trained.plain(bench.batches[step], bench.weights_k, step)
+        bench.distiller.step(bench.batches[step], bench.weights_k, step)
     found: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for first in range(WARM_UP_STEPS, WARM_UP_STEPS + 2 * COSINE_PAIRS, 2):
         bench.inner, bench.outer = bench.batches[first : first + 2]
-        exact = hypergradient(ExactHypergradient, bench, trained, "float32")
+        exact = hypergradient("exact", bench, "float32")
         for precision, values in found.items():
-            ours = hypergradient(CheapHypergradient, bench, trained, precision)
+            ours = hypergradient("cheap", bench, precision)
             values.append(torch.nn.functional.cosine_similarity(ours, exact, dim=0).item())
     return {precision: min(values) for precision, values in found.items()}
 
 
-def hypergradient(kind: type, bench: Bench, trained: Stepper, precision: str) -> Tensor:
-    """Returns the hypergradient [K] of a step from where `trained` stands, which stays there."""
-    stepper = copy.deepcopy(trained)
-    stepper.precision = precision
-    result: Tensor = kind(stepper)(bench.inner, bench.outer, bench.weights_k, WARM_UP_STEPS)[2]
-    return result
+def hypergradient(name: str, bench: Bench, precision: str) -> Tensor:
+    """Returns the hypergradient [K] of a step from where the bench's student stands, which stays there."""
+    distiller: Distiller = copy.deepcopy(bench.distiller)
+    distiller.precision = precision
+    kind = make_hypergradient(name, distiller)
+    return kind.step(bench.inner, bench.outer, bench.weights_k, WARM_UP_STEPS)[2]
 
 
-def measure(device: torch.device, batch_size: int, repetitions: int) -> dict[str, float | int | str]:
+def measure(device: str | None, batch_size: int, repetitions: int) -> dict[str, float | int | str]:
     """Returns all ratios, with the seconds they come from."""
     bench = Bench(device, batch_size)
-    stepper = bench.stepper()
-    searches = {name: kind(stepper) for name, kind in BILEVEL_STEPS.items() if name != "exact"}
+    distiller = bench.distiller
+    alone = bench.session.stepper(Solo(bench.pair.student), bench.recipe.distill)
+    searches: dict[str, Hypergradient] = {
+        name: make_hypergradient(name, distiller) for name in ("cheap", "central-difference")
+    }
     steps: dict[str, Callable[[], object]] = {
         "floor": lambda: floor_step(bench),
-        "plain": lambda: stepper.plain(bench.inner, bench.weights_k, 0),
-        "search": lambda: searches["cheap"](bench.inner, bench.outer, bench.weights_k, 0),
-        "central": lambda: searches["central-difference"](bench.inner, bench.outer, bench.weights_k, 0),
+        "student": lambda: alone.step_alone(bench.inner, 0),
+        "plain": lambda: distiller.step(bench.inner, bench.weights_k, 0),
+        "search": lambda: searches["cheap"].step(bench.inner, bench.outer, bench.weights_k, 0),
+        "central": lambda: searches["central-difference"].step(bench.inner, bench.outer, bench.weights_k, 0),
     }
     seconds = time_interleaved(bench, steps, repetitions)
-    memory = {name: peak_bytes(bench, steps[name]) for name in ("plain", "search")}
+    memory = {name: peak_bytes(bench, steps[name]) for name in ("student", "plain", "search")}
     cosine = cosines(device)
     return {
         "search_over_plain": seconds["search"] / seconds["plain"],
@@ -177,11 +170,12 @@ def measure(device: torch.device, batch_size: int, repetitions: int) -> dict[str
         "cosine_float32": cosine["float32"],
         "cosine_bfloat16": cosine["bfloat16"],
         "memory_search_over_plain": memory["search"] / memory["plain"],
+        "memory_plain_over_student": memory["plain"] / memory["student"],
         "pathways": len(bench.weights_k),
         "batch_size": batch_size,
         "plain_seconds": seconds["plain"],
         "plain_peak_bytes": memory["plain"],
-        "device": describe_device(device),
+        "device": describe_device(bench.device),
     }
 
 
@@ -193,7 +187,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
-    result = measure(choose_device(arguments.device), arguments.batch_size, arguments.repetitions)
+    result = measure(arguments.device, arguments.batch_size, arguments.repetitions)
     if arguments.json:
         json.dump(result, sys.stdout, indent=2)
         print()

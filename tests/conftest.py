@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,6 +66,27 @@ def distpro(workplace: Path, capfd: pytest.CaptureFixture[str]) -> Run:
         return Result(int(stop.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tiny.yaml`, its process `p.safetensors` and the `run` that found it, made once for all tests."""
+    from distpro_cli import load_recipe, search
+
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "tiny.yaml").write_text(TINY_RECIPE)
+    recipe = load_recipe(folder / "tiny.yaml", "search.epochs=1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTPRO_CACHE", str(tmp_path_factory.getbasetemp() / "distpro-cache"))
+        search(recipe, output=folder / "p.safetensors", run_dir=folder / "run", device="cpu")
+    return folder
+
+
+@pytest.fixture
+def process(workplace: Path, searched: Path) -> Path:
+    """The process of `searched`, as `p.safetensors` in the current folder."""
+    shutil.copy(searched / "p.safetensors", workplace)
+    return Path("p.safetensors")
 
 
 def start_distpro(*arguments: object, **options: Any) -> subprocess.Popen[str]:

@@ -10,11 +10,11 @@ from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.recipe.load import load_recipe
 from distpro_cli.recipe.shipped import shipped_recipes
-from distpro_cli.tasks.classification.task import task_loss
-from distpro_cli.training.hypergradients import CheapHypergradient
+from distpro_cli.tasks.task import Batch, find_task
+from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
-from distpro_cli.training.step import Batch, Pair, Stepper
-from distpro_cli.workflows.search import search_training
+from distpro_cli.training.step import Distiller, Pair
+from tests.helpers import CPU
 
 BATCH_SIZE = 2
 
@@ -30,22 +30,23 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     recipe = load_recipe(name)
     size = recipe.data.image_size if recipe.data.image_size <= 32 else 64
     data = recipe.data.model_copy(update={"image_size": size})
-    teacher = build_network(recipe.teacher, data, pretrained_ok=False).eval().requires_grad_(False)
-    student = build_network(recipe.student, data, pretrained_ok=False).train()
+    training = recipe.search_training
+    task = find_task(recipe.task)(recipe, training)
+    teacher = build_network(recipe.teacher, data, task, pretrained_ok=False).eval().requires_grad_(False)
+    student = build_network(recipe.student, data, task, pretrained_ok=False).train()
     pathways = Pathways(resolve_pathways(recipe.pathways, teacher.levels, student.levels))
     pair = Pair(student, teacher, pathways)
-    training = search_training(recipe)
     optimizer = make_optimizer(pair.trained_modules(), training.optimizer)
     make_schedule(optimizer, training.schedule, total_steps=100, steps_per_epoch=10).step_update(50)
-    stepper = Stepper(pair, optimizer, task_loss, device=torch.device("cpu"))
-    images = torch.rand(BATCH_SIZE, 3, size, size)
-    batch = Batch(images, torch.arange(BATCH_SIZE) % data.known_num_classes())
+    distiller = Distiller(pair, optimizer, task, device=CPU)
+    batch = Batch(torch.rand(BATCH_SIZE, 3, size, size), torch.arange(BATCH_SIZE))
     weights_k = torch.ones(len(pathways.infos))
     before = [p.detach().clone() for p in student.parameters()]
-    losses, outer_losses, hypergradient_k = CheapHypergradient(stepper)(batch, batch, weights_k, 0)
+    hypergradient = make_hypergradient(recipe.search.hypergradient, distiller)
+    losses, outer_losses, hypergradient_k = hypergradient.step(batch, batch, weights_k, 0)
     assert len(losses.distances) == len(pathways.infos) >= 10
     assert torch.isfinite(hypergradient_k).all() and hypergradient_k.abs().sum() > 0
     assert torch.isfinite(outer_losses.task)
-    losses = stepper.plain(batch, [1.0] * len(pathways.infos), 1)
+    losses = distiller.step(batch, [1.0] * len(pathways.infos), 1)
     assert torch.isfinite(losses.task)
     assert any(not torch.equal(old, new) for old, new in zip(before, student.parameters(), strict=True))

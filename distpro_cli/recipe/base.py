@@ -15,6 +15,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Mean = Annotated[list[Probability], Field(min_length=1)]
 Deviation = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+UserFile = Annotated[str, Field(pattern=r"\.py:\w+$")]  # path/to/file.py:Name
 Connection = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 

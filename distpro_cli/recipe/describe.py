@@ -83,7 +83,9 @@ def allowed(annotation: Any, metadata: list[Any] | None = None, *, plural: bool 
     if get_origin(kind) is dict or is_section(kind):
         return "sections" if plural else "a section of keys and values"
     words = SCALARS.get(kind, "anything")
-    if kind is str and length(metadata):
+    if kind is str and any(getattr(m, "pattern", None) for m in metadata):
+        words = "path/to/file.py:Name"
+    elif kind is str and length(metadata):
         words = "text that is not empty"
     elif kind in (int, float):
         words = f"{words}s" if plural else f"a {words}"

@@ -21,6 +21,7 @@ from distpro_cli.recipe.base import (
     PositiveInt,
     Probability,
     Seed,
+    UserFile,
     check_normalization,
     wrong,
 )
@@ -279,9 +280,12 @@ class Search(Model):
     )
     bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="kappa, the distillation weight")
-    hypergradient: Literal["cheap", "exact", "central-difference"] = Field(
+    hypergradient: Literal["cheap", "exact", "central-difference"] | UserFile = Field(
         "cheap",
         description="how d(outer loss)/d(alpha) is found; exact and central-difference are slower references",
+    )
+    hypergradient_options: dict[str, Any] = Field(
+        {}, description="keyword arguments of the hypergradient, such as shift_length"
     )
     interval: PositiveInt = Field(1, description="steps between two updates of alpha")
 
@@ -289,7 +293,7 @@ class Search(Model):
 class Recipe(Model):
     """A whole recipe."""
 
-    task: str = Field("classification", description="what is learnt")
+    task: str = Field("classification", description="what is learnt: classification, or path/to/file.py:Name")
     seed: Seed = Field(0, description="seed of everything random but the data split")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
     channels_last: bool = Field(True, description="memory format of images and networks")
@@ -305,3 +309,11 @@ class Recipe(Model):
     search: Search = Field(Search(), description="how the process is searched")
     schemes: Schemes = Field(Schemes(), description="settings of the built-in processes")
     distill: Training = Field(Training(), description="how the student is distilled")
+
+    @property
+    def search_training(self) -> Training:
+        """How the student is trained in a search: `distill`, with what `search` sets in its place."""
+        spec = self.search
+        own = {key: getattr(spec, key) for key in ("batch_size", "optimizer", "schedule")}
+        given = {key: value for key, value in own.items() if value is not None}
+        return self.distill.model_copy(update={"epochs": spec.epochs, **given})

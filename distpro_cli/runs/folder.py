@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,7 @@ from distpro_cli.errors import DistproError
 from distpro_cli.files import write_atomically
 from distpro_cli.recipe.load import dump_recipe, parse_recipe
 from distpro_cli.recipe.schema import Recipe
-
-# Keys that do not change what a run computes, so a run may be resumed under other values of them.
-_FREE_KEYS = {"data": {"workers", "cache", "root"}, "": {"checkpoint_seconds"}}
+from distpro_cli.runs.identity import differences
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,14 @@ class RunFolder:
         return self.path / "teacher-checkpoint.pt"
 
     @property
-    def weights(self) -> Path:
-        """The final student (or, of `train --network teacher`, teacher) weights."""
+    def student(self) -> Path:
+        """The final weights of the student."""
         return self.path / "student.safetensors"
+
+    @property
+    def teacher(self) -> Path:
+        """The final weights of a teacher that is trained alone."""
+        return self.path / "teacher.safetensors"
 
     @property
     def process(self) -> Path:
@@ -96,7 +97,7 @@ class RunFolder:
     @property
     def made(self) -> list[Path]:
         """What a run makes, the recipe it begins with left out."""
-        files = [self.metrics, self.checkpoint, self.weights, self.process, self.summary]
+        files = [self.metrics, self.checkpoint, self.student, self.teacher, self.process, self.summary]
         return [*files, self.teacher_metrics, self.teacher_checkpoint]
 
     def forget_if_nothing_made(self) -> None:
@@ -177,12 +178,15 @@ def _default_folder(stem: str, resume: bool) -> Path:
 
 def _check_same_run(folder: RunFolder, recipe: Recipe, inputs: dict[str, Any]) -> None:
     before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), filename=str(folder.recipe))
-    different = _differences(before.model_dump(), recipe.model_dump())
     try:
         inputs_before = json.loads(folder.inputs.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise DistproError(f"{folder.inputs} is missing or damaged; start anew with --force") from None
-    different += _differences(inputs_before, inputs)
+    different = differences(before, recipe)
+    keys = sorted({*inputs_before, *inputs})
+    different += [
+        (key, inputs_before.get(key), inputs.get(key)) for key in keys if inputs_before.get(key) != inputs.get(key)
+    ]
     if different:
         key, old, new = different[0]
         more = f" (and {len(different) - 1} more keys)" if len(different) > 1 else ""
@@ -192,31 +196,5 @@ def _check_same_run(folder: RunFolder, recipe: Recipe, inputs: dict[str, Any]) -
         )
 
 
-def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        found = []
-        for key in sorted({*before, *now} - _FREE_KEYS.get(path, set())):
-            deeper = f"{path}.{key}" if path else key
-            found += _differences(before.get(key), now.get(key), deeper)
-        return found
-    return [] if before == now else [(path, before, now)]
-
-
 def _write(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def resume_command(path: Path) -> str:
-    """Returns the command line that goes on with the run in the folder at `path`."""
-    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--force")]
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip or argument.startswith("--run-dir="):
-            skip = False
-            continue
-        if argument == "--run-dir":
-            skip = True
-            continue
-        kept.append(argument)
-    return shlex.join(["distpro", *kept, "--run-dir", str(path), "--resume"])

@@ -1,13 +1,15 @@
-"""What determines a run, hashed, so that a run that was done before is found again, and no other."""
+"""What determines a run: the one place that says which keys, files and data count, and which do not.
+
+Data count by their content (names and sizes of the images), files of the user's by theirs, code by its version. Where
+they lie does not count, so that a moved folder finds its teacher and its runs again.
+"""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,121 +18,140 @@ import torch
 from distpro_cli.files import expand_path
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
-from distpro_cli.recipe.schema import Network
+from distpro_cli.recipe.schema import Network, Recipe
+from distpro_cli.registry import is_user_file
 from distpro_cli.versions import installed_versions
-from distpro_cli.workflows.search import search_training
-from distpro_cli.workflows.session import Session
-from distpro_cli.workflows.teacher import teacher_key
 
-_FREE = {"root", "workers", "cache"}  # of `data`: they do not change what a run computes
+# Keys by section that change nothing of what a run computes.
+FREE = {"": {"checkpoint_seconds"}, "data": {"root", "workers", "cache"}}
+_FREE_OF_TEACHER = {"test_split", "test_images"}  # it is trained without them
 
 
-def transfer_key(
-    session: Session, seed: int, process: Process | None, infos: Iterable[PathwayInfo], dropping: dict[str, Any]
-) -> str:
-    """Returns the key of distilling the session's pair.
+@dataclass(frozen=True)
+class Identity:
+    """What determines the runs of a recipe, their seed apart.
 
-    Args:
-        session: Recipe and data; its recipe's own seed does not count.
-        seed: Of the run.
-        process: What drives it; None trains the student alone, whatever the teacher.
-        infos: The pair's pathways, with the options that a process leaves open.
-        dropping: What of the process is left out.
+    Attributes:
+        recipe: Of the runs.
+        data: What their data are, as `TaskData.identity` says.
+        device: Where they compute: another kind of device, or number of threads, rounds differently.
     """
-    content = {**_common(session, seed), "distill": session.recipe.distill.model_dump()}
-    if process is not None:
-        tables = hashlib.sha256()
-        for table in (process.progress, process.weights, process.alpha):
-            tables.update(table.tobytes())
-        content |= {
-            "process": tables.hexdigest(),
-            "of_process": [asdict(info) for info in process.pathways],
-            "of_pair": [asdict(info) for info in infos],
-            "dropping": dropping,
-            "teacher": _teacher(session),
-            "code_of_pathways": _user_files(name for info in infos for name in (info.transform, info.distance)),
+
+    recipe: Recipe
+    data: Mapping[str, Any]
+    device: torch.device
+
+    def teacher(self) -> str:
+        """Returns the key of the teacher that `teacher.train` (else `distill`) makes; any device may have made it."""
+        recipe, spec = self.recipe, self.recipe.teacher
+        free = FREE["data"] | _FREE_OF_TEACHER
+        if recipe.data.test_on == "test":
+            free = free | {"held_out"}
+        network = _network(spec)
+        content = {
+            "network": {key: network[key] for key in ("name", "options", "mean", "std", "code", "weights")},
+            "training": (spec.train or recipe.distill).model_dump(),
+            "seed": spec.seed,
+            "task": _named(recipe.task),
+            "data": recipe.data.model_dump(exclude=free),
+            "images": self.data["train"],
+            "precision": recipe.precision,
+            "version": installed_versions()["distpro-cli"],
         }
-    return _hash(content)
+        return _hash(content, 24)
 
+    def transfer(
+        self, seed: int, process: Process | None, infos: Iterable[PathwayInfo], dropping: Mapping[str, Any]
+    ) -> str:
+        """Returns the key of distilling the recipe's pair.
 
-def search_key(session: Session, seed: int) -> str:
-    """Returns the key of a search with the session's recipe."""
-    recipe = session.recipe
-    groups = [group.model_dump() for group in recipe.pathways]
-    return _hash(
-        {
-            **_common(session, seed),
-            "search": recipe.search.model_dump(),
-            "training": search_training(recipe).model_dump(),
-            "pathways": groups,
-            "teacher": _teacher(session),
-            "code_of_pathways": _user_files(group[name] for group in groups for name in ("transform", "distance")),
+        Args:
+            seed: Of the run.
+            process: What drives it; None trains the student alone, whatever the teacher.
+            infos: The pair's pathways, with the options that a process leaves open.
+            dropping: What of the process is left out.
+        """
+        content = {**self._common(seed), "distill": self.recipe.distill.model_dump()}
+        if process is not None:
+            tables = hashlib.sha256()
+            for table in (process.progress, process.weights, process.alpha):
+                tables.update(table.tobytes())
+            content |= {
+                "process": tables.hexdigest(),
+                "of_process": [_pathway(asdict(info)) for info in process.pathways],
+                "of_pair": [_pathway(asdict(info)) for info in infos],
+                "dropping": dict(dropping),
+                "teacher": self._teacher(),
+            }
+        return _hash(content)
+
+    def search(self, seed: int) -> str:
+        """Returns the key of a search with the recipe under another seed."""
+        recipe = self.recipe
+        return _hash(
+            {
+                **self._common(seed),
+                "search": recipe.search.model_dump(),
+                "hypergradient": _named(recipe.search.hypergradient),
+                "training": recipe.search_training.model_dump(),
+                "pathways": [_pathway(group.model_dump()) for group in recipe.pathways],
+                "teacher": self._teacher(),
+            }
+        )
+
+    def _common(self, seed: int) -> dict[str, Any]:
+        recipe, device = self.recipe, self.device
+        return {
+            "seed": seed,
+            "task": _named(recipe.task),
+            "precision": recipe.precision,
+            "channels_last": recipe.channels_last,
+            "data": recipe.data.model_dump(exclude=FREE["data"]),
+            "images": self.data,
+            "student": _network(recipe.student),
+            "versions": installed_versions(),
+            "device": [device.type, torch.get_num_threads() if device.type == "cpu" else 0],
         }
-    )
+
+    def _teacher(self) -> dict[str, Any]:
+        spec = self.recipe.teacher
+        return {**_network(spec), "trained": self.teacher() if spec.weights is None else None}
 
 
-def _common(session: Session, seed: int) -> dict[str, Any]:
-    recipe = session.recipe
-    device = session.device
-    return {
-        "seed": seed,
-        "task": recipe.task,
-        "precision": recipe.precision,
-        "channels_last": recipe.channels_last,
-        "data": recipe.data.model_dump(exclude=_FREE),
-        "images": [_stamp(place) for place in session.data.places],
-        "classes": session.data.class_names,
-        "student": _network(recipe.student),
-        "versions": installed_versions(),
-        # Sums over another number of threads, or on another kind of device, round differently.
-        "device": [device.type, torch.get_num_threads() if device.type == "cpu" else 0],
-    }
+def differences(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:
+    """Returns the dotted keys in which two recipes describe different runs, with both values."""
+    return list(_differences(before.model_dump(), now.model_dump(), ""))
 
 
-def _teacher(session: Session) -> dict[str, Any]:
-    spec = session.recipe.teacher
-    return {**_network(spec), "trained": teacher_key(session) if spec.weights is None else None}
+def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now} - FREE.get(path, set())):
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield path, before, now
 
 
 def _network(spec: Network) -> dict[str, Any]:
     weights = expand_path(spec.weights) if spec.weights not in (None, "pretrained") else None
     return {
-        **spec.model_dump(exclude={"train", "seed"}),
-        "code": _user_files([spec.name]),
-        "file": _content(weights) if weights is not None and weights.is_file() else None,
+        **spec.model_dump(exclude={"train", "seed", "name"}),
+        **_named(spec.name),
+        "weights": spec.weights if weights is None else _content(weights) if weights.is_file() else None,
     }
 
 
-def _user_files(names: Iterable[str]) -> dict[str, str]:
-    """Returns the hash of every Python file that a name such as `own.py:Net` can import: those of its folder."""
-    folders = {
-        expand_path(path).resolve().parent for path, colon, _ in map(_split, names) if colon and path.endswith(".py")
-    }
-    return {str(file): _content(file) for folder in sorted(folders) for file in sorted(folder.glob("*.py"))}
+def _pathway(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "transform": _named(values["transform"]), "distance": _named(values["distance"])}
 
 
-def _split(name: str) -> tuple[str, str, str]:
-    return name.rpartition(":")
-
-
-@functools.cache
-def _stamp(place: str) -> str:
-    """Returns names, sizes and times of change of the files at a place, hashed; a place that is no path as it is."""
-    path = Path(place)
-    if not path.exists():
-        return place
-    stamp = hashlib.sha256()
-    for file in [path] if path.is_file() else _files_below(path):
-        status = file.stat()
-        stamp.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "replace"))
-    return stamp.hexdigest()
-
-
-def _files_below(folder: Path) -> Iterable[Path]:
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        # timm writes an index beside large tars, which changes no image.
-        yield from (Path(parent) / name for name in sorted(files) if not name.endswith("_tarinfos.pickle"))
+def _named(name: str) -> dict[str, Any]:
+    """Returns a name and, of one such as `folder/own.py:Net`, the code of every file that it can import."""
+    if not is_user_file(name):
+        return {"name": name, "code": None}
+    text, _, member = name.rpartition(":")
+    path = expand_path(text).resolve()
+    code = {file.name: _content(file) for file in sorted(path.parent.glob("*.py"))}
+    return {"name": f"{path.name}:{member}", "code": code}
 
 
 def _content(file: Path) -> str:
@@ -138,5 +159,5 @@ def _content(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _hash(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+def _hash(content: dict[str, Any], length: int = 12) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:length]

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, each with the step it belongs to."""
+"""metrics.jsonl: one JSON object per line, each with the step it belongs to."""
 
 from __future__ import annotations
 
@@ -11,34 +11,25 @@ from distpro_cli.errors import DistproError
 
 
 class MetricsFile:
-    """Appends to a JSON-lines file; without a path it writes nothing.
+    """Appends rows to a JSON-lines file; each is in the file when `write` returns.
 
     Numbers that JSON does not have (NaN, infinities) are written as null.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines: list[str] = []
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row; it is on disk after the next `flush`."""
-        self._lines.append(json.dumps(_finite(row)) + "\n")
-        if len(self._lines) >= 50:
-            self.flush()
-
-    def flush(self) -> None:
-        """Appends what was written since the last flush.
+        """Appends a row.
 
         Raises:
             DistproError: the file cannot be written.
         """
-        if self.path is not None and self._lines:
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.writelines(self._lines)
-            except OSError as error:
-                raise DistproError(f"{self.path}: cannot be written ({error.strerror})") from None
-        self._lines.clear()
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(row)) + "\n")
+        except OSError as error:
+            raise DistproError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def truncate_after(self, step: int, epochs: int) -> None:
         """Drops what a stopped run wrote after its checkpoint, and the half line that a kill may leave.
@@ -47,7 +38,7 @@ class MetricsFile:
             step: Steps done at the checkpoint.
             epochs: Epochs evaluated by then.
         """
-        if self.path is None or not self.path.exists():
+        if not self.path.exists():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -55,8 +46,8 @@ class MetricsFile:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            done = row["epoch"] <= epochs if "test_top1" in row else row["step"] < step
-            if done:
+            evaluated = any(name.startswith("test_") for name in row)
+            if row["epoch"] <= epochs if evaluated else row["step"] < step:
                 kept.append(line)
         self.path.write_text("".join(kept), encoding="utf-8")
 

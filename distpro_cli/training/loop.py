@@ -4,142 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor
 
 from distpro_cli.errors import DistproError, NonFiniteLossError
-from distpro_cli.process.process import Schedule
+from distpro_cli.metric import Metric
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from distpro_cli.runs.metrics import MetricsFile
 from distpro_cli.runs.signals import Interrupted, Interruption
-from distpro_cli.training.alpha import AlphaOptimizer
+from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import DeviceClock
-from distpro_cli.training.hypergradients import BilevelStep
 from distpro_cli.training.optimiser import learning_rate
-from distpro_cli.training.step import Batch, StepLosses, Stepper
+from distpro_cli.training.step import StepLosses
+from distpro_cli.training.weights import Batches, Weights
 
 REPORT_STEPS = 10  # steps between two looks at the losses; a look makes a GPU wait
-
-
-class Batches(Protocol):
-    """Makes the batches of steps `start_step` to the end, on the device."""
-
-    def __call__(self, start_step: int) -> Iterator[Batch]: ...
-
-
-class Weights(Protocol):
-    """A source of weights over time: does one step with the weights that belong to it."""
-
-    def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
-        """Trains on one batch; returns its losses and, in a search, those of the outer batch."""
-
-    def values(self) -> dict[str, float]:
-        """Returns the weights in force by pathway id, for progress and metrics."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None: ...
-
-
-class ScheduledWeights:
-    """Weights read from a process at training progress step / total_steps; no process is plain training."""
-
-    def __init__(
-        self,
-        stepper: Stepper,
-        total_steps: int,
-        schedule: Schedule | None = None,
-        columns: list[int] | None = None,
-    ) -> None:
-        self.stepper = stepper
-        self.total_steps = total_steps
-        self.schedule = schedule
-        self.columns = columns or []
-        self._current: list[float] = []
-
-    def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
-        """See `Weights`."""
-        if self.schedule is not None:
-            row = self.schedule.at(step / self.total_steps)
-            self._current = [float(row[column]) for column in self.columns]
-        return self.stepper.plain(batch, self._current, step), None
-
-    def values(self) -> dict[str, float]:
-        """See `Weights`."""
-        return by_pathway(self.stepper, self._current)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Weights`; a schedule has no state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """See `Weights`; a schedule has no state."""
-
-
-class SearchedWeights:
-    """Weights that a search moves: alpha is updated every `interval` steps by its hypergradient."""
-
-    def __init__(self, stepper: Stepper, bilevel: BilevelStep, alpha: AlphaOptimizer, outer_batches: Batches) -> None:
-        self.stepper = stepper
-        self.bilevel = bilevel
-        self.alpha = alpha
-        self.outer_batches = outer_batches
-        self._outer: Iterator[Batch] | None = None
-
-    def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
-        """See `Weights`."""
-        weights_k = self.alpha.weights()
-        self.alpha.record(step)
-        outer_losses = None
-        if step % self.alpha.spec.interval == 0:
-            if self._outer is None:
-                self._outer = self.outer_batches(math.ceil(step / self.alpha.spec.interval))
-            losses, outer_losses, hypergradient_k = self.bilevel(batch, next(self._outer), weights_k, step)
-            self.alpha.update(hypergradient_k)
-        else:
-            losses = self.stepper.plain(batch, weights_k, step)
-        if step + 1 == self.alpha.total_steps:
-            self.alpha.record(step + 1)
-        return losses, outer_losses
-
-    def values(self) -> dict[str, float]:
-        """See `Weights`."""
-        return by_pathway(self.stepper, self.alpha.weights().tolist())
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Weights`."""
-        return self.alpha.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """See `Weights`."""
-        self.alpha.load_state_dict(state)
-
-
-def by_pathway(stepper: Stepper, weights: list[float]) -> dict[str, float]:
-    """Returns `weights` by pathway id; empty without pathways."""
-    pathways = stepper.pair.pathways
-    return {} if pathways is None else {i.id: w for i, w in zip(pathways.infos, weights, strict=True)}
-
-
-@contextmanager
-def _explaining_small_batches() -> Iterator[None]:
-    """Says in our words what BatchNorm says of a batch with one value a channel."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise DistproError(
-            "a batch of one image is too small for BatchNorm on a vector or a 1×1 map; set a larger batch_size, or "
-            "give the part it comes from more images (data.train_images, search.outer_share)"
-        ) from error
 
 
 @dataclass
@@ -148,15 +33,25 @@ class Progress:
 
     Attributes:
         step: Steps done.
-        top1: Test accuracy in percent after every epoch evaluated so far.
+        history: The task's metric on the test images after every epoch evaluated so far.
         train_seconds: Time spent in the run so far, evaluation included, over all its resumptions.
         device_seconds: Of these, what the device computed; see `DeviceClock`.
     """
 
     step: int = 0
-    top1: list[float] = field(default_factory=list)
+    history: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
     device_seconds: float = 0.0
+
+    def state_dict(self, metric: Metric) -> dict[str, Any]:
+        """Returns the fields, the history under the metric's name."""
+        seconds = {"train_seconds": self.train_seconds, "device_seconds": self.device_seconds}
+        return {"step": self.step, metric.name: list(self.history), **seconds}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], metric: Metric) -> Progress:
+        """Returns the progress that `state_dict` wrote."""
+        return cls(state["step"], list(state[metric.name]), state["train_seconds"], state["device_seconds"])
 
 
 @dataclass(frozen=True)
@@ -166,7 +61,7 @@ class Plan:
     title: str
     epochs: int
     steps_per_epoch: int
-    checkpoint_path: Path | None
+    checkpoint_path: Path
     checkpoint_seconds: float
 
     @property
@@ -175,33 +70,46 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
 
+@dataclass(frozen=True)
+class Outlets:
+    """Where a run says how far it is, and where it looks for signals."""
+
+    reporter: Reporter
+    metrics: MetricsFile
+    interruption: Interruption
+
+
 class Trainer:
-    """Runs a plan to its end: steps, an evaluation after every epoch, checkpoints, metrics."""
+    """Runs a plan to its end: steps, an evaluation after every epoch, checkpoints, metrics.
+
+    Args:
+        plan: Length and rhythm.
+        weights: Source of weights; runs the steps.
+        schedule: Of the learning rate.
+        train_batches: Makes the batches from a step on.
+        evaluate: Measures the student on the test images.
+        outlets: Progress, metrics, signals.
+    """
 
     def __init__(
         self,
         plan: Plan,
-        stepper: Stepper,
-        schedule: Scheduler,
         weights: Weights,
+        schedule: Scheduler,
         train_batches: Batches,
         evaluate: Callable[[], dict[str, float]],
-        *,
-        reporter: Reporter,
-        metrics: MetricsFile,
-        interruption: Interruption,
+        outlets: Outlets,
     ) -> None:
         self.plan = plan
-        self.stepper = stepper
-        self.schedule = schedule
         self.weights = weights
+        self.stepper = weights.stepper
+        self.schedule = schedule
         self.train_batches = train_batches
         self.evaluate = evaluate
-        self.reporter = reporter
-        self.metrics = metrics
-        self.interruption = interruption
+        self.reporter, self.metrics, self.interruption = outlets.reporter, outlets.metrics, outlets.interruption
+        self.metric = self.stepper.task.metric
         self.progress = Progress()
-        self._clock = DeviceClock(stepper.device)
+        self._clock = DeviceClock(self.stepper.device)
         self._unchecked: list[tuple[int, StepLosses, StepLosses | None]] = []
 
     def run(self) -> Progress:
@@ -211,33 +119,29 @@ class Trainer:
             NonFiniteLossError: a loss left the finite numbers.
             Interrupted: a signal came; the checkpoint is written.
         """
-        self.metrics.truncate_after(self.progress.step, len(self.progress.top1))
+        progress, plan = self.progress, self.plan
+        self.metrics.truncate_after(progress.step, len(progress.history))
         self._started = self._saved = time.monotonic()
-        self._seconds_before = self.progress.train_seconds
-        self.reporter.start(self.plan.title, self.plan.total_steps, self.progress.step)
+        self._seconds_before = progress.train_seconds
+        self.reporter.start(plan.title, plan.total_steps, progress.step, self.metric)
+        batches: Iterator[Batch] | None = None
         try:
-            self._run()
+            while True:
+                if len(progress.history) < progress.step // plan.steps_per_epoch:
+                    self._end_epoch()
+                if progress.step == plan.total_steps:
+                    return progress
+                if batches is None:
+                    batches = self.train_batches(progress.step)
+                self._train_step(next(batches))
+                self._checkpoint_if_due()
         finally:
             self.reporter.stop()
-        return self.progress
-
-    def _run(self) -> None:
-        progress, plan = self.progress, self.plan
-        batches: Iterator[Batch] | None = None
-        while True:
-            if len(progress.top1) < progress.step // plan.steps_per_epoch:
-                self._end_epoch()
-            if progress.step == plan.total_steps:
-                return
-            if batches is None:
-                batches = self.train_batches(progress.step)
-            self._train_step(next(batches))
-            self._checkpoint_if_due()
 
     def _train_step(self, batch: Batch) -> None:
         step = self.progress.step
         self.schedule.step_update(step)
-        self.stepper.pair.student.train()
+        self.stepper.student.train()
         with _explaining_small_batches(), self._clock:
             losses, outer_losses = self.weights.step(batch, step)
         self.progress.step += 1
@@ -250,14 +154,12 @@ class Trainer:
     def _end_epoch(self) -> None:
         self._check_losses()
         self.save()
-        self.stepper.pair.student.eval()
         with self._clock:
             result = self.evaluate()
-        self.stepper.pair.student.train()
-        self.progress.top1.append(result["top1"])
-        epoch = len(self.progress.top1)
+        self.progress.history.append(result[self.metric.name])
+        epoch = len(self.progress.history)
         self.metrics.write({"step": self.progress.step, "epoch": epoch, **{f"test_{k}": v for k, v in result.items()}})
-        self.reporter.epoch(epoch, self.plan.epochs, result["top1"])
+        self.reporter.epoch(epoch, self.plan.epochs, result[self.metric.name])
         self.save()
 
     def _checkpoint_if_due(self) -> None:
@@ -270,68 +172,57 @@ class Trainer:
 
     def _check_losses(self) -> None:
         """Raises if a loss since the last check is not finite; always run before a checkpoint is written."""
+        infos = self.stepper.trained.infos
         for step, losses, outer_losses in self._unchecked:
-            parts: list[tuple[str, Tensor]] = [("the task loss", losses.task)]
-            infos = self.stepper.pair.pathways.infos if self.stepper.pair.pathways is not None else ()
-            parts += [(f"the loss of pathway {infos[k].id}", d) for k, d in losses.distances.items()]
+            values = {"the task loss": losses.task}
+            values |= {f"the loss of pathway {infos[k].id}": d for k, d in losses.distances.items()}
             if outer_losses is not None:
-                parts.append(("the outer task loss", outer_losses.task))
-            for name, value in parts:
+                values["the outer task loss"] = outer_losses.task
+            for name, value in values.items():
                 if not math.isfinite(value.item()):
                     self._stop_at_non_finite(step, name, value.item())
         self._unchecked.clear()
 
     def _stop_at_non_finite(self, step: int, name: str, value: float) -> None:
         path = self.plan.checkpoint_path
-        last_good = f"the last good checkpoint is {path}" if path is not None and path.exists() else "no checkpoint yet"
+        last_good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint yet"
         raise NonFiniteLossError(
             f"step {step}: {name} is {value}; {last_good}; try a smaller optimizer.lr or search.weight, "
             "clip_grad, or precision: float32"
         )
 
     def _report(self, step: int, losses: StepLosses, outer_losses: StepLosses | None) -> None:
-        weights = self.weights.values()
-        pathways = self.stepper.pair.pathways
+        infos = self.stepper.trained.infos
         row: dict[str, Any] = {
             "step": step,
             "epoch": step / self.plan.steps_per_epoch,
             "lr": learning_rate(self.stepper.optimizer),
             "task": losses.task.item(),
         }
-        if losses.correct_percent is not None:
-            row["train_top1"] = losses.correct_percent.item()
-        if outer_losses is not None and outer_losses.correct_percent is not None:
-            row |= {"outer_task": outer_losses.task.item(), "outer_top1": outer_losses.correct_percent.item()}
-        if pathways is not None:
-            row["distances"] = {pathways.infos[k].id: d.item() for k, d in losses.distances.items()}
-            row["weights"] = weights
+        if len(losses.parts) > 1:
+            row["losses"] = {name: part.item() for name, part in losses.parts.items()}
+        row |= {f"train_{name}": score.item() for name, score in losses.scores.items()}
+        if outer_losses is not None:
+            row["outer_task"] = outer_losses.task.item()
+            row |= {f"outer_{name}": score.item() for name, score in outer_losses.scores.items()}
+        if infos:
+            row["distances"] = {infos[k].id: d.item() for k, d in losses.distances.items()}
+            row["weights"] = self.weights.by_pathway()
         self.metrics.write(row)
         self.reporter.step(self.progress.step, row)
 
     def save(self) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint: all that a resumed run needs to end as if it had never stopped."""
         self._saved = time.monotonic()
         self.progress.train_seconds = self._seconds_before + self._saved - self._started
         self.progress.device_seconds += self._clock.take()
-        if self.plan.checkpoint_path is not None:
-            self.metrics.flush()
-            save_checkpoint(self.state_dict(), self.plan.checkpoint_path)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that a resumed run needs to end as if it had never stopped."""
-        pair = self.stepper.pair
-        return {
-            "progress": {
-                "step": self.progress.step,
-                "top1": list(self.progress.top1),
-                "train_seconds": self.progress.train_seconds,
-                "device_seconds": self.progress.device_seconds,
-            },
-            "student": pair.student.model.state_dict(),
-            "transforms": {} if pair.pathways is None else pair.pathways.state_dict(),
+        state = {
+            "progress": self.progress.state_dict(self.metric),
+            **self.stepper.trained.state_dict(),
             "optimizer": self.stepper.optimizer.state_dict(),
             "weights": self.weights.state_dict(),
         }
+        save_checkpoint(state, self.plan.checkpoint_path)
 
     def resume(self) -> None:
         """Takes up the run where its checkpoint left it.
@@ -339,12 +230,22 @@ class Trainer:
         Raises:
             DistproError: there is no checkpoint, or it cannot be read.
         """
-        assert self.plan.checkpoint_path is not None
         state = load_checkpoint(self.plan.checkpoint_path, self.stepper.device)
-        pair = self.stepper.pair
-        pair.student.model.load_state_dict(state["student"])
-        if pair.pathways is not None:
-            pair.pathways.load_state_dict(state["transforms"])
+        self.stepper.trained.load_state_dict(state)
         self.stepper.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**state["progress"])
-        self.weights.load_state_dict(state["weights"], self.progress.step)
+        self.weights.load_state_dict(state["weights"])
+        self.progress = Progress.of_state(state["progress"], self.metric)
+
+
+@contextmanager
+def _explaining_small_batches() -> Iterator[None]:
+    """Rephrases BatchNorm's error for a batch with one value per channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DistproError(
+            "a batch of one image is too small for BatchNorm on a vector or a 1×1 map; set a larger batch_size, or "
+            "give the part it comes from more images (data.train_images, search.outer_share)"
+        ) from error

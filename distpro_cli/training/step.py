@@ -1,32 +1,29 @@
-"""One training step of a student: task loss plus weighted pathway losses, and the parts a search builds on.
+"""One training step: of a network alone, or of a student that a teacher's pathways pull at.
 
 Shape legend: b images, c channels, h height, w width, k pathways.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.pathways.module import Pathways
+from distpro_cli.pathways.module import Pathways, Start
+from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.randomness import derived_seed
+from distpro_cli.tasks.task import Batch, Task
 from distpro_cli.training.device import autocast
 
 Features = dict[int, Tensor]
-TaskLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images [B, C, H, W] in [0, 1] and their targets: [B] class numbers, or [B, classes] when mixed."""
-
-    images_bchw: Tensor
-    targets: Tensor
+Starts = dict[Start, Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,101 +31,126 @@ class StepLosses:
     """What a step computed, by name; tensors without gradient, still on the device.
 
     Attributes:
-        task: Task loss, scalar.
+        parts: Parts of the task loss, scalars.
+        task: Their sum.
         distances: D_k of the pathways that were on, by column.
-        correct_percent: Top-1 accuracy on the batch, 0..100; for mixed targets against the larger part.
+        scores: The task's scores on the batch.
     """
 
+    parts: Mapping[str, Tensor]
     task: Tensor
-    distances: dict[int, Tensor] = field(default_factory=dict)
-    correct_percent: Tensor | None = None
+    distances: Mapping[int, Tensor] = field(default_factory=dict)
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Solo:
+    """A network that is trained alone: a student without distillation, or a teacher."""
+
+    student: TappedNetwork
+
+    @property
+    def infos(self) -> tuple[PathwayInfo, ...]:
+        """Its pathways: none."""
+        return ()
+
+    def trained_modules(self) -> list[nn.Module]:
+        """Returns what the optimiser moves."""
+        return [self.student]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the weights and buffers that training changes."""
+        return {"student": self.student.model.state_dict(), "transforms": {}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.student.model.load_state_dict(state["student"])
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Who takes part in a run: the student always, the teacher and the pathways when it distils."""
+    """A student, its teacher (frozen, in eval mode) and the pathways between them."""
 
     student: TappedNetwork
-    teacher: TappedNetwork | None = None
-    pathways: Pathways | None = None
+    teacher: TappedNetwork
+    pathways: Pathways
+
+    @property
+    def infos(self) -> tuple[PathwayInfo, ...]:
+        """The pathways, in the order of the columns."""
+        return self.pathways.infos
 
     def trained_modules(self) -> list[nn.Module]:
         """Returns what the optimiser moves: the student and the transform blocks."""
-        return [self.student] if self.pathways is None else [self.student, self.pathways]
+        return [self.student, self.pathways]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the weights and buffers that training changes."""
+        return {"student": self.student.model.state_dict(), "transforms": self.pathways.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.student.model.load_state_dict(state["student"])
+        self.pathways.load_state_dict(state["transforms"])
 
 
 class Stepper:
-    """Runs single steps of a pair: forward, losses, backward, update."""
+    """Trains a network alone: forward, losses, backward, update.
+
+    Args:
+        trained: What is trained, on the device.
+        optimizer: Over all that is trained.
+        task: Gives the losses.
+        device: Where it computes.
+        precision: `float32`, or `bfloat16` for autocast.
+        clip_grad: Largest norm of the student's gradient; None: any.
+        seed: Of what the student draws in a step.
+    """
 
     def __init__(
         self,
-        pair: Pair,
+        trained: Solo | Pair,
         optimizer: torch.optim.Optimizer,
-        task_loss: TaskLoss,
+        task: Task,
         *,
         device: torch.device,
         precision: str = "float32",
         clip_grad: float | None = None,
         seed: int = 0,
     ) -> None:
-        self.pair = pair
+        self.trained = trained
+        self.student = trained.student
         self.optimizer = optimizer
-        self.task_loss = task_loss
+        self.task = task
         self.device = device
         self.precision = precision
         self.clip_grad = clip_grad
         self.seed = seed
-        self.student_parameters: list[Tensor] = [p for p in pair.student.parameters() if p.requires_grad]
+        self.student_parameters: list[Tensor] = [p for p in self.student.parameters() if p.requires_grad]
 
-    def plain(self, batch: Batch, weights: Sequence[float] | Tensor, step: int) -> StepLosses:
-        """Trains on one batch by L_task + Σ_k weight_k · D_k over the pathways whose weight is not zero.
-
-        Args:
-            batch: On the device.
-            weights: [K] ≥ 0; a sequence of floats, in which zeros are neither computed nor fetched from the
-                teacher, or a tensor, of which all pathways are computed.
-            step: Number of the step, which seeds its randomness.
-        """
-        losses, total = self.training_loss(batch, weights, step)
-        total.backward()
+    def step_alone(self, batch: Batch, step: int) -> StepLosses:
+        """Trains on one batch, on the device, by the task loss; `step` seeds the step's randomness."""
+        output, _ = self.student_forward(batch, (), step)
+        parts, task = self.task_loss(output, batch.targets)
+        task.backward()
         self.update()
-        return losses
+        return self.named(parts, task, {}, output, batch)
 
-    def training_loss(self, batch: Batch, weights: Sequence[float] | Tensor, step: int) -> tuple[StepLosses, Tensor]:
-        """Returns the named losses and the total with its graph; see `plain`."""
-        active = active_pathways(weights)
-        teacher_features = self.teach(batch.images_bchw, active)
-        logits, features = self.study(batch, self._pathways.student_levels(active) if active else (), step)
-        task = self.task_loss(logits, batch.targets)
-        distances: dict[int, Tensor] = {}
-        if active:
-            with autocast(self.device, self.precision):
-                distances = self._pathways(features, teacher_features, active)
-        total = task
-        for k, distance in distances.items():
-            total = total + weights[k] * distance
-        return self.named(task, distances, logits, batch), total
-
-    def teach(self, images_bchw: Tensor, active: Sequence[int]) -> Features:
-        """Returns the teacher's features at the levels that the `active` pathways need, without graph."""
-        if self.pair.teacher is None or not active:
-            return {}
-        with torch.no_grad(), autocast(self.device, self.precision):
-            features: Features
-            _, features = self.pair.teacher(images_bchw, levels=self._pathways.teacher_levels(active), logits=False)
-        return features
-
-    def study(self, batch: Batch, levels: Collection[int], step: int) -> tuple[Tensor, Features]:
-        """Returns the student's logits and features of a batch, with their graph."""
+    def student_forward(self, batch: Batch, levels: Collection[int], step: int) -> tuple[Any, Features]:
+        """Returns the student's output and its features of a batch, with their graph."""
         self.seed_student(step)
         with autocast(self.device, self.precision):
-            logits, features = self.pair.student(batch.images_bchw, levels=levels)
-        assert logits is not None
-        return logits, features
+            output, features = self.student(batch.images_bchw, levels=levels)
+        return output, features
 
     def seed_student(self, step: int) -> None:
         """Makes what the student draws in this step (dropout, stochastic depth) a function of the step alone."""
         torch.manual_seed(derived_seed(self.seed, "student", step))
+
+    def task_loss(self, output: Any, targets: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the parts of the task loss and their sum, with their graph."""
+        parts = self.task.losses(output, targets)
+        return parts, reduce(add, parts.values())
 
     def update(self) -> None:
         """Clips if asked, steps the optimiser and drops the gradients."""
@@ -137,18 +159,106 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def named(self, task: Tensor, distances: dict[int, Tensor], logits: Tensor, batch: Batch) -> StepLosses:
+    def named(
+        self, parts: Mapping[str, Tensor], task: Tensor, distances: Mapping[int, Tensor], output: Any, batch: Batch
+    ) -> StepLosses:
         """Wraps the parts of a step's loss, detached from their graph."""
-        classes = batch.targets.argmax(1) if batch.targets.ndim > 1 else batch.targets
         with torch.no_grad():
-            correct_percent = (logits.argmax(1) == classes).float().mean() * 100
-        parts = {k: distance.detach() for k, distance in distances.items()}
-        return StepLosses(task.detach(), parts, correct_percent)
+            scores = self.task.scores(output, batch.targets)
+        detached = {name: part.detach() for name, part in parts.items()}
+        return StepLosses(detached, task.detach(), {k: d.detach() for k, d in distances.items()}, scores)
 
-    @property
-    def _pathways(self) -> Pathways:
-        assert self.pair.pathways is not None
-        return self.pair.pathways
+
+class Distiller(Stepper):
+    """Trains the student of a pair by L_task + Σ_k weight_k · D_k; a search builds on its parts.
+
+    Args:
+        pair: On the device.
+        optimizer: Over the student and the transform blocks.
+        task: Gives the losses.
+        options: As in `Stepper`.
+    """
+
+    def __init__(self, pair: Pair, optimizer: torch.optim.Optimizer, task: Task, **options: Any) -> None:
+        super().__init__(pair, optimizer, task, **options)
+        self.teacher = pair.teacher
+        self.pathways = pair.pathways
+
+    def step(self, batch: Batch, weights: Sequence[float] | Tensor, step: int) -> StepLosses:
+        """Trains on one batch.
+
+        Args:
+            batch: On the device.
+            weights: [K] ≥ 0; a sequence of floats, in which zeros are neither computed nor fetched from the
+                teacher, or a tensor, of which all pathways are computed.
+            step: Number of the step, which seeds its randomness.
+        """
+        losses, _ = self.backward(batch, weights, step)
+        self.update()
+        return losses
+
+    def backward(
+        self, batch: Batch, weights: Sequence[float] | Tensor, step: int, gradients: dict[int, Tensor] | None = None
+    ) -> tuple[StepLosses, Starts]:
+        """Fills the gradients of one step; every step of a distillation and of a search goes through here.
+
+        The graph is cut where the pathways start. Every pathway goes back on its own, to its own copy of what it
+        starts from, so that the graph of one pathway is held at a time; then the weighted sum of what arrived goes
+        back through the shared blocks and the student once.
+
+        Args:
+            batch: On the device.
+            weights: As in `step`.
+            step: Number of the step.
+            gradients: Is given g_k = ∂D_k/∂start, by pathway, where that is wanted.
+
+        Returns:
+            The losses, and what the pathways started from, without graph.
+        """
+        active = active_pathways(weights)
+        teacher_features = self.teacher_features(batch.images_bchw, active)
+        output, features = self.student_forward(batch, self.pathways.student_levels(active), step)
+        with autocast(self.device, self.precision):
+            starts = self.pathways.starts(features, active)
+        parts, task = self.task_loss(output, batch.targets)
+        distances: dict[int, Tensor] = {}
+        pulls: Starts = {}
+        for k in active:
+            distances[k], gradient = self._pathway_backward(k, starts, teacher_features, weights[k])
+            pull = gradient * (weights[k].to(gradient.dtype) if isinstance(weights, Tensor) else weights[k])
+            start = self.pathways.start_of[k]
+            pulls[start] = pulls[start].add_(pull) if start in pulls else pull
+            if gradients is not None:
+                gradients[k] = gradient
+        reached = [start for start in pulls if starts[start].requires_grad]
+        torch.autograd.backward(
+            [task, *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]
+        )
+        plain_starts = {start: tensor.detach() for start, tensor in starts.items()}
+        return self.named(parts, task, distances, output, batch), plain_starts
+
+    def _pathway_backward(
+        self, k: int, starts: Starts, teacher_features: Features, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Goes back through pathway k; returns D_k and g_k, and leaves weight · ∂D_k in its block's gradients."""
+        copy = starts[self.pathways.start_of[k]].detach().requires_grad_()
+        with autocast(self.device, self.precision):
+            distance = self.pathways.distance(k, copy, teacher_features[self.pathways.infos[k].teacher.number])
+        distance.backward()
+        block_gradients = [p.grad for p in self.pathways.transforms[k].parameters() if p.grad is not None]
+        if block_gradients:
+            torch._foreach_mul_(block_gradients, weight)
+        gradient = copy.grad if copy.grad is not None else torch.zeros_like(copy)
+        return distance.detach(), gradient
+
+    def teacher_features(self, images_bchw: Tensor, active: Sequence[int]) -> Features:
+        """Returns the teacher's features at the levels that the `active` pathways need, without graph."""
+        if not active:
+            return {}
+        with torch.no_grad(), autocast(self.device, self.precision):
+            features: Features
+            _, features = self.teacher(images_bchw, levels=self.pathways.teacher_levels(active), output=False)
+        return features
 
 
 def active_pathways(weights: Sequence[float] | Tensor) -> list[int]:

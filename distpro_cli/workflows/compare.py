@@ -14,20 +14,20 @@ from distpro_cli.errors import DistproError, NonFiniteLossError, RecipeError
 from distpro_cli.files import write_atomically
 from distpro_cli.process.cost import relative_search_cost
 from distpro_cli.process.file import load_process
-from distpro_cli.process.matching import match
-from distpro_cli.process.process import Process
+from distpro_cli.process.matching import fit
 from distpro_cli.recipe.load import dump_recipe, parse_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.report.comparison import STUDENT, summarize_method
 from distpro_cli.runs.checkpoint import load_checkpoint
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.runs.identity import search_key, transfer_key
 from distpro_cli.training.device import describe_device
 from distpro_cli.workflows.diagnosis import explain_worse
 from distpro_cli.workflows.methods import Method
-from distpro_cli.workflows.search import build_pair, search, search_training, teacher_summary
-from distpro_cli.workflows.session import Session, Surroundings
-from distpro_cli.workflows.transfer import pathway_groups, set_up, transfer
+from distpro_cli.workflows.pairs import build_pair, pathway_groups
+from distpro_cli.workflows.search import search
+from distpro_cli.workflows.session import RunContext, Session
+from distpro_cli.workflows.sources import ProcessSource
+from distpro_cli.workflows.transfer import transfer
 
 MADE = {"student", "teacher", "seconds", "device_seconds", "remaining_percent", "pathways_used"}  # of a run's summary
 
@@ -39,7 +39,7 @@ class Run:
     Attributes:
         method: With its process.
         seed: Of the run.
-        key: Of all that determines it, see `transfer_key`.
+        key: Of all that determines it, see `Identity.transfer`.
     """
 
     method: Method
@@ -49,9 +49,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Search:
-    """The search that the comparison ran for its own process: the process, and what it cost in seconds."""
+    """The search that the comparison ran for its own process: its result, and what it cost in seconds."""
 
-    process: Process
+    source: ProcessSource
     seconds: float
 
 
@@ -63,7 +63,7 @@ class Comparison:
         methods: What to compare.
         num_seeds: Seeds of every method.
         path: Folder of the comparison.
-        around: Device, progress, signals.
+        context: Device, progress, signals.
         anew: Whether runs that are there are made again.
     """
 
@@ -73,7 +73,7 @@ class Comparison:
         methods: Sequence[Method],
         num_seeds: int,
         path: Path,
-        around: Surroundings,
+        context: RunContext,
         *,
         anew: bool = False,
     ) -> None:
@@ -81,11 +81,12 @@ class Comparison:
         self.methods = list(methods)
         self.seeds = [recipe.seed + i for i in range(num_seeds)]
         self.path = path
-        self.around = around
+        self.context = context
         self.anew = anew
-        self.session = Session(recipe, around)
+        self.session = Session(recipe, context)
+        self.metric = self.session.task.metric
         self.search: Search | None = None
-        self.teacher_top1: float | None = None
+        self.teacher_figure: float | None = None
         self.diverged: dict[str, str] = {}
 
     def summary(self) -> dict[str, Any]:
@@ -98,19 +99,22 @@ class Comparison:
         }
         compared = [method for method in self.methods if method.name in of_method]
         alone = of_method.get(STUDENT)
-        baseline = None if alone is None else [summary["student"]["top1_last"] for summary in alone]
+        baseline = None if alone is None else [summary["student"][f"{self.metric.name}_last"] for summary in alone]
         methods = [
-            summarize_method(method.name, of_method[method.name], baseline, self._search_cost(method, of_method))
+            summarize_method(
+                method.name, of_method[method.name], baseline, self._search_cost(method, of_method), self.metric
+            )
             for method in compared
         ]
         return {
             "methods": methods,
-            "teacher": {"name": self.recipe.teacher.name, **teacher_summary(self.teacher_top1)},
+            "teacher": {"name": self.recipe.teacher.name, **self.metric.fixed(self.teacher_figure)},
             "student": self.recipe.student.name,
             "epochs": self.recipe.distill.epochs,
             "seeds": self.seeds,
+            "metric": asdict(self.metric),
             "device": describe_device(self.session.device),
-            "worse": explain_worse(self.recipe, compared, methods, self.teacher_top1, self.around),
+            "worse": explain_worse(self.session, compared, methods, self.teacher_figure),
             "diverged": [{"name": name, "message": message} for name, message in self.diverged.items()],
             "run_dir": str(self.path),
         }
@@ -121,19 +125,19 @@ class Comparison:
         A process from a file does not say how long its search took. What its steps would take here is estimated
         from the steps of a run with the whole process, where one was made.
         """
-        process = method.origin
-        if not isinstance(process, Process):
+        process = method.process
+        if process is None:
             return 0.0, False
-        if self.search is not None and process is self.search.process:
+        if self.search is not None and process is self.search.source.process:
             return self.search.seconds, False
-        whole = next((other.name for other in self.methods if other.origin is process and other.is_whole), None)
+        whole = next((other.name for other in self.methods if other.process is process and other.is_whole), None)
         if whole not in of_method or not process.parts or "steps" not in process.measured:
             return None, False
         training = self.recipe.distill
-        steps = training.epochs * self.session.data.steps_per_epoch(training.batch_size)
+        steps = self.session.total_steps(training)
         seconds = statistics.fmean(summary["seconds"] for summary in of_method[whole]) / steps
         searched = parse_recipe(process.recipe)
-        by_batch = search_training(searched).batch_size / training.batch_size
+        by_batch = searched.search_training.batch_size / training.batch_size
         by_step = relative_search_cost(process.parts, searched.search.interval)
         return float(process.measured["steps"]) * seconds * by_batch * by_step, True
 
@@ -153,7 +157,7 @@ class Comparison:
         self.path.mkdir(parents=True, exist_ok=True)
         if any(method.origin is None for method in self.methods):
             self.search = self._searched()
-            self.methods = [method.with_process(self.search.process) for method in self.methods]
+            self.methods = [method.with_process(self.search.source) for method in self.methods]
             keys = self._checked()
         runs = [Run(method, seed, keys[method.name][seed]) for seed in self.seeds for method in self.methods]
         done = [self._finished(run) for run in runs]
@@ -165,12 +169,12 @@ class Comparison:
             if run.method.name in self.diverged:
                 continue
             if before is not None:
-                self.around.reporter.message(f"{title}: done before")
+                self.context.reporter.message(f"{title}: already done")
             try:
                 results.append((run, before or self._distilled(run, title)))
             except NonFiniteLossError as error:
                 self.diverged[run.method.name] = f"{run.method.name}, seed {run.seed}: {error}"
-                self.around.reporter.message(f"{title}: diverged; the other methods go on")
+                self.context.reporter.message(f"{title}: diverged; continuing with the other methods")
         return results
 
     def _checked(self) -> dict[str, dict[int, str]]:
@@ -192,27 +196,25 @@ class Comparison:
         return keys
 
     def _keys(self, method: Method) -> dict[int, str]:
-        if (source := method.source) is None:
+        if method.origin is None:
             build_pair(self.session, self.recipe.pathways)
             return {}
-        pair, process = set_up(self.session, source)
-        assert pair.pathways is not None
-        infos = pair.pathways.infos
-        match(process, infos)
-        process.schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
-        driven = process if process.weights.any() else None
+        pair, process = method.source.set_up(self.session)
         dropping = asdict(method.dropping)
-        return {seed: transfer_key(self.session, seed, driven, infos, dropping) for seed in self.seeds}
+        fit(process, pair.infos).schedule(**dropping)
+        driven = process if process.weights.any() else None
+        identity = self.session.identity
+        return {seed: identity.transfer(seed, driven, pair.infos, dropping) for seed in self.seeds}
 
     def _searched(self) -> Search:
         """Searches the process of the recipe, or takes it from the search that was done before."""
         seed = self.recipe.seed
-        folder = self._folder(search_key(self.session, seed), "search", seed)
+        folder = self._folder(self.session.identity.search(seed), "search", seed)
         summary = folder.finished_summary(folder.process)
         if summary is None:
             self._make(folder, self.recipe)
-            summary = search(self.recipe, folder.process, folder, self.around, force=True)
-        return Search(load_process(folder.process), summary["seconds"])
+            summary = search(self.recipe, folder.process, folder, self.context, force=True).summary
+        return Search(ProcessSource(load_process(folder.process)), summary["seconds"])
 
     def _finished(self, run: Run) -> dict[str, Any] | None:
         folder = self._folder(run.key, run.method.name, run.seed)
@@ -225,17 +227,21 @@ class Comparison:
         recipe = self.recipe.model_copy(update={"seed": run.seed})
         folder = self._folder(run.key, run.method.name, run.seed)
         self._make(folder, recipe)
-        source = run.method.source
-        assert source is not None
         summary = transfer(
-            recipe, source, run.method.dropping, folder, self.around, teacher_top1=self.teacher_top1, title=title
-        )
+            recipe,
+            run.method.source,
+            run.method.dropping,
+            folder,
+            self.context,
+            teacher_figure=self.teacher_figure,
+            title=title,
+        ).summary
         self._see_teacher(summary)
         return summary
 
     def _see_teacher(self, summary: dict[str, Any]) -> None:
-        if self.teacher_top1 is None:
-            self.teacher_top1 = summary["teacher"]["top1"]
+        if self.teacher_figure is None:
+            self.teacher_figure = summary["teacher"][self.metric.name]
 
     def _folder(self, key: str, name: str, seed: int) -> RunFolder:
         """Returns the folder of the run with this key: the one there is, under whatever name, else a new one."""
@@ -244,24 +250,24 @@ class Comparison:
         return RunFolder(found[0] if found else self.path / f"{plain}-seed{seed}-{key}", resuming=True)
 
     def _make(self, folder: RunFolder, recipe: Recipe) -> None:
-        """Makes the folder of a run that is to begin or to go on; a damaged checkpoint is thrown away."""
+        """Makes the folder of a run that is to begin or to be resumed; a damaged checkpoint is thrown away."""
         for checkpoint in (folder.checkpoint, folder.teacher_checkpoint):
             if checkpoint.exists():
                 try:
-                    load_checkpoint(checkpoint, self.around.device)
+                    load_checkpoint(checkpoint, self.session.device)
                 except DistproError:
-                    self.around.reporter.message(f"{checkpoint}: damaged; the run starts anew")
+                    self.context.reporter.message(f"{checkpoint}: damaged; the run starts anew")
                     checkpoint.unlink()
         folder.path.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.recipe, lambda file: file.write(dump_recipe(recipe).encode()))
 
 
 def with_pathways_of(methods: Sequence[Method], recipe: Recipe) -> Recipe:
-    """Returns a recipe that says nothing of pathways with those of the processes, where all have the same.
+    """Returns a recipe without pathways with those of the processes, where all have the same.
 
     So uniform weights stand on the pathways of the process that they are compared with.
     """
-    found = [pathway_groups(method.origin) for method in methods if isinstance(method.origin, Process)]
+    found = [pathway_groups(method.process) for method in methods if method.process is not None]
     if "pathways" in recipe.model_fields_set or not found or any(groups != found[0] for groups in found):
         return recipe
     return recipe.model_copy(update={"pathways": found[0]})

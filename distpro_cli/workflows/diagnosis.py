@@ -15,73 +15,72 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from distpro_cli.errors import DistproError
-from distpro_cli.process.matching import match
-from distpro_cli.recipe.schema import Recipe
+from distpro_cli.process.matching import fit
 from distpro_cli.report.comparison import STUDENT
 from distpro_cli.runs.checkpoint import load_checkpoint
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.tasks.classification.task import task_loss
+from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import autocast
-from distpro_cli.training.step import Batch, Stepper, unmoved_buffers
+from distpro_cli.training.step import Distiller, unmoved_buffers
 from distpro_cli.workflows.methods import Method
-from distpro_cli.workflows.search import make_ready
-from distpro_cli.workflows.session import Session, Surroundings
-from distpro_cli.workflows.transfer import set_up
+from distpro_cli.workflows.session import Session
+from distpro_cli.workflows.teacher import prepare_teacher
 
 NUM_BATCHES = 4  # over which the directions of gradients are averaged
 
 
 def explain_worse(
-    recipe: Recipe,
+    session: Session,
     methods: Sequence[Method],
     results: Sequence[Mapping[str, Any]],
-    teacher_top1: float | None,
-    around: Surroundings,
+    teacher_figure: float | None,
 ) -> list[dict[str, Any]]:
-    """Returns the methods whose mean last accuracy is below that of the student alone, with reasons in words.
+    """Returns the methods whose mean last figure is worse than that of the student alone, with reasons in words.
 
     Args:
-        recipe: Of all runs but for their seeds.
+        session: Of the comparison; its recipe is that of all runs but for their seeds.
         methods: What was compared.
         results: As `summarize_method` returns them, in the same order, the student alone among them.
-        teacher_top1: In percent, None if it is not known.
-        around: Where to compute the gradients.
+        teacher_figure: The teacher's, None if it is not known.
 
     Returns:
-        A list of `name`, `difference` in points, `certain` (whether the 95 % interval lies below 0, None for one
-        seed) and `reasons`.
+        A list of `name`, `difference` in the metric's unit, `certain` (whether the 95 % interval leaves no doubt,
+        None for one seed) and `reasons`.
     """
+    metric = session.task.metric
     alone = next((result for result in results if result["name"] == STUDENT), None)
     found = []
     for method, result in zip(methods, results, strict=True):
         difference = result["difference"]
-        if alone is None or difference is None or difference["mean"] >= 0:
+        if alone is None or difference is None or metric.gain(difference["mean"], 0.0) >= 0:
             continue
         reasons = []
-        if teacher_top1 is not None and teacher_top1 <= alone["top1_last"]["mean"]:
+        student_figure = alone[f"{metric.name}_last"]["mean"]
+        if teacher_figure is not None and metric.gain(teacher_figure, student_figure) <= 0:
             reasons.append(
-                f"the teacher ({teacher_top1:.2f} %) is no better than the student alone "
-                f"({alone['top1_last']['mean']:.2f} %)"
+                f"the teacher ({metric.with_unit(teacher_figure)}) is no better than the student alone "
+                f"({metric.with_unit(student_figure)})"
             )
-        reasons += _reasons(recipe, method, [Path(run) for run in result["run_dirs"]], around)
+        reasons += _reasons(session, method, [Path(run) for run in result["run_dirs"]])
+        nearest_to_zero = difference["high"] if metric.higher_is_better else difference["low"]
         found.append(
             {
                 "name": method.name,
                 "difference": difference["mean"],
-                "certain": None if difference["high"] is None else difference["high"] < 0,
+                "certain": None if nearest_to_zero is None else metric.gain(nearest_to_zero, 0.0) < 0,
                 "reasons": reasons,
             }
         )
     return found
 
 
-def _reasons(recipe: Recipe, method: Method, folders: Sequence[Path], around: Surroundings) -> list[str]:
+def _reasons(session: Session, method: Method, folders: Sequence[Path]) -> list[str]:
     shares = [share for folder in folders if (share := distillation_share(folder / "metrics.jsonl")) is not None]
     reasons = []
     if shares:
         reasons.append(f"distillation is {100 * sum(shares) / len(shares):.0f} % of the loss, mean over the run")
     try:
-        directions = gradient_directions(recipe, method, folders[0], around)
+        directions = gradient_directions(session, method, folders[0])
     except DistproError as error:
         return [*reasons, f"the directions of its gradients are not known ({error})"]
     opposed = {name: cosine for name, cosine in directions.items() if cosine < 0}
@@ -109,59 +108,43 @@ def distillation_share(metrics: Path) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
-def gradient_directions(recipe: Recipe, method: Method, folder: Path, around: Surroundings) -> dict[str, float]:
+def gradient_directions(session: Session, method: Method, folder: Path) -> dict[str, float]:
     """Returns the cosine of ∇_w D_k and ∇_w L_task at the end of a run, by pathway, over a few train batches.
 
     Pathways that were never on are left out.
 
     Args:
-        recipe: Of the run.
+        session: Of the run.
         method: What drove it.
         folder: Of the finished run.
-        around: Device.
 
     Raises:
         DistproError: its checkpoint cannot be read.
     """
     run = RunFolder(folder, resuming=True)
-    session = Session(recipe, around)
-    assert method.source is not None
-    pair, process = set_up(session, method.source)
-    assert pair.teacher is not None and pair.pathways is not None
-    infos = pair.pathways.infos
-    schedule = process.schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
-    used = [k for k, column in enumerate(match(process, infos)) if schedule.ever_on[column]]
-    state = load_checkpoint(run.checkpoint, session.device)
-    pair.student.model.load_state_dict(state["student"])
-    pair.pathways.load_state_dict(state["transforms"])
-    make_ready(session, pair, run, announce=False)
-    stepper = Stepper(
-        pair,
-        torch.optim.SGD(pair.student.parameters()),
-        lambda logits, targets: task_loss(logits, targets, recipe.distill.label_smoothing),
-        device=session.device,
-        precision=recipe.precision,
-        seed=recipe.seed,
-    )
+    pair, process = method.source.set_up(session)
+    schedule = fit(process, pair.infos).schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
+    used = [k for k, on in enumerate(schedule.ever_on) if on]
+    pair.load_state_dict(load_checkpoint(run.checkpoint, session.device))
+    prepare_teacher(session, pair.teacher, run, announce=False)
+    distiller = session.distiller(pair, session.recipe.distill)
     pair.student.train()
-    batches = session.batches("train", recipe.distill.batch_size, NUM_BATCHES)(0)
-    cosines = [_cosines(stepper, batch, step, used) for step, batch in enumerate(batches)]
+    batches = session.batches("train", session.recipe.distill.batch_size, NUM_BATCHES)(0)
+    cosines = [_cosines(distiller, batch, step, used) for step, batch in enumerate(batches)]
     means = torch.stack(cosines).mean(0).tolist()
-    return {infos[k].id: cosine for k, cosine in zip(used, means, strict=True)}
+    return {pair.infos[k].id: cosine for k, cosine in zip(used, means, strict=True)}
 
 
-def _cosines(stepper: Stepper, batch: Batch, step: int, active: Sequence[int]) -> Tensor:
+def _cosines(distiller: Distiller, batch: Batch, step: int, active: Sequence[int]) -> Tensor:
     """Returns the cosine of each `active` pathway's gradient to the task's on a batch; 0 where either is zero."""
-    pathways = stepper.pair.pathways
-    assert pathways is not None
-    parameters = stepper.student_parameters
-    with unmoved_buffers(stepper.pair.student), unmoved_buffers(pathways):
-        features = stepper.teach(batch.images_bchw, active)
-        logits, own = stepper.study(batch, pathways.student_levels(active), step)
-        with autocast(stepper.device, stepper.precision):
+    pathways, parameters = distiller.pathways, distiller.student_parameters
+    with unmoved_buffers(distiller.student), unmoved_buffers(pathways):
+        features = distiller.teacher_features(batch.images_bchw, active)
+        output, own = distiller.student_forward(batch, pathways.student_levels(active), step)
+        with autocast(distiller.device, distiller.precision):
             distances = pathways(own, features, active)
-        losses = [stepper.task_loss(logits, batch.targets), *(distances[k] for k in active)]
-        gradients = [_flat_gradient(loss, parameters) for loss in losses]
+        _, task = distiller.task_loss(output, batch.targets)
+        gradients = [_flat_gradient(loss, parameters) for loss in (task, *(distances[k] for k in active))]
     return torch.stack([cosine_similarity(gradients[0], gradient, dim=0) for gradient in gradients[1:]])
 
 

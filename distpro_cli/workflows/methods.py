@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from distpro_cli.process.process import Process
 from distpro_cli.report.comparison import STUDENT
+from distpro_cli.workflows.sources import ProcessSource, SchemeSource, Source
 from distpro_cli.workflows.transfer import Dropping
 
 SEARCHED = "process"
@@ -20,27 +21,34 @@ class Method:
 
     Attributes:
         name: As the table shows it.
-        origin: Name of a scheme, or a process; None: the one that the comparison is to search itself.
+        origin: Of its process; None: the comparison searches it.
         averaged: Whether the process is averaged over time.
         dropping: What of the process is left out.
     """
 
     name: str
-    origin: Process | str | None
+    origin: Source | None
     averaged: bool = False
     dropping: Dropping = NOTHING_DROPPED
 
     @property
-    def source(self) -> Process | str | None:
-        """What drives the runs."""
-        return self.origin.mean_over_time() if self.averaged and isinstance(self.origin, Process) else self.origin
+    def source(self) -> Source:
+        """What drives the runs; a process that is to be searched has to be known."""
+        if self.origin is None:
+            raise ValueError(f"{self.name}: its process is not searched yet")
+        return self.origin.mean_over_time() if self.averaged else self.origin
+
+    @property
+    def process(self) -> Process | None:
+        """The process at hand behind it, whole; None for schemes and for what is to be searched."""
+        return self.origin.process if isinstance(self.origin, ProcessSource) else None
 
     @property
     def is_whole(self) -> bool:
         """Whether it is a process as it was found."""
-        return isinstance(self.origin, Process) and not self.averaged and self.dropping == NOTHING_DROPPED
+        return self.process is not None and not self.averaged and self.dropping == NOTHING_DROPPED
 
-    def with_process(self, searched: Process) -> Method:
+    def with_process(self, searched: Source) -> Method:
         """Returns the method with `searched` in the place of a process that is still to be searched."""
         return self if self.origin is not None else replace(self, origin=searched)
 
@@ -48,8 +56,8 @@ class Method:
 def make_methods(
     names: Sequence[str],
     processes: Sequence[tuple[str, Process]],
-    thresholds: Sequence[float],
-    keeps: Sequence[float],
+    thresholds: Sequence[float] = (),
+    keeps: Sequence[float] = (),
 ) -> list[Method]:
     """Returns the methods by name; thresholds and shares kept come after every `process`.
 
@@ -60,19 +68,16 @@ def make_methods(
         keeps: Likewise.
     """
     found: list[Method] = []
-    known: list[tuple[str, Process | None]] = [*processes] or [("", None)]
+    known: list[tuple[str, Source | None]] = [(label, ProcessSource(process)) for label, process in processes]
     for name in names:
         if name not in (SEARCHED, AVERAGED):
-            found.append(Method(name, "plain" if name == STUDENT else name))
+            found.append(Method(name, SchemeSource("plain" if name == STUDENT else name)))
             continue
-        for label, process in known:
+        for label, origin in known or [("", None)]:
             full = f"{name}:{label}" if len(processes) > 1 else name
-            found.append(Method(full, process, averaged=name == AVERAGED))
+            found.append(Method(full, origin, averaged=name == AVERAGED))
             if name == SEARCHED:
-                found += [
-                    Method(f"{full} threshold {x:g}", process, dropping=Dropping(x)) for x in dict.fromkeys(thresholds)
-                ]
-                found += [
-                    Method(f"{full} keep {x:g}", process, dropping=Dropping(keep=x)) for x in dict.fromkeys(keeps)
-                ]
+                parts = {f"threshold {x:g}": Dropping(x) for x in thresholds}
+                parts |= {f"keep {x:g}": Dropping(keep=x) for x in keeps}
+                found += [Method(f"{full} {part}", origin, dropping=dropping) for part, dropping in parts.items()]
     return found

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from distpro_cli.costs.step_costs import step_parts
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.dry_run import first_line
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import save_weights
-from distpro_cli.pathways.connections import joins_logits, resolve_pathways
-from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
-from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.load import dump_recipe
-from distpro_cli.recipe.schema import PathwayGroup, Recipe, Training
+from distpro_cli.recipe.schema import Recipe, Training
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.runs.metrics import MetricsFile
 from distpro_cli.training.alpha import AlphaOptimizer
-from distpro_cli.training.hypergradients import BILEVEL_STEPS
-from distpro_cli.training.loop import Progress, SearchedWeights, Weights
-from distpro_cli.training.step import Pair, Stepper
+from distpro_cli.training.hypergradients import make_hypergradient
+from distpro_cli.training.step import Distiller
+from distpro_cli.training.weights import SearchedWeights
 from distpro_cli.versions import installed_versions
-from distpro_cli.workflows.session import Session, Surroundings
-from distpro_cli.workflows.teacher import build_teacher, prepare_teacher
+from distpro_cli.workflows.pairs import build_pair, parts_of
+from distpro_cli.workflows.session import RunContext, Session
+from distpro_cli.workflows.teacher import prepare_teacher
 
 
-def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings, *, force: bool) -> dict[str, Any]:
-    """Runs a search and returns its summary; the process is at `output`, the rest in the run folder.
+@dataclass(frozen=True)
+class Searched:
+    """What a search found: the process, the student that it trained on the way, and its summary."""
+
+    process: Process
+    student: TappedNetwork
+    summary: dict[str, Any]
+
+
+def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext, *, force: bool) -> Searched:
+    """Runs a search; the process is then at `output`, the rest in the run folder.
 
     Args:
         recipe: What to search.
         output: Where the process goes.
-        folder: Of this run; when it is resuming, its checkpoint is gone on from.
-        around: Device, progress, signals.
+        folder: Of this run; when it is resuming, its checkpoint is taken up.
+        context: Device, progress, signals.
         force: Whether `output` may be replaced; a resumed run may always replace its own.
 
     Raises:
@@ -49,34 +53,24 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
         NonFiniteLossError: the search diverged.
         Interrupted: a signal came.
     """
-    session = Session(recipe, around, outer_share=recipe.search.outer_share)
-    pair = make_ready(session, build_pair(session, recipe.pathways), folder)
-    assert pair.teacher is not None and pair.pathways is not None
-    teacher_top1 = session.evaluate(pair.teacher)["top1"]
-    around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
-    training = search_training(recipe)
+    session = Session(recipe, context, outer_share=recipe.search.outer_share)
+    metric, training = session.task.metric, recipe.search_training
+    pair = build_pair(session, recipe.pathways)
+    distiller = session.distiller(pair, training)
+    weights = searched_weights(session, distiller, training)
+    prepare_teacher(session, pair.teacher, folder)
+    teacher_figure = session.evaluate(pair.teacher)[metric.name]
+    context.reporter.message(f"teacher {recipe.teacher.name}: {metric.label} {metric.with_unit(teacher_figure)}")
     parts = parts_of(session, pair, training.batch_size)
-    sources: list[SearchedWeights] = []
-
-    def make_weights(stepper: Stepper, total_steps: int) -> Weights:
-        sources.append(searched_weights(session, stepper, total_steps, training.batch_size))
-        return sources[0]
-
-    trainer = session.trainer(
-        pair,
-        training,
-        title="search",
-        seed=recipe.seed,
-        checkpoint=folder.checkpoint,
-        metrics=MetricsFile(folder.metrics),
-        make_weights=make_weights,
-    )
-    if folder.resuming and folder.checkpoint.exists():
-        trainer.resume()
-    progress = trainer.run()
-    process = to_process(recipe, sources[0].alpha, pair.pathways.infos, parts, progress, teacher_top1)
+    progress = session.train(weights, training, "search", folder.checkpoint, folder.metrics, resume=folder.resuming)
+    measured = {
+        "steps": progress.step,
+        f"teacher_{metric.name}": teacher_figure,
+        **{f"student_{name}": value for name, value in metric.last_and_best(progress.history).items()},
+    }
+    process = to_process(recipe, weights.alpha, pair.infos, parts, measured)
     save_process(process, output, force=force or folder.resuming)
-    save_weights(pair.student.model, folder.weights, {"network": recipe.student.name})
+    save_weights(pair.student.model, folder.student, {"network": recipe.student.name})
     summary = {
         "process": str(output),
         "pathways": len(process.pathways),
@@ -84,77 +78,27 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
         "steps": progress.step,
         "seconds": round(progress.train_seconds, 2),
         "device_seconds": round(progress.device_seconds, 2),
-        "teacher": teacher_summary(teacher_top1),
-        "student": top1_summary(progress),
+        "teacher": metric.fixed(teacher_figure),
+        "student": metric.last_and_best(progress.history),
+        "metric": asdict(metric),
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)
-    return summary
+    return Searched(process, pair.student, summary)
 
 
-def build_pair(session: Session, groups: Sequence[PathwayGroup]) -> Pair:
-    """Builds teacher, student and the pathways between them, on the device; a teacher to be trained is not yet."""
-    student, teacher = build_networks(session, logits=joins_logits(groups))
-    return join(session, student, teacher, groups)
-
-
-def build_networks(session: Session, *, logits: bool, weights: bool = True) -> tuple[TappedNetwork, TappedNetwork]:
-    """Builds student and teacher.
-
-    Args:
-        session: The run.
-        logits: Whether default levels end with the logits.
-        weights: Whether the teacher's weights are wanted, not its levels alone.
-    """
-    student = session.build(session.recipe.student, "student", logits=logits)
-    return student, build_teacher(session, logits=logits, weights=weights)
-
-
-def join(session: Session, student: TappedNetwork, teacher: TappedNetwork, groups: Sequence[PathwayGroup]) -> Pair:
-    """Returns the pair of two networks with the pathways between them.
+def searched_weights(session: Session, distiller: Distiller, training: Training) -> SearchedWeights:
+    """Makes the source of weights that the recipe's `search` describes.
 
     Raises:
-        RecipeError: everything wrong with the groups.
+        DistproError: the hypergradient is unknown, or does not take its options.
     """
-    infos = resolve_pathways(groups, teacher.levels, student.levels)
-    return Pair(student, teacher, build_pathways(session, infos))
-
-
-def make_ready(session: Session, pair: Pair, folder: RunFolder, *, announce: bool = True) -> Pair:
-    """Returns the pair with its teacher ready to teach; all that can be wrong with the pair is found before.
-
-    Args:
-        session: The run.
-        pair: As it was built.
-        folder: Of the run.
-        announce: Whether to say where the teacher comes from.
-    """
-    assert pair.teacher is not None
-    prepare_teacher(session, pair.teacher, folder, announce=announce)
-    return pair
-
-
-def build_pathways(session: Session, infos: Sequence[PathwayInfo]) -> Pathways:
-    """Builds the transform blocks of pathways, with weights drawn from the run's seed."""
-    torch.manual_seed(derived_seed(session.recipe.seed, "weights", "pathways"))
-    return session.place(Pathways(infos))
-
-
-def searched_weights(session: Session, stepper: Stepper, total_steps: int, batch_size: int) -> SearchedWeights:
-    """Makes the source of weights that the recipe's `search` describes."""
-    spec = session.recipe.search
-    assert stepper.pair.pathways is not None
-    alpha = AlphaOptimizer(len(stepper.pair.pathways.infos), spec, total_steps, session.device)
+    spec, total_steps = session.recipe.search, session.total_steps(training)
+    alpha = AlphaOptimizer(len(distiller.trained.infos), spec, total_steps, session.device)
+    hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
     num_updates = -(-total_steps // spec.interval)
-    outer_batches = session.batches("outer", batch_size, num_updates)
-    return SearchedWeights(stepper, BILEVEL_STEPS[spec.hypergradient](stepper), alpha, outer_batches)
-
-
-def search_training(recipe: Recipe) -> Training:
-    """Returns how the student is trained in a search: `distill`, with what `search` sets in its place."""
-    spec = recipe.search
-    own = {key: getattr(spec, key) for key in ("batch_size", "optimizer", "schedule") if getattr(spec, key) is not None}
-    return recipe.distill.model_copy(update={"epochs": spec.epochs, **own})
+    outer_batches = session.batches("outer", training.batch_size, num_updates)
+    return SearchedWeights(distiller, hypergradient, alpha, outer_batches)
 
 
 def to_process(
@@ -162,8 +106,7 @@ def to_process(
     alpha: AlphaOptimizer,
     infos: Sequence[PathwayInfo],
     parts: tuple[Part, ...],
-    progress: Progress,
-    teacher_top1: float,
+    measured: Mapping[str, float | int | str],
 ) -> Process:
     """Returns the process that a finished search found."""
     progress_t, weight_tk, alpha_tk = alpha.table()
@@ -178,32 +121,6 @@ def to_process(
         recipe=dump_recipe(recipe),
         versions=installed_versions(),
         seed=recipe.seed,
-        measured={
-            "steps": progress.step,
-            "teacher_top1": teacher_top1,
-            "student_top1_last": progress.top1[-1],
-            "student_top1_best": max(progress.top1),
-        },
+        measured=measured,
         parts=parts,
     )
-
-
-def parts_of(session: Session, pair: Pair, batch_size: int) -> tuple[Part, ...]:
-    """Returns what a step of the pair costs, part by part; nothing, and a message, where that cannot be told."""
-    assert pair.teacher is not None and pair.pathways is not None
-    try:
-        return step_parts(pair.teacher, pair.student, pair.pathways, session.recipe.data.image_size, batch_size)
-    except Exception as error:
-        # An estimate: a network that runs on this device alone is no reason not to train.
-        session.around.reporter.message(f"the cost of a step cannot be estimated: {first_line(error)}")
-        return ()
-
-
-def teacher_summary(top1: float | None) -> dict[str, float | None]:
-    """Returns the teacher's accuracy under the keys that its student's has; it does not move. None: no teacher."""
-    return {"top1": None} if top1 is None else {"top1": top1, "top1_last": top1, "top1_best": top1}
-
-
-def top1_summary(progress: Progress) -> dict[str, float]:
-    """Returns the accuracy after the last epoch, and the best of all epochs, in percent."""
-    return {"top1_last": progress.top1[-1], "top1_best": max(progress.top1)}

@@ -1,12 +1,12 @@
-"""What every run sets up: device, data, networks, and a trainer for them."""
+"""A recipe made real: its task, data and networks on a device, and the training of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +16,21 @@ from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import Network, Recipe, Training
 from distpro_cli.report.progress import Reporter
+from distpro_cli.runs.identity import Identity
 from distpro_cli.runs.metrics import MetricsFile
 from distpro_cli.runs.signals import Interruption
-from distpro_cli.tasks.classification.data import ClassificationData
-from distpro_cli.tasks.classification.mixing import Mixing
-from distpro_cli.tasks.classification.task import evaluate, task_loss
-from distpro_cli.tasks.registry import find_task
+from distpro_cli.tasks.task import Batch, Task, find_task, map_tensors
 from distpro_cli.training.device import autocast, choose_device, make_deterministic
-from distpro_cli.training.loop import Batches, Plan, ScheduledWeights, Trainer, Weights
+from distpro_cli.training.loop import Outlets, Plan, Progress, Trainer
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
-from distpro_cli.training.step import Batch, Pair, Stepper
+from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
+from distpro_cli.training.weights import Batches, Weights
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunContext:
     """What a run is given besides its recipe.
 
     Attributes:
@@ -43,43 +44,56 @@ class Surroundings:
     interruption: Interruption
 
 
-def surroundings(device_name: str | None, reporter: Reporter, interruption: Interruption) -> Surroundings:
+def run_context(device_name: str | None, reporter: Reporter, interruption: Interruption) -> RunContext:
     """Chooses the device and asks for deterministic kernels."""
     make_deterministic()
-    return Surroundings(choose_device(device_name), reporter, interruption)
-
-
-WeightsMaker = Callable[[Stepper, int], Weights]  # (stepper, total steps) → source of weights
-
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
+    return RunContext(choose_device(device_name), reporter, interruption)
 
 
 class Session:
-    """A recipe made real: its data and networks on a device."""
+    """A recipe with its task and its data on a device.
 
-    def __init__(self, recipe: Recipe, around: Surroundings, outer_share: float | None = None) -> None:
-        find_task(recipe.task)
+    Args:
+        recipe: What is to be run.
+        context: Device, progress, signals.
+        outer_share: Share of the train images that judges alpha; None leaves all to training.
+
+    Raises:
+        DistproError: the task is unknown, or the data cannot be had.
+    """
+
+    def __init__(self, recipe: Recipe, context: RunContext, outer_share: float | None = None) -> None:
         self.recipe = recipe
-        self.around = around
-        self.device = around.device
-        self.data = ClassificationData(recipe.data, recipe.seed, outer_share=outer_share)
+        self.context = context
+        self.device = context.device
+        self.task = self.task_under(recipe.distill)
+        self.data = self.task.data(recipe.data, recipe.seed, outer_share)
 
-    def build(
-        self, spec: Network, role: str, seed: int | None = None, *, logits: bool = False, pretrained_ok: bool = True
-    ) -> TappedNetwork:
-        """Builds a network with random weights drawn from the run's seed (or `seed`), or its own weights.
-
-        For `logits` and `pretrained_ok` see `build_network`.
-        """
-        torch.manual_seed(derived_seed(self.recipe.seed if seed is None else seed, "weights", role))
-        return self.place(build_network(spec, self.recipe.data, logits=logits, pretrained_ok=pretrained_ok))
+    def task_under(self, training: Training) -> Task:
+        """Returns the recipe's task under a way of training."""
+        return find_task(self.recipe.task)(self.recipe, training)
 
     def under(self, recipe: Recipe) -> Session:
         """Returns the same session under a recipe that differs in levels or pathways alone."""
         other = copy(self)
         other.recipe = recipe
         return other
+
+    @property
+    def identity(self) -> Identity:
+        """What determines the runs of this session."""
+        return Identity(self.recipe, self.data.identity, self.device)
+
+    def build(
+        self, spec: Network, role: str, seed: int | None = None, *, logits: bool = False, pretrained_ok: bool = True
+    ) -> TappedNetwork:
+        """Builds a network on the device, with random weights drawn from the run's seed (or `seed`), or its own.
+
+        For `logits` and `pretrained_ok` see `build_network`.
+        """
+        torch.manual_seed(derived_seed(self.recipe.seed if seed is None else seed, "weights", role))
+        network = build_network(spec, self.recipe.data, self.task, logits=logits, pretrained_ok=pretrained_ok)
+        return self.place(network)
 
     def place(self, module: AnyModule) -> AnyModule:
         """Moves a network or pathways to the device, in the recipe's memory format."""
@@ -88,80 +102,92 @@ class Session:
             module.to(memory_format=torch.channels_last)
         return module
 
-    def batches(self, part: str, batch_size: int, num_steps: int, mixer: Mixing | None = None) -> Batches:
-        """Returns the maker of the batches of the `train` or the `outer` part, on the device."""
+    def batches(self, part: str, batch_size: int, num_steps: int, task: Task | None = None) -> Batches:
+        """Returns the maker of the batches of the `train` or the `outer` part, on the device.
+
+        Args:
+            part: Which.
+            batch_size: Images per step.
+            num_steps: Of the whole run.
+            task: Augments whole batches; None: nothing does.
+        """
         source = self.data.train_batches if part == "train" else self.data.outer_batches
 
         def make(start_step: int) -> Iterator[Batch]:
-            for step, (images, targets) in enumerate(source(batch_size, num_steps, start_step), start=start_step):
-                if mixer is not None:
-                    images, targets = mixer(images, targets, step)
-                yield Batch(self.to_device(images), targets.to(self.device, non_blocking=True))
+            for step, batch in enumerate(source(batch_size, num_steps, start_step), start=start_step):
+                changed = batch if task is None else task.augment(batch, step)
+                yield changed.to(self.device, self._memory_format)
 
         return make
 
-    def to_device(self, images_bchw: Tensor) -> Tensor:
-        """Moves images to the device, in the recipe's memory format."""
-        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
-        return images_bchw.to(self.device, memory_format=layout, non_blocking=True)
-
     def evaluate(self, network: TappedNetwork) -> dict[str, float]:
-        """Returns the network's `top1` in percent and its `loss` on the test images, in eval mode."""
+        """Returns the task's figures of a network on the test images, in eval mode."""
         network.eval()
 
-        def forward(images_bchw: Tensor) -> Tensor:
-            logits, _ = network(self.to_device(images_bchw))
-            assert logits is not None
-            cpu_logits: Tensor = logits.float().cpu()
-            return cpu_logits
+        def forward(images_bchw: Tensor) -> Any:
+            images_bchw = images_bchw.to(self.device, memory_format=self._memory_format, non_blocking=True)
+            output, _ = network(images_bchw)
+            return map_tensors(output, _to_cpu)
 
         with torch.no_grad(), autocast(self.device, self.recipe.precision):
-            return evaluate(forward, self.data.test_batches())
+            return self.task.evaluate(forward, self.data.test_batches())
 
-    def trainer(
-        self,
-        pair: Pair,
-        training: Training,
-        *,
-        title: str,
-        seed: int,
-        checkpoint: Path | None,
-        metrics: MetricsFile,
-        make_weights: WeightsMaker | None = None,
-    ) -> Trainer:
-        """Makes the trainer of a pair; without `make_weights` the student is trained alone.
+    def total_steps(self, training: Training) -> int:
+        """Returns the steps of a whole training."""
+        return training.epochs * self.data.steps_per_epoch(training.batch_size)
+
+    def stepper(self, trained: Solo, training: Training) -> Stepper:
+        """Makes the steps of a network that is trained alone."""
+        return Stepper(trained, *self._step_parts(trained, training), **self._step_options(training))
+
+    def distiller(self, pair: Pair, training: Training) -> Distiller:
+        """Makes the steps of a pair."""
+        return Distiller(pair, *self._step_parts(pair, training), **self._step_options(training))
+
+    def train(
+        self, weights: Weights, training: Training, title: str, checkpoint: Path, metrics: Path, *, resume: bool
+    ) -> Progress:
+        """Trains what a source of weights steps, to the end.
 
         Args:
-            pair: On the device.
-            training: Length, batch size, optimiser and schedule.
+            weights: The source; its stepper was made under the same `training`.
+            training: Length, batch size and schedule.
             title: What progress shows.
-            seed: Of data order, augmentation and dropout.
-            checkpoint: Where to write checkpoints, None for nowhere.
-            metrics: Where to write metrics.
-            make_weights: Makes the source of weights from the stepper and the number of steps.
+            checkpoint: Where checkpoints go.
+            metrics: Where metrics go.
+            resume: Whether a checkpoint that is there is taken up.
+
+        Raises:
+            NonFiniteLossError: a loss left the finite numbers.
+            Interrupted: a signal came; the checkpoint is written.
         """
-        optimizer = make_optimizer(pair.trained_modules(), training.optimizer)
+        stepper = weights.stepper
         steps_per_epoch = self.data.steps_per_epoch(training.batch_size)
         plan = Plan(title, training.epochs, steps_per_epoch, checkpoint, self.recipe.checkpoint_seconds)
-        stepper = Stepper(
-            pair,
-            optimizer,
-            lambda logits, targets: task_loss(logits, targets, training.label_smoothing),
-            device=self.device,
-            precision=self.recipe.precision,
-            clip_grad=training.clip_grad,
-            seed=seed,
-        )
-        weights = (make_weights or ScheduledWeights)(stepper, plan.total_steps)
-        mixer = Mixing(training.mixup, training.cutmix, self.data.num_classes, seed)
-        return Trainer(
+        trainer = Trainer(
             plan,
-            stepper,
-            make_schedule(optimizer, training.schedule, plan.total_steps, steps_per_epoch),
             weights,
-            self.batches("train", training.batch_size, plan.total_steps, mixer),
-            lambda: self.evaluate(pair.student),
-            reporter=self.around.reporter,
-            metrics=metrics,
-            interruption=self.around.interruption,
+            make_schedule(stepper.optimizer, training.schedule, plan.total_steps, steps_per_epoch),
+            self.batches("train", training.batch_size, plan.total_steps, stepper.task),
+            lambda: self.evaluate(stepper.student),
+            Outlets(self.context.reporter, MetricsFile(metrics), self.context.interruption),
         )
+        if resume and checkpoint.exists():
+            trainer.resume()
+        return trainer.run()
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+
+    def _step_parts(self, trained: Solo | Pair, training: Training) -> tuple[torch.optim.Optimizer, Task]:
+        return make_optimizer(trained.trained_modules(), training.optimizer), self.task_under(training)
+
+    def _step_options(self, training: Training) -> dict[str, Any]:
+        recipe = self.recipe
+        own = {"device": self.device, "precision": recipe.precision, "seed": recipe.seed}
+        return {**own, "clip_grad": training.clip_grad}
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.float().cpu() if tensor.is_floating_point() else tensor.cpu()

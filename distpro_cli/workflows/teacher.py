@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 import tempfile
@@ -13,9 +11,9 @@ from distpro_cli.errors import DistproError
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import load_weights, save_weights
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.runs.metrics import MetricsFile
 from distpro_cli.training.loop import Progress
-from distpro_cli.training.step import Pair
+from distpro_cli.training.step import Solo
+from distpro_cli.training.weights import NoWeights
 from distpro_cli.workflows.session import Session
 
 
@@ -51,12 +49,12 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
     recipe, spec = session.recipe, session.recipe.teacher
     if spec.weights is None:
         # The teacher is trained on the whole train set, under its own seed: the same one for every run.
-        school = Session(recipe.model_copy(update={"seed": spec.seed}), session.around)
-        cached = cache_folder() / "teachers" / f"{teacher_key(school)}.safetensors"
-        if cached.exists() and announce:
-            session.around.reporter.message(f"teacher {spec.name}: trained before, taken from {cached}")
+        school = Session(recipe.model_copy(update={"seed": spec.seed}), session.context)
+        cached = teacher_cache(school)
         if not cached.exists():
             train_teacher(school, teacher, cached, folder)
+        elif announce:
+            session.context.reporter.message(f"teacher {spec.name}: trained before, taken from {cached}")
         load_weights(teacher.model, cached)
     teacher.requires_grad_(False).eval()
 
@@ -64,26 +62,28 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
 def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder) -> Progress:
     """Trains the teacher by `teacher.train`, writes its weights to `target`; returns what it measured.
 
-    The checkpoint and the metrics lie in `folder`; a checkpoint found there is gone on from.
+    The checkpoint and the metrics lie in `folder`; a checkpoint found there is taken up.
     """
-    recipe = session.recipe
+    recipe, metric = session.recipe, session.task.metric
     training = recipe.teacher.train or recipe.distill
     _make_folder(target.parent)
-    checkpoint = folder.teacher_checkpoint
-    trainer = session.trainer(
-        Pair(teacher),
+    progress = session.train(
+        NoWeights(session.stepper(Solo(teacher), training)),
         training,
-        title=f"teacher {recipe.teacher.name}",
-        seed=recipe.seed,
-        checkpoint=checkpoint,
-        metrics=MetricsFile(folder.teacher_metrics),
+        f"teacher {recipe.teacher.name}",
+        folder.teacher_checkpoint,
+        folder.teacher_metrics,
+        resume=True,
     )
-    if checkpoint.exists():
-        trainer.resume()
-    progress = trainer.run()
-    save_weights(teacher.model, target, {"network": recipe.teacher.name, "top1_last": f"{progress.top1[-1]:.2f}"})
-    checkpoint.unlink(missing_ok=True)
+    figures = {f"{metric.name}_last": f"{progress.history[-1]:.2f}"}
+    save_weights(teacher.model, target, {"network": recipe.teacher.name, **figures})
+    folder.teacher_checkpoint.unlink(missing_ok=True)
     return progress
+
+
+def teacher_cache(session: Session) -> Path:
+    """Returns where the teacher of a session under the teacher's own seed lies once it is trained."""
+    return cache_folder() / "teachers" / f"{session.identity.teacher()}.safetensors"
 
 
 def _make_folder(folder: Path) -> None:
@@ -95,27 +95,6 @@ def _make_folder(folder: Path) -> None:
         raise DistproError(
             f"{folder}: nothing can be written there ({error.strerror}); set DISTPRO_CACHE to another folder"
         ) from None
-
-
-def teacher_key(session: Session) -> str:
-    """Returns what determines a trained teacher, hashed: network, training, data, precision."""
-    recipe = session.recipe
-    teacher = recipe.teacher.model_dump(include={"name", "options", "train", "mean", "std", "seed"})
-    if recipe.teacher.weights is not None:  # what `train --network teacher` goes on from
-        teacher["weights"] = recipe.teacher.weights
-    source = Path(recipe.teacher.name.rpartition(":")[0])
-    if source.suffix == ".py" and source.is_file():
-        teacher["source"] = hashlib.sha256(source.read_bytes()).hexdigest()
-    free = {"workers", "cache", "test_split", "test_images"}
-    if recipe.data.test_on == "test":
-        free.add("held_out")
-    content = {
-        "teacher": teacher,
-        "data": recipe.data.model_dump(exclude=free),
-        "images": [session.data.train_size, *session.data.class_names],
-        "precision": recipe.precision,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def cache_folder() -> Path:

@@ -1,33 +1,23 @@
-"""Transfer: distil a student with a process read from a file. Training alone is the same without a process."""
+"""Transfer: distil a student with a process."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from distpro_cli.errors import RecipeError
+from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import save_weights
-from distpro_cli.pathways.connections import joins_logits
 from distpro_cli.process.file import save_process
-from distpro_cli.process.matching import match
-from distpro_cli.process.process import Process, Schedule
-from distpro_cli.recipe.schema import PathwayGroup, Recipe
+from distpro_cli.process.matching import fit
+from distpro_cli.process.schedule import Schedule
+from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.runs.metrics import MetricsFile
-from distpro_cli.training.loop import ScheduledWeights, Weights
-from distpro_cli.training.step import Pair, Stepper
-from distpro_cli.workflows.schemes import find_scheme, scheme_process, scheme_recipe, under_its_name, with_logits
-from distpro_cli.workflows.search import (
-    build_networks,
-    build_pair,
-    join,
-    make_ready,
-    parts_of,
-    teacher_summary,
-    top1_summary,
-)
-from distpro_cli.workflows.session import Session, Surroundings
-from distpro_cli.workflows.teacher import cache_folder, teacher_key, train_teacher
+from distpro_cli.training.step import Solo
+from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
+from distpro_cli.workflows.pairs import parts_of
+from distpro_cli.workflows.session import RunContext, Session
+from distpro_cli.workflows.sources import Source
+from distpro_cli.workflows.teacher import prepare_teacher
 
 
 @dataclass(frozen=True)
@@ -38,28 +28,35 @@ class Dropping:
     keep: float | None = None
 
 
+@dataclass(frozen=True)
+class Distilled:
+    """What a run made: the student, trained, and its summary."""
+
+    student: TappedNetwork
+    summary: dict[str, Any]
+
+
 def transfer(
     recipe: Recipe,
-    source: Process | str,
+    source: Source,
     dropping: Dropping,
     folder: RunFolder,
-    around: Surroundings,
+    context: RunContext,
     *,
     mode: str = "strict",
-    teacher_top1: float | None = None,
+    teacher_figure: float | None = None,
     title: str = "transfer",
-) -> dict[str, Any]:
-    """Distils the recipe's student with a process, or with the scheme of that name; returns the summary.
+) -> Distilled:
+    """Distils the recipe's student with the process of a source.
 
     Args:
-        recipe: What to distil. One that says nothing of pathways takes the process's own.
-        source: A process, or the name of a scheme.
+        recipe: What to distil. One without pathways takes the process's own.
+        source: Of the process.
         dropping: What of it is left out.
         folder: Of this run; the process lies there, too, whole.
-        around: Device, progress, signals.
-        mode: How pathways are matched.
-        teacher_top1: The teacher's accuracy in percent, if it is known; else it is measured. Neither where
-            nothing is ever on.
+        context: Device, progress, signals.
+        mode: How pathways are matched, see `fit`.
+        teacher_figure: The teacher's, if it is known; else it is measured. Neither where nothing is ever on.
         title: What progress shows.
 
     Raises:
@@ -67,124 +64,53 @@ def transfer(
         DistproError: anything else wrong with the user's input.
         Interrupted: a signal came.
     """
-    session = Session(recipe, around)
-    pair, process = set_up(session, source)
-    assert pair.teacher is not None and pair.pathways is not None
-    schedule = process.schedule(threshold=dropping.threshold, keep=dropping.keep)
-    columns = match(process, pair.pathways.infos, mode)
-    if isinstance(source, str):
-        process = replace(process, parts=parts_of(session, pair, recipe.distill.batch_size))
+    session = Session(recipe, context)
+    metric, training = session.task.metric, recipe.distill
+    pair, process = source.set_up(session)
+    if not process.parts:
+        process = replace(process, parts=parts_of(session, pair, training.batch_size))
+    schedule = fit(process, pair.infos, mode).schedule(threshold=dropping.threshold, keep=dropping.keep)
     num_used = _num_used(schedule)
     if num_used:
-        make_ready(session, pair, folder, announce=teacher_top1 is None)
-        if teacher_top1 is None:
-            teacher_top1 = session.evaluate(pair.teacher)["top1"]
-            around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
+        weights: Weights = ScheduledWeights(session.distiller(pair, training), schedule, session.total_steps(training))
+        prepare_teacher(session, pair.teacher, folder, announce=teacher_figure is None)
+        if teacher_figure is None:
+            teacher_figure = session.evaluate(pair.teacher)[metric.name]
+            context.reporter.message(
+                f"teacher {recipe.teacher.name}: {metric.label} {metric.with_unit(teacher_figure)}"
+            )
     else:
-        pair, columns, teacher_top1 = Pair(pair.student), [], None
+        weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None
     save_process(process, folder.process, force=True)
-    result = distil(session, pair, schedule if num_used else None, columns, folder, title=title)
+    result = train_student_with(session, weights, folder, title)
     summary = {
-        "student": {**result["top1"], "weights": str(folder.weights)},
-        "teacher": teacher_summary(teacher_top1),
+        **result,
+        "teacher": metric.fixed(teacher_figure),
         "pathways_used": num_used,
         "remaining_percent": round(schedule.remaining_percent, 2) if num_used else 0.0,
-        "seconds": result["seconds"],
-        "device_seconds": result["device_seconds"],
-        "run_dir": str(folder.path),
     }
     folder.write_summary(summary)
-    return summary
+    return Distilled(pair.student, summary)
 
 
-def set_up(session: Session, source: Process | str) -> tuple[Pair, Process]:
-    """Builds the pair that a process drives, and the process itself where `source` is the name of a scheme.
-
-    The teacher is not made ready; that of a scheme that needs none keeps random weights.
-
-    Raises:
-        DistproError: there is no such scheme, or the pair cannot be built.
-    """
-    recipe = session.recipe
-    if isinstance(source, Process):
-        given = "pathways" in recipe.model_fields_set
-        return build_pair(session, recipe.pathways if given else pathway_groups(source)), source
-    scheme = find_scheme(source)
-    if scheme.on_logits:
-        session = session.under(with_logits(recipe))
-    logits = scheme.on_logits or (scheme.groups is None and joins_logits(recipe.pathways))
-    student, teacher = build_networks(session, logits=logits, weights=scheme.teaches)
-    recipe = scheme_recipe(source, session.recipe, teacher.levels, student.levels)
-    try:
-        pair = join(session, student, teacher, recipe.pathways)
-    except RecipeError as error:
-        raise error if scheme.groups is None else under_its_name(source, error) from None
-    assert pair.pathways is not None
-    return pair, scheme_process(source, recipe, pair.pathways.infos)
+def transfer_inputs(source: Source, dropping: Dropping, mode: str) -> dict[str, str | float | None]:
+    """Returns what determines a transfer besides its recipe, for the run folder."""
+    return {"process": source.key, **asdict(dropping), "match": mode}
 
 
-def train_student(recipe: Recipe, folder: RunFolder, around: Surroundings) -> dict[str, Any]:
-    """Trains the recipe's student alone by `distill`; returns the summary."""
-    session = Session(recipe, around)
-    pair = Pair(session.build(recipe.student, "student"))
-    result = distil(session, pair, None, [], folder, title="train student")
-    summary = {
-        "student": {**result["top1"], "weights": str(folder.weights)},
-        "seconds": result["seconds"],
-        "device_seconds": result["device_seconds"],
-        "run_dir": str(folder.path),
-    }
-    folder.write_summary(summary)
-    return summary
-
-
-def train_teacher_alone(recipe: Recipe, folder: RunFolder, around: Surroundings) -> dict[str, Any]:
-    """Trains the recipe's teacher by `teacher.train` (else `distill`) into the cache; returns the summary."""
-    session = Session(recipe.model_copy(update={"seed": recipe.teacher.seed}), around)
-    teacher = session.build(recipe.teacher, "teacher")
-    cached = cache_folder() / "teachers" / f"{teacher_key(session)}.safetensors"
-    progress = train_teacher(session, teacher, cached, folder)
-    save_weights(teacher.model, folder.weights, {"network": recipe.teacher.name})
-    summary = {
-        "teacher": {**top1_summary(progress), "weights": str(folder.weights)},
-        "seconds": round(progress.train_seconds, 2),
-        "run_dir": str(folder.path),
-    }
-    folder.write_summary(summary)
-    return summary
-
-
-def distil(
-    session: Session,
-    pair: Pair,
-    schedule: Schedule | None,
-    columns: list[int],
-    folder: RunFolder,
-    *,
-    title: str,
-) -> dict[str, Any]:
-    """Trains the pair's student by `distill` under `schedule`; writes its weights; returns top1 and times."""
-
-    def make_weights(stepper: Stepper, total_steps: int) -> Weights:
-        return ScheduledWeights(stepper, total_steps, schedule, columns)
-
-    trainer = session.trainer(
-        pair,
-        session.recipe.distill,
-        title=title,
-        seed=session.recipe.seed,
-        checkpoint=folder.checkpoint,
-        metrics=MetricsFile(folder.metrics),
-        make_weights=make_weights,
+def train_student_with(session: Session, weights: Weights, folder: RunFolder, title: str) -> dict[str, Any]:
+    """Trains a student by `distill` under a source of weights, and writes its weights; returns what to report."""
+    metric, student = session.task.metric, weights.stepper.student
+    progress = session.train(
+        weights, session.recipe.distill, title, folder.checkpoint, folder.metrics, resume=folder.resuming
     )
-    if folder.resuming and folder.checkpoint.exists():
-        trainer.resume()
-    progress = trainer.run()
-    save_weights(pair.student.model, folder.weights, {"network": session.recipe.student.name})
+    save_weights(student.model, folder.student, {"network": session.recipe.student.name})
     return {
-        "top1": top1_summary(progress),
+        "student": {**metric.last_and_best(progress.history), "weights": str(folder.student)},
         "seconds": round(progress.train_seconds, 2),
         "device_seconds": round(progress.device_seconds, 2),
+        "metric": asdict(metric),
+        "run_dir": str(folder.path),
     }
 
 
@@ -193,17 +119,3 @@ def _num_used(schedule: Schedule) -> int:
     return sum(
         kept and bool(column.max() > 0) for kept, column in zip(schedule.ever_on, schedule.weights.T, strict=True)
     )
-
-
-def pathway_groups(process: Process) -> list[PathwayGroup]:
-    """Returns the process's own pathways as groups of a recipe, one a pathway."""
-    return [
-        PathwayGroup(
-            connections=[[info.teacher.number, info.student.number]],
-            transform=info.transform,
-            transform_options=info.transform_options,
-            distance=info.distance,
-            distance_options=info.distance_options,
-        )
-        for info in process.pathways
-    ]

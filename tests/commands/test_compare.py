@@ -16,20 +16,13 @@ from tests.conftest import Result, Run, start_distpro
 TWO = ["--seeds", "2", "--quiet", "--json"]
 
 
-@pytest.fixture
-def process(distpro: Run, workplace: Path) -> str:
-    result = distpro("search", "tiny.yaml", "search.epochs=1", "-o", "p.safetensors", "-q")
-    assert result.status == 0, result.err
-    return "p.safetensors"
-
-
 def runs_of(workplace: Path) -> dict[str, float]:
     """Returns when the runs were finished, by folder."""
     root = workplace / "runs" / "compare-tiny"
     return {summary.parent.name: summary.stat().st_mtime_ns for summary in root.glob("*/summary.json")}
 
 
-def test_the_contract(distpro: Run, workplace: Path, process: str) -> None:
+def test_the_contract(distpro: Run, workplace: Path, process: Path) -> None:
     methods = "student,kd,uniform,reviewkd,hint,attention-transfer,process,process-mean"
     result = distpro("compare", "tiny.yaml", "-p", process, "--methods", methods, "--thresholds", "0.3", *TWO)
     assert result.status == 0, result.err
@@ -54,7 +47,7 @@ def test_the_contract(distpro: Run, workplace: Path, process: str) -> None:
     assert (folder / "comparison.md").read_text().count("\n|") == 2 + len(names)
 
 
-def test_runs_are_those_of_the_other_commands(distpro: Run, process: str) -> None:
+def test_runs_are_those_of_the_other_commands(distpro: Run, process: Path) -> None:
     compared = distpro("compare", "tiny.yaml", "-p", process, "--methods", "student,kd,process", "--keep", "0.5", *TWO)
     values = {method["name"]: method["top1_last"]["values"] for method in compared.json["methods"]}
     alone = distpro("train", "tiny.yaml", "--network", "student", "--seed", "1", "-q", "--json").json
@@ -176,7 +169,7 @@ def test_worse_than_the_student_is_said_and_explained(distpro: Run) -> None:
     assert "gradient" in result.out
 
 
-def test_several_processes_have_names_of_their_own(distpro: Run, workplace: Path, process: str) -> None:
+def test_several_processes_have_names_of_their_own(distpro: Run, workplace: Path, process: Path) -> None:
     (workplace / "other").mkdir()
     (workplace / "other" / "p.safetensors").write_bytes((workplace / process).read_bytes())
     result = distpro("compare", "tiny.yaml", "-p", process, "-p", "other/p.safetensors", "--methods", "process", *TWO)
@@ -255,7 +248,7 @@ def test_a_method_that_diverges_stops_no_other(distpro: Run) -> None:
     assert [one["name"] for one in result.json["diverged"]] == ["uniform"]
 
 
-def test_uniform_weights_stand_on_the_pathways_of_the_process(distpro: Run, workplace: Path, process: str) -> None:
+def test_uniform_weights_stand_on_the_pathways_of_the_process(distpro: Run, workplace: Path, process: Path) -> None:
     recipe = (workplace / "tiny.yaml").read_text()
     start, end = recipe.index("pathways:"), recipe.index("search:")
     (workplace / "bare.yaml").write_text(recipe[:start] + recipe[end:])
@@ -264,7 +257,7 @@ def test_uniform_weights_stand_on_the_pathways_of_the_process(distpro: Run, work
     assert [method["run_dirs"] for method in own] == [method["run_dirs"] for method in bare]
 
 
-def test_a_process_of_another_pair_is_found_before_the_first_run(distpro: Run, workplace: Path, process: str) -> None:
+def test_a_process_of_another_pair_is_found_before_the_first_run(distpro: Run, workplace: Path, process: Path) -> None:
     other = "pathways=[{connections: same}]"
     result = distpro("compare", "tiny.yaml", other, "-p", process, "--methods", "student,process")
     assert result.status == 2

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import load_recipe
-from distpro_cli.report.progress import Reporter
-from distpro_cli.runs import identity
-from distpro_cli.runs.signals import Interruption
-from distpro_cli.workflows.session import Session, Surroundings
-from distpro_cli.workflows.transfer import set_up
-
-AROUND = Surroundings(torch.device("cpu"), Reporter(), Interruption())
+from distpro_cli.runs.identity import _network, differences
+from distpro_cli.workflows.session import Session
+from distpro_cli.workflows.sources import source_of
+from tests.helpers import CONTEXT
 
 
 def key(*overrides: str, seed: int = 0, source: Process | str = "uniform", **dropping: float) -> str:
-    identity._stamp.cache_clear()
-    session = Session(load_recipe("tiny.yaml", overrides), AROUND)
-    pair, process = set_up(session, source)
-    assert pair.pathways is not None
+    session = Session(load_recipe("tiny.yaml", overrides), CONTEXT)
+    pair, process = source_of(source).set_up(session)
     driven = process if process.weights.any() else None
-    return identity.transfer_key(session, seed, driven, pair.pathways.infos, dict(dropping))
+    return session.identity.transfer(seed, driven, pair.infos, dict(dropping))
+
+
+def teacher_key(*overrides: str) -> str:
+    return Session(load_recipe("tiny.yaml", overrides), CONTEXT).identity.teacher()
 
 
 @pytest.mark.parametrize(
@@ -75,24 +74,71 @@ def write_images(root: Path, value: int) -> None:
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
 
 
-def test_changed_images_matter(workplace: Path) -> None:
-    data: tuple[Any, ...] = ("data.name=folder", "data.root=images", "data.num_classes=2", "data.train_images=null")
-    data = (*data, "data.test_images=null")
+def on_images(root: Path, *more: str) -> tuple[str, ...]:
+    keys = ("data.name=folder", f"data.root={root}", "data.num_classes=2", "data.train_images=null")
+    return (*keys, "data.test_images=null", *more)
+
+
+def test_images_count_by_content_and_not_by_place(workplace: Path) -> None:
     write_images(workplace / "images", 10)
-    before = key(*data)
-    assert key(*data) == before
-    Image.fromarray(np.full((16, 16, 3), 99, np.uint8)).save(workplace / "images" / "test" / "a" / "0.png")
-    assert key(*data) != before
+    before, teacher = key(*on_images(workplace / "images")), teacher_key(*on_images(workplace / "images"))
+    shutil.copytree(workplace / "images", workplace / "elsewhere", copy_function=shutil.copyfile)
+    os.utime(workplace / "elsewhere" / "train" / "a" / "0.png", (1, 1))
+    moved = on_images(workplace / "elsewhere", "data.workers=1")
+    assert key(*moved) == before and teacher_key(*moved) == teacher
+    Image.fromarray(np.zeros((17, 90, 3), np.uint8)).save(workplace / "elsewhere" / "test" / "a" / "0.png")
+    assert key(*moved) != before
+    assert teacher_key(*moved) == teacher  # it never sees the test images
+    (workplace / "elsewhere" / "train" / "a" / "0.png").rename(workplace / "elsewhere" / "train" / "a" / "00.png")
+    assert teacher_key(*moved) != teacher
 
 
-def test_a_users_file_matters(workplace: Path) -> None:
-    (workplace / "own.py").write_text(
-        "from distpro_cli.pathways.transforms import register_transform\n"
+def test_a_users_file_counts_by_content_and_not_by_place(workplace: Path) -> None:
+    code = (
         "from distpro_cli.pathways.transforms.convolutions import OneConvolution\n\n\n"
         "class Own(OneConvolution):\n    pass\n"
     )
-    own = "pathways=[{transform: 'own.py:Own'}]"
-    before = key(own)
-    with (workplace / "own.py").open("a") as file:
+    for folder in ("one", "two"):
+        (workplace / folder).mkdir()
+        (workplace / folder / "own.py").write_text(code)
+
+    def own(folder: str) -> str:
+        return f"pathways=[{{transform: '{folder}/own.py:Own'}}]"
+
+    before = key(own("one"))
+    assert key(own("two")) == before
+    with (workplace / "one" / "own.py").open("a") as file:
         file.write("# changed\n")
-    assert key(own) != before
+    assert key(own("one")) != before
+
+
+def test_weights_count_by_content(workplace: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (workplace / f"{name}.safetensors").write_bytes(content)
+    keys = [_network(load_recipe("tiny.yaml", [f"teacher.weights={name}.safetensors"]).teacher) for name in "abc"]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("teacher.train.epochs=2", False),
+        ("teacher.seed=3", False),
+        ("teacher.name=wrn_16_1", False),
+        ("data.subset_seed=1", False),
+        ("student.name=wrn_16_1", True),
+        ("distill.epochs=9", True),
+        ("data.test_images=40", True),
+        ("search.weight=3", True),
+    ],
+)
+def test_what_determines_a_teacher(workplace: Path, override: str, same: bool) -> None:
+    assert (teacher_key(override) == teacher_key()) == same
+
+
+def test_differences_name_the_key_and_leave_free_ones_out(workplace: Path) -> None:
+    before = load_recipe("tiny.yaml")
+    free = load_recipe("tiny.yaml", ["data.workers=3", "data.cache=true", "checkpoint_seconds=7"])
+    assert differences(before, free) == []
+    other = load_recipe("tiny.yaml", ["data.image_size=8", "data.workers=3", "search.epochs=7"])
+    assert differences(before, other) == [("data.image_size", 16, 8), ("search.epochs", 2, 7)]

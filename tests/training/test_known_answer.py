@@ -15,10 +15,11 @@ from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.recipe.schema import PathwayGroup, Search
-from distpro_cli.tasks.classification.task import task_loss
+from distpro_cli.tasks.task import Batch
 from distpro_cli.training.alpha import AlphaOptimizer
-from distpro_cli.training.hypergradients import CheapHypergradient
-from distpro_cli.training.step import Batch, Pair, Stepper
+from distpro_cli.training.hypergradients import make_hypergradient
+from distpro_cli.training.step import Distiller, Pair
+from tests.helpers import CPU, classification
 
 NUM_CLASSES, SIZE, STEPS, BATCH = 4, 4, 150, 64
 
@@ -75,12 +76,13 @@ def test_the_search_raises_what_helps_and_sinks_noise(seed: int) -> None:
     pathways = Pathways(resolve_pathways([group], teacher.levels, student.levels))
     pair = Pair(student.train(), teacher, pathways)
     optimizer = torch.optim.SGD([p for m in pair.trained_modules() for p in m.parameters()], lr=0.05)
-    bilevel = CheapHypergradient(Stepper(pair, optimizer, task_loss, device=torch.device("cpu"), seed=seed))
-    alpha = AlphaOptimizer(2, Search(alpha_lr=0.05), STEPS, torch.device("cpu"))
+    distiller = Distiller(pair, optimizer, classification(), device=CPU, seed=seed)
+    hypergradient = make_hypergradient("cheap", distiller)
+    alpha = AlphaOptimizer(2, Search(alpha_lr=0.05), STEPS, CPU)
     for step in range(STEPS):
         inner, outer = draw(patterns, generator, wrong_share=0.8), draw(patterns, generator, wrong_share=0.0)
-        alpha.update(bilevel(inner, outer, alpha.weights(), step)[2])
+        alpha.update(hypergradient.step(inner, outer, alpha.weights(), step)[2])
     noise, clean = alpha.weights().tolist()
-    start = AlphaOptimizer(2, Search(), 1, torch.device("cpu")).weights()[0]
+    start = AlphaOptimizer(2, Search(), 1, CPU).weights()[0]
     assert clean > 1.2 * start
     assert noise < 0.8 * start

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distpro_cli.workflows.diagnosis import _cosines, distillation_share
-from tests.training.test_hypergradients import SHARED_BLOCKS, batches, make_stepper
+from tests.training.test_hypergradients import SHARED_BLOCKS, batches, make_distiller
 
 
 def test_share_of_the_loss(tmp_path: Path) -> None:
@@ -27,22 +27,20 @@ def test_share_of_the_loss(tmp_path: Path) -> None:
 
 
 def test_cosines_are_those_of_the_gradients_and_move_nothing() -> None:
-    stepper = make_stepper(groups=SHARED_BLOCKS)
-    stepper.pair.student.train()
-    before = {key: value.clone() for key, value in stepper.pair.student.state_dict().items()}
+    distiller = make_distiller(groups=SHARED_BLOCKS)
+    before = {key: value.clone() for key, value in distiller.student.state_dict().items()}
     batch, _ = batches()
-    found = _cosines(stepper, batch, 0, [1, 6])
-    assert all(torch.equal(before[key], value) for key, value in stepper.pair.student.state_dict().items())
-    assert stepper.pair.pathways is not None
+    found = _cosines(distiller, batch, 0, [1, 6])
+    assert all(torch.equal(before[key], value) for key, value in distiller.student.state_dict().items())
 
     def gradient(weights: list[float]) -> torch.Tensor:
-        stepper.training_loss(batch, weights, 0)[1].backward()
+        distiller.backward(batch, weights, 0)
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-        stepper.optimizer.zero_grad()
+        distiller.optimizer.zero_grad()
         return flat
 
-    parameters = stepper.student_parameters
-    none = [0.0] * len(stepper.pair.pathways.infos)
+    parameters = distiller.student_parameters
+    none = [0.0] * len(distiller.trained.infos)
     of_task = gradient(none)
     for position, k in enumerate([1, 6]):
         weights = list(none)

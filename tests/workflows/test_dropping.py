@@ -17,14 +17,14 @@ from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.process import Process
-from distpro_cli.recipe.schema import Data, Network, Optimizer, PathwayGroup
-from distpro_cli.tasks.classification.task import task_loss
-from distpro_cli.training.loop import ScheduledWeights
+from distpro_cli.recipe.schema import Optimizer, PathwayGroup
+from distpro_cli.tasks.task import Batch, find_task
 from distpro_cli.training.optimiser import make_optimizer
-from distpro_cli.training.step import Batch, Pair, Stepper
+from distpro_cli.training.step import Distiller, Pair
+from distpro_cli.training.weights import ScheduledWeights
+from tests.helpers import CPU, classification, digits_recipe
 
-CPU = torch.device("cpu")
-DATA = Data(name="digits", image_size=16)
+RECIPE = digits_recipe("data.image_size=16")
 GROUPS = [
     PathwayGroup(connections="lower", transform="conv1"),
     PathwayGroup(connections="same", transform="review", transform_options={"mid": 8}, distance="mse"),
@@ -39,13 +39,14 @@ class Counted:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        teacher = build_network(Network(name="wrn_16_1"), DATA).eval().requires_grad_(False)
-        student = build_network(Network(name="wrn_10_1"), DATA).train()
+        task = classification()
+        teacher = build_network(RECIPE.teacher, RECIPE.data, task).eval().requires_grad_(False)
+        student = build_network(RECIPE.student, RECIPE.data, task).train()
         self.pathways = Pathways(resolve_pathways(GROUPS, teacher.levels, student.levels))
         self.infos = self.pathways.infos
         pair = Pair(student, teacher, self.pathways)
         optimizer = make_optimizer(pair.trained_modules(), Optimizer(lr=0.1, weight_decay=0.1))
-        self.stepper = Stepper(pair, optimizer, task_loss, device=CPU)
+        self.distiller = Distiller(pair, optimizer, task, device=CPU)
         self.calls: Counter[str] = Counter()
         for k, transform in enumerate(self.pathways.transforms):
             self.count(transform, f"transform {k}")
@@ -126,9 +127,7 @@ def wanted(process: Process, step: int, *, threshold: float | None, keep: float 
 def test_calls_of_every_step(dropping: dict[str, float | None]) -> None:
     counted = Counted()
     process = random_process(counted)
-    source = ScheduledWeights(
-        counted.stepper, NUM_STEPS, process.schedule(**dropping), list(range(len(process.pathways)))
-    )
+    source = ScheduledWeights(counted.distiller, process.schedule(**dropping), NUM_STEPS)
     teacher_calls = []
     for step in range(NUM_STEPS):
         on = wanted(process, step, **dropping)
@@ -143,13 +142,13 @@ def test_calls_of_every_step(dropping: dict[str, float | None]) -> None:
 
 def test_blocks_that_are_off_stay_as_they_are() -> None:
     counted = Counted()
-    stepper, num_pathways = counted.stepper, len(counted.infos)
-    for step in range(2):  # momentum and weight decay have something to go on with
-        stepper.plain(batch(), [1.0] * num_pathways, step)
+    distiller, num_pathways = counted.distiller, len(counted.infos)
+    for step in range(2):  # momentum and weight decay have something to work with
+        distiller.step(batch(), [1.0] * num_pathways, step)
     weights = [0.0] * num_pathways
     weights[1] = 1.0
     before = [{key: tensor.clone() for key, tensor in block.state_dict().items()} for block in counted.blocks()]
-    stepper.plain(batch(), weights, 2)
+    distiller.step(batch(), weights, 2)
     for k, (block, old) in enumerate(zip(counted.blocks(), before, strict=True)):
         moved = [key for key, tensor in block.state_dict().items() if not torch.equal(tensor, old[key])]
         assert bool(moved) == (k == 1)
@@ -179,13 +178,16 @@ def test_a_student_level_that_nobody_needs_is_let_go() -> None:
         module.register_forward_hook(lambda _, __, output, name=name: made.update({name: weakref.ref(output)}))
     alive: list[set[str]] = []
 
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        alive.append({name for name, tensor in made.items() if tensor() is not None})
-        return task_loss(logits, targets)
+    class Watching(find_task("classification")):  # type: ignore[misc]
+        def losses(self, output: Tensor, targets: Tensor) -> dict[str, Tensor]:
+            alive.append({name for name, tensor in made.items() if tensor() is not None})
+            found: dict[str, Tensor] = super().losses(output, targets)
+            return found
 
     pair = Pair(student, teacher, pathways)
-    stepper = Stepper(pair, make_optimizer(pair.trained_modules(), Optimizer(lr=0.1)), loss, device=CPU)
+    optimizer = make_optimizer(pair.trained_modules(), Optimizer(lr=0.1))
+    distiller = Distiller(pair, optimizer, Watching(RECIPE, RECIPE.distill), device=CPU)
     for step, weights in enumerate(([1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0])):
-        stepper.plain(batch(), weights, step)
+        distiller.step(batch(), weights, step)
         assert all(tensor() is None for tensor in made.values())
     assert alive == [{"one", "two"}, {"one"}, {"two"}, set()]

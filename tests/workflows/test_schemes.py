@@ -19,13 +19,13 @@ from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import load_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.recipe.scheme_names import SCHEME_NAMES
-from distpro_cli.report.progress import make_reporter
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.runs.signals import Interruption
 from distpro_cli.workflows.schemes import SCHEMES, scheme_process, scheme_recipe
-from distpro_cli.workflows.session import Session, surroundings
+from distpro_cli.workflows.session import Session
+from distpro_cli.workflows.sources import SchemeSource
 from distpro_cli.workflows.transfer import Dropping, transfer
 from tests.conftest import Result, Run
+from tests.helpers import CONTEXT
 from tests.pathways.levels import levels
 
 TEACHER = levels((8, 16, 16), (16, 8, 8), (32, 4, 4), (32,), logits=10)
@@ -185,14 +185,13 @@ def test_a_known_teacher_is_not_evaluated(workplace: Path, monkeypatch: pytest.M
     plain = Session.evaluate
     monkeypatch.setattr(Session, "evaluate", lambda self, network: (evaluated.append(network), plain(self, network))[1])
     small = load_recipe("tiny.yaml", ["distill.epochs=1"])
-    around = surroundings("cpu", make_reporter(True), Interruption())
     num_evaluations = {}
     for known in (None, 12.25):
         folder = RunFolder(workplace / f"run-{known}", resuming=False)
         folder.path.mkdir()
         evaluated.clear()
-        top1 = transfer(small, "uniform", Dropping(), folder, around, teacher_top1=known)["teacher"]["top1"]
-        assert known is None or top1 == known
+        run = transfer(small, SchemeSource("uniform"), Dropping(), folder, CONTEXT, teacher_figure=known)
+        assert known is None or run.summary["teacher"]["top1"] == known
         num_evaluations[known] = len(evaluated)
     assert num_evaluations[12.25] == 1  # the student, after its one epoch
     assert num_evaluations[None] > 1

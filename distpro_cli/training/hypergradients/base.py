@@ -1,0 +1,103 @@
+"""What every hypergradient is: a bi-level step with options and state.
+
+d(outer loss)/d(weight_k) ≈ -lr · ⟨v, ∇_w D_k(w_t)⟩ with v = ∇_w L_outer(w_{t+1}), the task loss alone
+(Deng et al. 2022, one-step unrolled).
+
+A new one is a subclass of `Hypergradient` under `@register_hypergradient("name")`, in a file of this package or of
+the user's, which a recipe names as `search.hypergradient: path/to/file.py:Class`.
+
+Shape legend: k pathways.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distpro_cli.registry import Registry, check_options
+from distpro_cli.tasks.task import Batch
+from distpro_cli.training.step import Distiller, StepLosses, unmoved_buffers
+
+
+class Hypergradient(ABC):
+    """Trains the student as a plain step would, and says how the outer loss depends on every weight.
+
+    Options are keyword-only arguments of the constructor; a recipe sets them by `search.hypergradient_options`.
+
+    Args:
+        distiller: Runs the steps.
+    """
+
+    def __init__(self, distiller: Distiller) -> None:
+        self.distiller = distiller
+
+    @abstractmethod
+    def step(self, inner: Batch, outer: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses, Tensor]:
+        """Trains on `inner`, on the device; called for the steps that move alpha.
+
+        Args:
+            inner: What the student is trained on.
+            outer: What judges.
+            weights_k: In force, [K].
+            step: Number of the step.
+
+        Returns:
+            The losses of both batches, and d(outer loss)/d(weight), [K].
+        """
+
+    def observe(self, inner: Batch, step: int) -> None:
+        """Sees the batch of a step between two moves of alpha, right before the student is trained on it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed search needs: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+
+
+HYPERGRADIENTS: Registry[type[Hypergradient]] = Registry("hypergradient", package="distpro_cli.training.hypergradients")
+register_hypergradient = HYPERGRADIENTS.register
+
+
+def make_hypergradient(name: str, distiller: Distiller, options: Mapping[str, Any] | None = None) -> Hypergradient:
+    """Builds the hypergradient called `name`, or `Class` from `file.py:Class`.
+
+    Raises:
+        DistproError: unknown name or option, or an option's value out of range.
+    """
+    kind = HYPERGRADIENTS.find(name)
+    check_options("hypergradient", name, kind, options or {})
+    return kind(distiller, **(options or {}))
+
+
+def outer_gradient(distiller: Distiller, outer: Batch, step: int) -> tuple[StepLosses, list[Tensor]]:
+    """Returns the task loss on the outer batch and v, its gradient by the student's parameters.
+
+    The student's running statistics do not see the outer batch. Parameters the task does not reach get zeros.
+    """
+    # The buffers go back only after the backward pass, whose graph holds on to them.
+    with unmoved_buffers(distiller.student):
+        output, _ = distiller.student_forward(outer, (), step)
+        parts, task = distiller.task_loss(output, outer.targets)
+        gradients = torch.autograd.grad(task, distiller.student_parameters, allow_unused=True)
+    direction = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(distiller.student_parameters, gradients, strict=True)
+    ]
+    return distiller.named(parts, task, {}, output, outer), direction
+
+
+def shift_along(direction: Sequence[Tensor], length: float) -> Tensor:
+    """Returns ξ with ‖ξ · direction‖ = length over all parameters, a scalar; finite where the direction is zero."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction)))
+    return length / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
+
+
+def inner_product(left: Sequence[Tensor], right: Sequence[Tensor | None]) -> Tensor:
+    """Returns ⟨left, right⟩ over all parameters, a scalar; None counts as zero."""
+    products = [torch.sum(a * b) for a, b in zip(left, right, strict=True) if b is not None]
+    return torch.stack(products).sum() if products else left[0].new_zeros(())

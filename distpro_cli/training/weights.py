@@ -1,0 +1,135 @@
+"""Where the weights of a step come from: nowhere, a process, or a search. The loop knows this interface alone."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from typing_extensions import override
+
+from distpro_cli.process.schedule import Schedule
+from distpro_cli.tasks.task import Batch
+from distpro_cli.training.alpha import AlphaOptimizer
+from distpro_cli.training.hypergradients import Hypergradient
+from distpro_cli.training.step import Distiller, StepLosses, Stepper
+
+Batches = Callable[[int], Iterator[Batch]]  # makes the batches of a step and all that follow, on the device
+
+
+class Weights(ABC):
+    """A source of weights over time: does one step with the weights that belong to it.
+
+    Attributes:
+        stepper: Runs the steps.
+    """
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+
+    @abstractmethod
+    def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
+        """Trains on one batch; returns its losses and, in a search, those of the outer batch."""
+
+    def current(self) -> Sequence[float]:
+        """Returns the weights in force, [K]; empty without pathways."""
+        return ()
+
+    def by_pathway(self) -> dict[str, float]:
+        """Returns the weights in force by pathway id, for progress and metrics."""
+        return {info.id: weight for info, weight in zip(self.stepper.trained.infos, self.current(), strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+
+
+class NoWeights(Weights):
+    """No distillation: a network is trained alone."""
+
+    @override
+    def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
+        return self.stepper.step_alone(batch, step), None
+
+
+class ScheduledWeights(Weights):
+    """Weights read from a process at training progress step / total_steps.
+
+    Args:
+        distiller: Runs the steps.
+        schedule: Of a process whose columns are the pair's pathways.
+        total_steps: Of the run.
+    """
+
+    def __init__(self, distiller: Distiller, schedule: Schedule, total_steps: int) -> None:
+        super().__init__(distiller)
+        self.distiller = distiller
+        self.schedule = schedule
+        self.total_steps = total_steps
+        self._current: list[float] = [0.0] * len(distiller.trained.infos)
+
+    @override
+    def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
+        self._current = self.schedule.at(step / self.total_steps).tolist()
+        return self.distiller.step(batch, self._current, step), None
+
+    @override
+    def current(self) -> Sequence[float]:
+        return self._current
+
+
+class SearchedWeights(Weights):
+    """Weights that a search moves: alpha is updated every `interval` steps by its hypergradient.
+
+    Args:
+        distiller: Runs the steps between two moves.
+        hypergradient: Runs the steps that move alpha.
+        alpha: What is moved, and the record of it.
+        outer_batches: By number of the move.
+    """
+
+    def __init__(
+        self, distiller: Distiller, hypergradient: Hypergradient, alpha: AlphaOptimizer, outer_batches: Batches
+    ) -> None:
+        super().__init__(distiller)
+        self.distiller = distiller
+        self.hypergradient = hypergradient
+        self.alpha = alpha
+        self.outer_batches = outer_batches
+        self._outer: Iterator[Batch] | None = None
+
+    @override
+    def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
+        weights_k = self.alpha.weights()
+        self.alpha.record(step)
+        outer_losses = None
+        interval = self.alpha.spec.interval
+        if step % interval == 0:
+            if self._outer is None:
+                self._outer = self.outer_batches(math.ceil(step / interval))
+            losses, outer_losses, hypergradient_k = self.hypergradient.step(batch, next(self._outer), weights_k, step)
+            self.alpha.update(hypergradient_k)
+        else:
+            self.hypergradient.observe(batch, step)
+            losses = self.distiller.step(batch, weights_k, step)
+        if step + 1 == self.alpha.total_steps:
+            self.alpha.record(step + 1)
+        return losses, outer_losses
+
+    @override
+    def current(self) -> Sequence[float]:
+        weights: list[float] = self.alpha.weights().tolist()
+        return weights
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.alpha.state_dict(), "hypergradient": self.hypergradient.state_dict()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.alpha.load_state_dict(state)
+        self.hypergradient.load_state_dict(state.get("hypergradient", {}))  # 0.1.0 wrote none

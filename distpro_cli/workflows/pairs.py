@@ -1,0 +1,77 @@
+"""Makes the pair of a run ready: networks, pathways between them, and what a step of it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from distpro_cli.costs.step_costs import step_parts
+from distpro_cli.networks.dry_run import first_line
+from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.pathways.connections import joins_logits, resolve_pathways
+from distpro_cli.pathways.module import Pathways
+from distpro_cli.process.cost import Part
+from distpro_cli.process.process import Process
+from distpro_cli.randomness import derived_seed
+from distpro_cli.recipe.schema import PathwayGroup
+from distpro_cli.training.step import Pair
+from distpro_cli.workflows.session import Session
+from distpro_cli.workflows.teacher import build_teacher
+
+
+def build_pair(session: Session, groups: Sequence[PathwayGroup]) -> Pair:
+    """Builds teacher, student and the pathways between them, on the device; a teacher to be trained is not yet.
+
+    Raises:
+        DistproError: a network, or everything wrong with the groups.
+    """
+    student, teacher = build_networks(session, logits=joins_logits(groups))
+    return join(session, student, teacher, groups)
+
+
+def build_networks(session: Session, *, logits: bool, weights: bool = True) -> tuple[TappedNetwork, TappedNetwork]:
+    """Builds student and teacher.
+
+    Args:
+        session: The run.
+        logits: Whether default levels end with the logits.
+        weights: Whether the teacher's weights are wanted, not its levels alone.
+    """
+    student = session.build(session.recipe.student, "student", logits=logits)
+    return student, build_teacher(session, logits=logits, weights=weights)
+
+
+def join(session: Session, student: TappedNetwork, teacher: TappedNetwork, groups: Sequence[PathwayGroup]) -> Pair:
+    """Returns the pair of two networks with the pathways between them, whose weights come from the run's seed.
+
+    Raises:
+        RecipeError: everything wrong with the groups.
+    """
+    infos = resolve_pathways(groups, teacher.levels, student.levels)
+    torch.manual_seed(derived_seed(session.recipe.seed, "weights", "pathways"))
+    return Pair(student, teacher, session.place(Pathways(infos)))
+
+
+def pathway_groups(process: Process) -> list[PathwayGroup]:
+    """Returns the process's own pathways as groups of a recipe, one per pathway."""
+    return [
+        PathwayGroup(
+            connections=[[info.teacher.number, info.student.number]],
+            transform=info.transform,
+            transform_options=info.transform_options,
+            distance=info.distance,
+            distance_options=info.distance_options,
+        )
+        for info in process.pathways
+    ]
+
+
+def parts_of(session: Session, pair: Pair, batch_size: int) -> tuple[Part, ...]:
+    """Returns what a step of the pair costs, part by part; nothing, and a message, where that cannot be told."""
+    try:
+        return step_parts(pair.teacher, pair.student, pair.pathways, session.recipe.data.image_size, batch_size)
+    except Exception as error:
+        # An estimate: a network that runs on this device alone is no reason not to train.
+        session.context.reporter.message(f"the cost of a step cannot be estimated: {first_line(error)}")
+        return ()

@@ -1,0 +1,110 @@
+"""Where the process of a run comes from: a process at hand, or a scheme that makes one for the pair."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from hashlib import sha256
+
+from typing_extensions import override
+
+from distpro_cli.errors import RecipeError
+from distpro_cli.pathways.connections import joins_logits
+from distpro_cli.process.file import to_bytes
+from distpro_cli.process.process import Process
+from distpro_cli.training.step import Pair
+from distpro_cli.workflows.pairs import build_networks, build_pair, join, pathway_groups
+from distpro_cli.workflows.schemes import find_scheme, scheme_process, scheme_recipe, under_its_name, with_logits
+from distpro_cli.workflows.session import Session
+
+
+class Source(ABC):
+    """Gives a run the pair that a process drives, and the process."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """What the process is, in one word: the hash of its file, or the name of a scheme."""
+
+    @abstractmethod
+    def set_up(self, session: Session) -> tuple[Pair, Process]:
+        """Builds both; the teacher is not made ready yet, and one that is never needed keeps random weights.
+
+        Raises:
+            DistproError: the pair cannot be built.
+        """
+
+    def mean_over_time(self) -> Source:
+        """Returns the same source with the weights of its process averaged over time."""
+        return _Averaged(self)
+
+
+@dataclass(frozen=True)
+class ProcessSource(Source):
+    """A process at hand, on the recipe's pathways; a recipe without pathways takes the process's own."""
+
+    process: Process
+
+    @property
+    @override
+    def key(self) -> str:
+        return sha256(to_bytes(self.process)).hexdigest()
+
+    @override
+    def set_up(self, session: Session) -> tuple[Pair, Process]:
+        given = "pathways" in session.recipe.model_fields_set
+        groups = session.recipe.pathways if given else pathway_groups(self.process)
+        return build_pair(session, groups), self.process
+
+
+@dataclass(frozen=True)
+class SchemeSource(Source):
+    """The scheme of this name, on its own pathways or the recipe's.
+
+    Raises:
+        DistproError: there is no such scheme.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        find_scheme(self.name)
+
+    @property
+    @override
+    def key(self) -> str:
+        return self.name
+
+    @override
+    def set_up(self, session: Session) -> tuple[Pair, Process]:
+        scheme = find_scheme(self.name)
+        if scheme.on_logits:
+            session = session.under(with_logits(session.recipe))
+        logits = scheme.on_logits or (scheme.groups is None and joins_logits(session.recipe.pathways))
+        student, teacher = build_networks(session, logits=logits, weights=scheme.teaches)
+        recipe = scheme_recipe(self.name, session.recipe, teacher.levels, student.levels)
+        try:
+            pair = join(session, student, teacher, recipe.pathways)
+        except RecipeError as error:
+            raise error if scheme.groups is None else under_its_name(self.name, error) from None
+        return pair, scheme_process(self.name, recipe, pair.infos)
+
+
+@dataclass(frozen=True)
+class _Averaged(Source):
+    source: Source
+
+    @property
+    @override
+    def key(self) -> str:
+        return f"mean of {self.source.key}"
+
+    @override
+    def set_up(self, session: Session) -> tuple[Pair, Process]:
+        pair, process = self.source.set_up(session)
+        return pair, process.mean_over_time()
+
+
+def source_of(process: Process | str) -> Source:
+    """Returns the source of a process, or of the scheme of that name."""
+    return SchemeSource(process) if isinstance(process, str) else ProcessSource(process)

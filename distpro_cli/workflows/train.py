@@ -1,0 +1,42 @@
+"""Train: one network of a recipe, without distillation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from distpro_cli.networks.weights import save_weights
+from distpro_cli.recipe.schema import Recipe
+from distpro_cli.runs.folder import RunFolder
+from distpro_cli.training.step import Solo
+from distpro_cli.training.weights import NoWeights
+from distpro_cli.workflows.session import RunContext, Session
+from distpro_cli.workflows.teacher import teacher_cache, train_teacher
+from distpro_cli.workflows.transfer import train_student_with
+
+
+def train_student(recipe: Recipe, folder: RunFolder, context: RunContext) -> dict[str, Any]:
+    """Trains the recipe's student alone by `distill`; returns the summary."""
+    session = Session(recipe, context)
+    student = Solo(session.build(recipe.student, "student"))
+    weights = NoWeights(session.stepper(student, recipe.distill))
+    summary = train_student_with(session, weights, folder, "train student")
+    folder.write_summary(summary)
+    return summary
+
+
+def train_teacher_alone(recipe: Recipe, folder: RunFolder, context: RunContext) -> dict[str, Any]:
+    """Trains the recipe's teacher by `teacher.train` (else `distill`) into the cache; returns the summary."""
+    session = Session(recipe.model_copy(update={"seed": recipe.teacher.seed}), context)
+    metric = session.task.metric
+    teacher = session.build(recipe.teacher, "teacher")
+    progress = train_teacher(session, teacher, teacher_cache(session), folder)
+    save_weights(teacher.model, folder.teacher, {"network": recipe.teacher.name})
+    summary = {
+        "teacher": {**metric.last_and_best(progress.history), "weights": str(folder.teacher)},
+        "seconds": round(progress.train_seconds, 2),
+        "metric": asdict(metric),
+        "run_dir": str(folder.path),
+    }
+    folder.write_summary(summary)
+    return summary

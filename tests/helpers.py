@@ -1,0 +1,27 @@
+"""Parts that many tests build on."""
+
+from __future__ import annotations
+
+import torch
+
+from distpro_cli.recipe.load import parse_recipe
+from distpro_cli.recipe.schema import Recipe
+from distpro_cli.report.progress import Reporter
+from distpro_cli.runs.signals import Interruption
+from distpro_cli.tasks.task import Task, find_task
+from distpro_cli.workflows.session import RunContext
+
+CPU = torch.device("cpu")
+CONTEXT = RunContext(CPU, Reporter(), Interruption())
+
+
+def digits_recipe(*overrides: str) -> Recipe:
+    """Returns a recipe on the digits: WRN-16-1 teaches WRN-10-1."""
+    text = "data: {name: digits, image_size: 32, workers: 0}\nteacher: {name: wrn_16_1}\nstudent: {name: wrn_10_1}\n"
+    return parse_recipe(text, overrides)
+
+
+def classification(*overrides: str) -> Task:
+    """Returns the task of `digits_recipe` under its `distill`."""
+    recipe = digits_recipe(*overrides)
+    return find_task("classification")(recipe, recipe.distill)
