@@ -15,6 +15,7 @@ from distpro_cli.training.hypergradients import CheapHypergradient
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
 from distpro_cli.training.step import Batch, Pair, Stepper
 from distpro_cli.workflows.search import search_training
+from tests.networks.stub import TASK
 
 BATCH_SIZE = 2
 
@@ -30,8 +31,8 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     recipe = load_recipe(name)
     size = recipe.data.image_size if recipe.data.image_size <= 32 else 64
     data = recipe.data.model_copy(update={"image_size": size})
-    teacher = build_network(recipe.teacher, data, pretrained_ok=False).eval().requires_grad_(False)
-    student = build_network(recipe.student, data, pretrained_ok=False).train()
+    teacher = build_network(recipe.teacher, data, TASK, pretrained_ok=False).eval().requires_grad_(False)
+    student = build_network(recipe.student, data, TASK, pretrained_ok=False).train()
     pathways = Pathways(resolve_pathways(recipe.pathways, teacher.levels, student.levels))
     pair = Pair(student, teacher, pathways)
     training = search_training(recipe)

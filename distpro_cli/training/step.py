@@ -115,7 +115,7 @@ class Stepper:
             return {}
         with torch.no_grad(), autocast(self.device, self.precision):
             features: Features
-            _, features = self.pair.teacher(images_bchw, levels=self._pathways.teacher_levels(active), logits=False)
+            _, features = self.pair.teacher(images_bchw, levels=self._pathways.teacher_levels(active), output=False)
         return features
 
     def study(self, batch: Batch, levels: Collection[int], step: int) -> tuple[Tensor, Features]:

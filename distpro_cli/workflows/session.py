@@ -21,7 +21,7 @@ from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.classification.data import ClassificationData
 from distpro_cli.tasks.classification.mixing import Mixing
 from distpro_cli.tasks.classification.task import evaluate, task_loss
-from distpro_cli.tasks.registry import find_task
+from distpro_cli.tasks.task import find_task
 from distpro_cli.training.device import autocast, choose_device, make_deterministic
 from distpro_cli.training.loop import Batches, Plan, ScheduledWeights, Trainer, Weights
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
@@ -59,7 +59,7 @@ class Session:
     """A recipe made real: its data and networks on a device."""
 
     def __init__(self, recipe: Recipe, around: Surroundings, outer_share: float | None = None) -> None:
-        find_task(recipe.task)
+        self.task = find_task(recipe.task)(recipe, recipe.distill)
         self.recipe = recipe
         self.around = around
         self.device = around.device
@@ -73,7 +73,7 @@ class Session:
         For `logits` and `pretrained_ok` see `build_network`.
         """
         torch.manual_seed(derived_seed(self.recipe.seed if seed is None else seed, "weights", role))
-        return self.place(build_network(spec, self.recipe.data, logits=logits, pretrained_ok=pretrained_ok))
+        return self.place(build_network(spec, self.recipe.data, self.task, logits=logits, pretrained_ok=pretrained_ok))
 
     def under(self, recipe: Recipe) -> Session:
         """Returns the same session under a recipe that differs in levels or pathways alone."""

@@ -19,6 +19,7 @@ from distpro_cli.tasks.classification.data import ClassificationData
 from distpro_cli.tasks.classification.task import task_loss
 from distpro_cli.training.hypergradients import BILEVEL_STEPS, outer_gradient
 from distpro_cli.training.step import Batch, Pair, Stepper
+from tests.networks.stub import TASK
 
 DATA = Data(name="digits", image_size=32, workers=0)
 
@@ -40,8 +41,8 @@ def make_stepper(
     precision: str = "float32",
 ) -> Stepper:
     torch.manual_seed(seed)
-    student = build_network(Network(name="wrn_10_1"), DATA)
-    teacher = build_network(Network(name="wrn_16_1"), DATA).eval().requires_grad_(False)
+    student = build_network(Network(name="wrn_10_1"), DATA, TASK)
+    teacher = build_network(Network(name="wrn_16_1"), DATA, TASK).eval().requires_grad_(False)
     pathways = Pathways(resolve_pathways(list(groups), teacher.levels, student.levels))
     pair = Pair(student, teacher, pathways)
     parameters = [p for module in pair.trained_modules() for p in module.parameters()]

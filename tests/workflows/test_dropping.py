@@ -22,6 +22,7 @@ from distpro_cli.tasks.classification.task import task_loss
 from distpro_cli.training.loop import ScheduledWeights
 from distpro_cli.training.optimiser import make_optimizer
 from distpro_cli.training.step import Batch, Pair, Stepper
+from tests.networks.stub import TASK
 
 CPU = torch.device("cpu")
 DATA = Data(name="digits", image_size=16)
@@ -39,8 +40,8 @@ class Counted:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        teacher = build_network(Network(name="wrn_16_1"), DATA).eval().requires_grad_(False)
-        student = build_network(Network(name="wrn_10_1"), DATA).train()
+        teacher = build_network(Network(name="wrn_16_1"), DATA, TASK).eval().requires_grad_(False)
+        student = build_network(Network(name="wrn_10_1"), DATA, TASK).train()
         self.pathways = Pathways(resolve_pathways(GROUPS, teacher.levels, student.levels))
         self.infos = self.pathways.infos
         pair = Pair(student, teacher, self.pathways)

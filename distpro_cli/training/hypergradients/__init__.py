@@ -131,7 +131,7 @@ class CheapHypergradient:
         pathways = self._pathways
         active = range(len(pathways.infos))
         self.stepper.seed_student(step)
-        _, features = self.stepper.pair.student(inner.images_bchw, levels=pathways.student_levels(active), logits=False)
+        _, features = self.stepper.pair.student(inner.images_bchw, levels=pathways.student_levels(active), output=False)
         return pathways.starts(features, active)
 
     def _moved_parameters(self) -> list[Tensor]:
