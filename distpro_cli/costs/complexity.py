@@ -25,6 +25,7 @@ from distpro_cli.pathways.module import Pathways
 from distpro_cli.pathways.transforms.base import SharedBlock
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.recipe.schema import Recipe
+from distpro_cli.tasks.task import find_task
 
 NUM_IMAGES = 2  # BatchNorm in train mode refuses a single image on maps of one cell
 
@@ -72,8 +73,9 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
         DistproError: a network or a pathway that the recipe asks for cannot be built.
     """
     logits = joins_logits(recipe.pathways)
-    teacher = build_network(recipe.teacher, recipe.data, logits=logits, pretrained_ok=False)
-    student = build_network(recipe.student, recipe.data, logits=logits, pretrained_ok=False)
+    task = find_task(recipe.task)(recipe, recipe.distill)
+    teacher = build_network(recipe.teacher, recipe.data, task, logits=logits, pretrained_ok=False)
+    student = build_network(recipe.student, recipe.data, task, logits=logits, pretrained_ok=False)
     pathways = Pathways(resolve_pathways(recipe.pathways, teacher.levels, student.levels))
     costs, shared = pathway_costs(pathways), shared_costs(pathways)
     all_costs = [*costs, *shared]

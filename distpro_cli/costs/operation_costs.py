@@ -17,21 +17,21 @@ FLOPS_PER_BYTE = 6.0
 BACKWARD_FACTOR = 1.4
 
 
-class Traffic(TorchDispatchMode):
+class OperationCosts(TorchDispatchMode):
     """Adds up the cost of every operation that runs inside it, backward passes included.
 
     Attributes:
-        cost: So far, in bytes moved; arithmetic is converted by `FLOPS_PER_BYTE`.
+        total: So far, in bytes moved; arithmetic is converted by `FLOPS_PER_BYTE`.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.cost = 0.0
+        self.total = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.cost += _moved_bytes(func, (args, kwargs), out) + _flops(func, args, kwargs, out) / FLOPS_PER_BYTE
+        self.total += _moved_bytes(func, (args, kwargs), out) + _flops(func, args, kwargs, out) / FLOPS_PER_BYTE
         return out
 
 

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from distpro_cli.costs.complexity import feature_of, without_computing
-from distpro_cli.costs.operation_costs import Traffic
+from distpro_cli.costs.operation_costs import OperationCosts
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import SHARED, STUDENT_BACKWARD, STUDENT_FORWARD, STUDENT_UPDATE, Part
 from distpro_cli.process.pathway import LevelInfo
 
-# How often an update reads or writes as many bytes as there are parameters: SGD with momentum reads the parameter,
+# How often an update reads or writes as many bytes as the parameters hold: SGD with momentum reads the parameter,
 # its gradient and its momentum and writes two of them; weight decay mostly finds them in the cache.
-UPDATE_TRAFFIC = 6
+UPDATE_PASSES = 6
 # BatchNorm in train mode refuses a single image on maps of one cell.
 FEWEST_IMAGES = 2
 
@@ -62,12 +63,12 @@ def step_parts(
 def _student_parts(student: TappedNetwork, images: tuple[int, int, int], batch_size: int) -> list[Part]:
     def run(network: nn.Module, device: str, num_images: int) -> list[float]:
         images_bchw = torch.zeros(num_images, *images, device=device)
-        with Traffic() as forward:
-            logits, _ = network.train()(images_bchw)
-            loss = logits.sum()
-        with Traffic() as backward:
-            loss.backward()
-        return [forward.cost, backward.cost]
+        with OperationCosts() as forward:
+            output, _ = network.train()(images_bchw)
+            sums = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        with OperationCosts() as backward:
+            torch.autograd.backward(sums)
+        return [forward.total, backward.total]
 
     forward, backward = _measured(student, run, batch_size)
     return [
@@ -86,9 +87,9 @@ def _teacher_parts(
         images_bchw = torch.zeros(num_images, *images, device=device)
         costs = []
         for level in levels:
-            with Traffic() as traffic, torch.no_grad():
-                network.eval()(images_bchw, levels=[level], logits=False)
-            costs.append(traffic.cost)
+            with OperationCosts() as spent, torch.no_grad():
+                network.eval()(images_bchw, levels=[level], output=False)
+            costs.append(spent.total)
         return costs
 
     parts, before = [], 0.0
@@ -119,10 +120,10 @@ def _shared_parts(pathways: Pathways, batch_size: int) -> list[Part]:
 def _shared_cost(block: nn.Module, given: list[LevelInfo], wanted: int, batch_size: int) -> float:
     def run(copied: nn.Module, device: str, num_images: int) -> list[float]:
         features = {info.number: feature_of(info, device, num_images).requires_grad_() for info in given}
-        with Traffic() as traffic:
+        with OperationCosts() as spent:
             copied(features, [wanted])[wanted].sum().backward()
         parameters = [p for p in copied.parameters() if p.grad is not None]
-        return [traffic.cost, _update(parameters)]
+        return [spent.total, _update(parameters)]
 
     cost, update = _measured(block, run, batch_size)
     return cost + update
@@ -134,10 +135,10 @@ def _pathway_part(pathways: Pathways, k: int, batch_size: int) -> Part:
     def run(transform: nn.Module, device: str, num_images: int) -> list[float]:
         student = feature_of(start, device, num_images).requires_grad_()
         teacher = feature_of(target, device, num_images)
-        with Traffic() as traffic:
+        with OperationCosts() as spent:
             distance(transform(student), teacher).backward()
         # Its pull is added to those of the other pathways from the same start: two reads and a write.
-        return [traffic.cost + 3 * student.numel() * student.element_size()]
+        return [spent.total + 3 * student.numel() * student.element_size()]
 
     (cost,) = _measured(pathways.transforms[k], run, batch_size)
     return _part(pathways.infos[k].id, cost + _update(pathways.transforms[k].parameters()), (k,))
@@ -148,7 +149,7 @@ def _part(name: str, cost: float, columns: tuple[int, ...] | None) -> Part:
 
 
 def _update(parameters: Iterable[Tensor]) -> float:
-    return float(UPDATE_TRAFFIC * sum(p.numel() * p.element_size() for p in parameters if p.requires_grad))
+    return float(UPDATE_PASSES * sum(p.numel() * p.element_size() for p in parameters if p.requires_grad))
 
 
 def _measured(module: nn.Module, run: Callable[[nn.Module, str, int], list[float]], batch_size: int) -> list[float]:
@@ -158,7 +159,7 @@ def _measured(module: nn.Module, run: Callable[[nn.Module, str, int], list[float
         copied.zero_grad(set_to_none=True)
         if device == "meta":
             return run(copied, device, max(FEWEST_IMAGES, batch_size))
-        # Of a batch everything but the weights' own traffic grows with its size, and in proportion.
+        # Of a batch everything but the weights' own bytes grows with its size, and in proportion.
         few, more = (run(copied, device, number * FEWEST_IMAGES) for number in (1, 2))
         beyond = (batch_size - FEWEST_IMAGES) / FEWEST_IMAGES
         return [cost + (other - cost) * beyond for cost, other in zip(few, more, strict=True)]

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 from torch import nn
 
-import distpro_cli.networks.cifar  # noqa: F401 - registers its families
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.files import expand_path
+from distpro_cli.networks import NETWORKS
 from distpro_cli.networks.dry_run import first_line
+from distpro_cli.networks.factory import call_factory
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.networks.registry import find_network, network_names
-from distpro_cli.networks.user_file import call_factory, is_user_file, load_factory
 from distpro_cli.networks.weights import load_weights
 from distpro_cli.recipe import schema
+from distpro_cli.registry import is_user_file
+from distpro_cli.tasks.task import Task
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PRETRAINED = "pretrained"
 # What other keys of the recipe decide, or what would load a file past our own reader.
 _RESERVED = {
-    "num_classes": "data.num_classes",
     "pretrained": "weights",
     "checkpoint_path": "weights",
     "pretrained_cfg": "weights",
@@ -34,7 +34,7 @@ _RESERVED = {
 
 
 def build_network(
-    spec: schema.Network, data: schema.Data, *, logits: bool = False, pretrained_ok: bool = True
+    spec: schema.Network, data: schema.Data, task: Task, *, logits: bool = False, pretrained_ok: bool = True
 ) -> TappedNetwork:
     """Builds a network with its weights and taps its levels; on the CPU, float32, in train mode.
 
@@ -42,27 +42,27 @@ def build_network(
 
     Args:
         spec: Name, options, weights, levels, feature, mean and std.
-        data: Image size, number of classes, and the mean and std of networks that bring none.
+        data: Image size, what the task reads, and the mean and std of networks that bring none.
+        task: Gives options to the network's constructor and checks what the network returns.
         logits: Whether the default levels end with the logits.
         pretrained_ok: False: no weights are downloaded or read, the network keeps random ones.
 
     Raises:
-        DistproError: a name, option, level or file is wrong, or pretrained weights cannot be fetched.
+        DistproError: a name, option, level or file is wrong, the task cannot use what the network returns, or
+            pretrained weights cannot be fetched.
     """
-    options = _checked_options(spec)
-    pretrained = spec.weights == PRETRAINED
-    if is_user_file(spec.name):
-        model = call_factory(load_factory(spec.name), spec.name, data.known_num_classes(), options)
-    elif builder := find_network(spec.name):
-        model = call_factory(builder, spec.name, data.known_num_classes(), options)
+    task_options = task.network_options(data)
+    _check_reserved(spec, task_options)
+    factory = NETWORKS.find(spec.name) if is_user_file(spec.name) else NETWORKS.get(spec.name)
+    if factory is None:
+        model = _build_timm(spec, data, task_options, pretrained=spec.weights == PRETRAINED and pretrained_ok)
     else:
-        model = _build_timm(spec, options, data, pretrained=pretrained and pretrained_ok)
-        pretrained = False
-    if pretrained:
-        raise DistproError(
-            f"network {spec.name}: weights: pretrained is for timm's models; give a file, or train it "
-            "(teacher.train, distpro train)"
-        )
+        model = call_factory(factory, spec.name, task_options, spec.options)
+        if spec.weights == PRETRAINED:
+            raise DistproError(
+                f"network {spec.name}: weights: pretrained is for timm's models; give a file, or train it "
+                "(teacher.train, distpro train)"
+            )
     mean, std = normalization(spec, data, model)
     network = TappedNetwork(
         model,
@@ -72,12 +72,8 @@ def build_network(
         mean=mean,
         std=std,
         image_size=data.image_size,
+        check_output=lambda output: task.check_output(spec.name, output, data),
     )
-    if network.num_classes != data.known_num_classes():
-        raise DistproError(
-            f"network {spec.name}: it returns logits of {network.num_classes} classes, data.num_classes is "
-            f"{data.known_num_classes()}; let its constructor take num_classes, or set data.num_classes"
-        )
     if spec.weights not in (None, PRETRAINED) and pretrained_ok:
         load_weights(model, expand_path(str(spec.weights)))
     return network
@@ -100,37 +96,40 @@ def normalization(
         wrong = len(values) != 3 or not all(math.isfinite(value) for value in values)
         if wrong or (key == "std" and min(values) <= 0):
             raise DistproError(
-                f"network {spec.name}: {key} is three numbers, one a channel"
+                f"network {spec.name}: {key} is three numbers, one per channel"
                 f"{', above 0' if key == 'std' else ''}; found {list(values)}"
             )
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
-def _checked_options(spec: schema.Network) -> dict[str, Any]:
+def _check_reserved(spec: schema.Network, task_options: Mapping[str, Any]) -> None:
+    in_data = schema.Data.model_fields
+    of_task = {key: f"data.{key}" if key in in_data else "what the task gives" for key in task_options}
     for key in spec.options:
-        if key in _RESERVED:
-            raise DistproError(f"network {spec.name}: option {key} is not set here; use {_RESERVED[key]}")
-    return dict(spec.options)
+        if remedy := (_RESERVED | of_task).get(key):
+            raise DistproError(f"network {spec.name}: option {key} is not set here; use {remedy}")
 
 
-def _build_timm(spec: schema.Network, options: dict[str, Any], data: schema.Data, *, pretrained: bool) -> nn.Module:
+def _build_timm(
+    spec: schema.Network, data: schema.Data, task_options: Mapping[str, Any], *, pretrained: bool
+) -> nn.Module:
     if not timm.is_model(spec.name):
         raise DistproError(_unknown_name(spec.name))
-    given = {"num_classes": data.known_num_classes(), **options}
+    given = {**spec.options, **task_options}
     try:
-        given |= _size_option(spec.name, options, data.image_size)
+        given |= _size_option(spec.name, given, data.image_size)
         model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **given)
     except Exception as error:
-        raise DistproError(_timm_failure(spec.name, options, given, error, pretrained)) from error
+        raise DistproError(_timm_failure(spec.name, given, error, pretrained)) from error
     return model
 
 
-def _timm_failure(name: str, options: dict[str, Any], given: dict[str, Any], error: Exception, pretrained: bool) -> str:
+def _timm_failure(name: str, options: dict[str, Any], error: Exception, pretrained: bool) -> str:
     """Says which of the two failed: building the network, or fetching its weights."""
     if not pretrained:
         return _build_failure(name, options, error)
     try:
-        model = timm.create_model(name, pretrained=False, **given)
+        model = timm.create_model(name, pretrained=False, **options)
     except Exception as earlier:
         return _build_failure(name, options, earlier)
     if not any(model.pretrained_cfg.get(key) for key in ("hf_hub_id", "url", "file")):
@@ -159,12 +158,13 @@ def _build_failure(name: str, options: dict[str, Any], error: Exception) -> str:
         base, _, tag = name.partition(".")
         tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
         return f"network {name}: timm knows no weights '{tag}' for {base}; there are {', '.join(tags) or 'none'}"
-    return f"network {name} cannot be built with the options {options or 'given'}: {text}"
+    return f"network {name} cannot be built with the options {options}: {text}"
 
 
 def _unknown_name(name: str) -> str:
-    known: Sequence[str] = [*network_names(), *timm.list_models()]
+    families = NETWORKS.names()
+    near = nearest(name.lower().replace("-", "_"), [*families, *timm.list_models()])
     return (
-        f"network '{name}' is not known{nearest(name.lower().replace('-', '_'), known)}; give a timm model, "
-        f"one of {', '.join(network_names())}, or your own as path/to/file.py:Name"
+        f"network '{name}' is not known{near}; give a timm model, "
+        f"one of {', '.join(families)}, or your own as path/to/file.py:Name"
     )

@@ -55,6 +55,11 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     output: Any = None
 
+    @property
+    def logits(self) -> Tensor | None:
+        """The network's output where it is a tensor [B, N]."""
+        return self.output if isinstance(self.output, Tensor) and self.output.ndim == 2 else None
+
     def of(self, name: str) -> list[Call]:
         """Returns the executions of a module."""
         return [call for call in self.calls if call.name == name]
@@ -74,7 +79,7 @@ def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
     """Runs the network once and returns what happened; flags, buffers and random state stay as they were.
 
     Raises:
-        DistproError: the network cannot take these images, or its output is not one tensor of logits.
+        DistproError: the network cannot take these images.
     """
     trace = Trace()
     clock = iter(range(1 << 62))
@@ -107,8 +112,6 @@ def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    if not isinstance(trace.output, Tensor) or trace.output.ndim != 2:
-        raise DistproError(f"{title(model)} returns {describe(trace.output)}; logits [batch, classes] are needed")
     return trace
 
 
@@ -156,7 +159,7 @@ def describe(value: Any) -> str:
     """Says in words what a module returned."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (dict, list, tuple)):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
 

@@ -27,7 +27,7 @@ class Choice:
     Attributes:
         name: Module name, `pooled` or `logits`.
         point: What is tapped; None for the logits, which are the network's own output.
-        channels: Channels as timm's feature info states them, None if it does not speak of this module.
+        channels: Channels as timm's feature info states them, None if it does not name this module.
         reduction: Input pixels per cell, likewise.
     """
 
@@ -47,7 +47,7 @@ def choose_levels(
         trace: Its dry forward.
         levels: Stage or block indices (from 0, negative from the end), module names, `pooled`, `logits`;
             None for the last four stages (of equally deep blocks: four, equally spaced) and `pooled`.
-        feature: `output`, `before-activation` or `after-activation`; the last two speak of stages only.
+        feature: `output`, `before-activation` or `after-activation`; the last two hold for stages only.
         logits: Whether the default ends with the logits.
 
     Raises:
@@ -94,7 +94,7 @@ def default_levels(model: nn.Module, trace: Trace) -> list[int | str]:
         raise DistproError(
             f"{title(model)}: no stages found; set levels to module names. There are: {_listing(_tappable(trace))}"
         )
-    if feature_stages(model) or _classifier_call(model, trace) is not None:
+    if _classifier_call(model, trace) is not None:
         entries.append(POOLED)
     return entries
 
@@ -108,6 +108,11 @@ def feature_stages(model: nn.Module) -> list[dict[str, Any]]:
 
 def _choose(model: nn.Module, trace: Trace, entry: int | str, feature: str) -> Choice:
     if entry == LOGITS:
+        if trace.logits is None:
+            raise DistproError(
+                f"{title(model)}: there is no level {LOGITS}, because the network returns {describe(trace.output)} and "
+                f"not a tensor [batch, N]; leave {LOGITS} out of the levels, and distances between them (kl)"
+            )
         return Choice(LOGITS, None)
     if entry == POOLED:
         call = _classifier_call(model, trace)
@@ -169,12 +174,12 @@ def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
     """The last run of the classifier: what the network calls so, else its last linear or convolution."""
     getter = getattr(model, "get_classifier", None)
     classifier = getter() if callable(getter) else None
-    if isinstance(classifier, (tuple, list)):  # distilled transformers: the class head comes first
+    if isinstance(classifier, (tuple, list)):  # distilled transformers: the class token's head comes first
         classifier = classifier[0]
     for call in reversed(trace.calls):
         if call.module is classifier and call.input is not None:
             return call
-    width = trace.output.shape[-1]
+    width = None if trace.logits is None else trace.logits.shape[1]
     for call in reversed(trace.calls):
         is_linear = isinstance(call.module, nn.Linear)
         is_conv = isinstance(call.module, nn.Conv2d) and call.module.out_channels == width
@@ -206,8 +211,8 @@ def _maps(model: nn.Module, inside: str | None, trace: Trace) -> list[Call]:
         names = {f"{inside}.{name}" for name, _ in model.get_submodule(inside).named_children()}
     once = [call for call in trace.calls if call.name in names and len(trace.of(call.name)) == 1]
     classifier = _classifier_call(model, trace)
-    end = trace.calls[-1].finish if classifier is None else classifier.start
-    return [call for call in once if call.finish <= end and getattr(call.output, "ndim", 0) == 4]
+    before = [call for call in once if classifier is None or call.finish <= classifier.start]
+    return [call for call in before if getattr(call.output, "ndim", 0) == 4]
 
 
 def _block_names(model: nn.Module, trace: Trace) -> list[str]:

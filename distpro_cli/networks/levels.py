@@ -5,26 +5,33 @@ Shape legend: b images, c channels, h height, w width, n tokens, d width of a to
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.dry_run import dry_forward, dry_images, first_tensor, title, trace_forward, version
+from distpro_cli.networks.dry_run import (
+    describe,
+    dry_forward,
+    dry_images,
+    first_tensor,
+    title,
+    trace_forward,
+    version,
+)  # fmt: skip
 from distpro_cli.networks.level_choice import LOGITS, POOLED, Choice, choose_levels
-from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.process.pathway import Grid, LevelInfo
 
 
 class TappedNetwork(nn.Module):
-    """A classifier that also returns the features at its levels.
+    """A network that also returns the features at its levels.
 
     Attributes:
         model: The network itself; nothing is added to its state dict.
         levels: Its levels, shallow to deep, numbered from 1.
-        num_classes: Width of its logits.
     """
 
     mean: Tensor
@@ -41,11 +48,12 @@ class TappedNetwork(nn.Module):
         std: Sequence[float],
         image_size: int,
         in_channels: int = 3,
+        check_output: Callable[[Any], object] | None = None,
     ) -> None:
         """Finds the levels by a dry forward, which leaves the network as it was, and taps them.
 
         Args:
-            model: Takes normalised images [B, C, H, W], returns logits [B, classes].
+            model: Takes normalised images [B, C, H, W], returns anything.
             levels: See `choose_levels`; None for the default.
             feature: `output`: as a stage returns it; `before-activation` or `after-activation`: before or
                 after the activation at the stage's end. Holds for stages, not for `pooled` and `logits`.
@@ -54,6 +62,7 @@ class TappedNetwork(nn.Module):
             std: Per channel, what it expects them to be divided by.
             image_size: Height and width of the images in pixels.
             in_channels: Channels of the images.
+            check_output: Is given what the network returns for two images in eval mode; raises if that is wrong.
 
         Raises:
             DistproError: the images do not fit the network, or a level cannot be tapped.
@@ -64,20 +73,23 @@ class TappedNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
         images_bchw = dry_images(image_size, in_channels, self.mean, self.std)
         trace = trace_forward(model, images_bchw)
-        self.num_classes = int(trace.output.shape[1])
+        if check_output is not None:
+            check_output(trace.output)
         choices = choose_levels(model, trace, levels, feature, logits=logits)
-        layouts = [_layout(choice, _tapped_tensor(choice, trace.output)) for choice in choices]
-        self.levels: tuple[LevelInfo, ...] = tuple(
-            _level_info(number, len(choices), choice, layouts[number - 1], trace.output, image_size)
-            for number, choice in enumerate(choices, start=1)
-        )
-        self._layouts = dict(enumerate(layouts, start=1))
-        self._recorder = _Recorder()
         modules = dict(model.named_modules())
-        for level, choice in enumerate(choices, start=1):
-            if choice.point is not None:
-                tap = _Tap(self._recorder, level, choice.point.call.index, clone=choice.point.overwritten)
-                tap.attach(modules[choice.point.call.name], choice.point.side)
+        infos: list[LevelInfo] = []
+        self._layouts: dict[int, str] = {}
+        self._recorder = _Recorder()
+        for number, choice in enumerate(choices, start=1):
+            point = choice.point
+            tensor = trace.output if point is None else point.tensor
+            self._layouts[number] = _layout(choice, tensor)
+            shape = tuple(_arrange(tensor, self._layouts[number]).shape[1:])
+            infos.append(_level_info(model, number, len(choices), choice, shape, image_size))
+            if point is not None:
+                tap = _Tap(self._recorder, number, point.call.index, clone=point.overwritten)
+                tap.attach(modules[point.call.name], point.side)
+        self.levels = tuple(infos)
         if any(_writes_in_training(module) for module in model.modules()):
             self._find_writes_in_training(images_bchw)
 
@@ -87,43 +99,46 @@ class TappedNetwork(nn.Module):
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def forward(
-        self, images_bchw: Tensor, levels: Collection[int] = (), logits: bool = True
-    ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """Returns logits and features of images in [0, 1], which are normalised here.
+        self, images_bchw: Tensor, levels: Collection[int] = (), output: bool = True
+    ) -> tuple[Any, dict[int, Tensor]]:
+        """Returns output and features of images in [0, 1], which are normalised here.
 
         Args:
             images_bchw: [B, C, H, W], float, in [0, 1].
             levels: Numbers of the levels wanted.
-            logits: False: not wanted; the forward stops as soon as the deepest wanted level is there.
+            output: False: not wanted; the forward stops as soon as the deepest wanted level is there.
 
         Returns:
-            Logits [B, classes], None if not wanted, and by level number the features: maps [B, C, H, W],
-            tokens [B, N, D], vectors [B, D], logits [B, classes].
+            What the network returns, None if not wanted, and by level number the features: maps [B, C, H, W],
+            tokens [B, N, D], vectors [B, D], logits [B, N].
         """
         wanted = {int(level) for level in levels}
         if unknown := wanted - set(self._layouts):
             raise ValueError(f"no level {sorted(unknown)}: there are 1 to {len(self.levels)}")
-        if not wanted and not logits:
+        if not wanted and not output:
             return None, {}
         final = {level for level in wanted if self._layouts[level] == LOGITS}
         normalized_bchw = (images_bchw - self.mean) / self.std
-        output, tapped = self._run(normalized_bchw, wanted - final, stop=not logits and not final)
+        returned, tapped = self._run(normalized_bchw, wanted - final, stop=not output and not final)
+        if final and not isinstance(returned, Tensor):
+            raise DistproError(
+                f"{title(self.model)}: {self._names(final)} is not there: in this mode the network returns "
+                f"{describe(returned)}"
+            )
         features = {level: _arrange(tapped[level], self._layouts[level]) for level in sorted(tapped)}
-        features |= {level: output for level in final if output is not None}
-        return (output if logits else None), features
+        features |= dict.fromkeys(sorted(final), returned)
+        return (returned if output else None), features
 
-    def _run(self, normalized_bchw: Tensor, wanted: set[int], stop: bool) -> tuple[Tensor | None, dict[int, Tensor]]:
+    def _run(self, normalized_bchw: Tensor, wanted: set[int], stop: bool) -> tuple[Any, dict[int, Tensor]]:
         self._recorder.start(wanted, stop)
-        output: Any = None
+        returned: Any = None
         try:
-            output = self.model(normalized_bchw)
+            returned = self.model(normalized_bchw)
         except StopForward as reached:
             if reached.recorder is not self._recorder:
                 raise
         finally:
             tapped, overwritten = self._recorder.finish()
-        if not stop and not isinstance(output, Tensor):
-            raise DistproError(f"{title(self.model)} returns no tensor of logits in this mode")
         if missing := wanted - set(tapped):
             raise DistproError(f"{title(self.model)}: {self._names(missing)} did not run in this forward")
         if overwritten:
@@ -131,7 +146,7 @@ class TappedNetwork(nn.Module):
                 f"{title(self.model)}: {self._names(overwritten)} is overwritten in place in training only; "
                 "tap another module, or make the network not write in place"
             )
-        return output, tapped
+        return returned, tapped
 
     def _find_writes_in_training(self, normalized_bchw: Tensor) -> None:
         """Makes those taps take copies that only a module in training mode (dropout) writes into."""
@@ -224,10 +239,6 @@ def _writes_in_training(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.dropout._DropoutNd) and module.inplace and module.p > 0
 
 
-def _tapped_tensor(choice: Choice, output: Tensor) -> Tensor:
-    return output if choice.point is None else choice.point.tensor
-
-
 def _layout(choice: Choice, tensor: Tensor) -> str:
     """`bchw`, `bhwc`, `bnd`, `bd`, `logits`; `mean-...` where the classifier's input is pooled here."""
     if choice.name == LOGITS:
@@ -252,18 +263,24 @@ def _arrange(tensor: Tensor, layout: str) -> Tensor:
     return tensor
 
 
-def _level_info(number: int, count: int, choice: Choice, layout: str, output: Tensor, image_size: int) -> LevelInfo:
-    shape = tuple(_arrange(_tapped_tensor(choice, output), layout).shape[1:])
-    kind = LOGITS if layout == LOGITS else {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
-    reduction = None
-    if kind == "map":
-        reduction = max(1, round(image_size / shape[1]))
-    elif kind == "tokens":
-        reduction = choice.reduction or _token_reduction(shape[0], image_size)
-    return LevelInfo(number, count, choice.name, kind, reduction, shape)
+def _level_info(
+    model: nn.Module, number: int, count: int, choice: Choice, shape: tuple[int, ...], image_size: int
+) -> LevelInfo:
+    kind = LOGITS if choice.name == LOGITS else {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
+    stated = _stated_grid(model, shape[0]) if kind == "tokens" else (0, None)
+    info = LevelInfo(number, count, choice.name, kind, None, shape, *stated)
+    if kind == "tokens" and choice.reduction:
+        return replace(info, reduction=choice.reduction)
+    if kind in ("tokens", "map") and info.grid:
+        return replace(info, reduction=max(1, round(image_size / info.grid[0])))
+    return info
 
 
-def _token_reduction(num_tokens: int, image_size: int) -> int | None:
-    """Pixels per token when the tokens are a square grid with at most two class tokens, else None."""
-    side = math.isqrt(num_tokens)
-    return max(1, round(image_size / side)) if 0 <= num_tokens - side * side <= 2 else None
+def _stated_grid(model: nn.Module, num_tokens: int) -> tuple[int, Grid | None]:
+    """Returns prefix tokens and grid as timm's transformers state them; 0 and None where that is not these tokens."""
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if not isinstance(prefix, int) or not isinstance(grid, tuple) or len(grid) != 2:
+        return 0, None
+    before_grid = num_tokens - grid[0] * grid[1]
+    return (before_grid, grid) if before_grid in (0, prefix) else (0, None)

@@ -154,11 +154,10 @@ def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> N
     differing = [name for name in expected if name in found and found[name].shape != expected[name].shape]
     if not (missing or unexpected or differing):
         return
-    heads = _classifier_names(model)
-    if differing and not missing and not unexpected and set(differing) <= heads:
+    if differing and not missing and not unexpected and set(differing) <= _head_names(model):
         has, needs = (tensors[differing[0]].shape[0] for tensors in (found, expected))
         raise DistproError(
-            f"weights {source}: its classifier has {has} classes, {title(model)} here has {needs}; "
+            f"weights {source}: its head has {has} outputs, {title(model)} here has {needs}; "
             f"set data.num_classes to {has}, or take other weights"
         )
     parts = []
@@ -175,7 +174,7 @@ def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> N
     )
 
 
-def _classifier_names(model: nn.Module) -> set[str]:
+def _head_names(model: nn.Module) -> set[str]:
     getter = getattr(model, "get_classifier", None)
     heads = getter() if callable(getter) else None
     if heads is None:

@@ -8,7 +8,7 @@ import torch
 
 from distpro_cli.errors import DistproError, Problem, RecipeError
 from distpro_cli.pathways.distances import DISTANCES, make_distance
-from distpro_cli.pathways.layouts import grids_of_pair, shape_text
+from distpro_cli.pathways.layouts import layouts_of_pair, shape_text
 from distpro_cli.pathways.transforms import TRANSFORMS, make_transform
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.recipe.schema import PathwayGroup
@@ -157,8 +157,8 @@ def _fit_problems(key: str, group: PathwayGroup, joints: Sequence[Joint]) -> lis
 
 
 def _check_channels(group: PathwayGroup, student: LevelInfo, teacher: LevelInfo) -> None:
-    student_grid, teacher_grid = grids_of_pair(student, teacher)
-    if student_grid.channels != teacher_grid.channels:
+    student_layout, teacher_layout = layouts_of_pair(student, teacher)
+    if student_layout.channels != teacher_layout.channels:
         raise DistproError(
             f"transform {group.transform} leaves channels as they are and distance {group.distance} compares them, but "
             f"the student's {student.name} is {shape_text(student.shape)}, the teacher's {teacher.name} is "

@@ -17,15 +17,16 @@ Shape legend: b images, c channels, h height, w width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from distpro_cli.errors import DistproError
 from distpro_cli.pathways.hcl import hierarchical_mse
-from distpro_cli.pathways.layouts import grid_of, shape_text
+from distpro_cli.pathways.layouts import shape_text
 from distpro_cli.pathways.precision import without_autocast
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.registry import Registry, check_options, positive_number
@@ -63,7 +64,7 @@ class Distance:
         raise NotImplementedError
 
 
-DISTANCES: Registry[Distance] = Registry("distance")
+DISTANCES: Registry[Callable[..., Distance]] = Registry("distance")
 register_distance = DISTANCES.register
 
 
@@ -82,8 +83,8 @@ def make_distance(name: str, options: Mapping[str, Any] | None = None) -> Distan
 class HierarchicalContext(Distance):
     """ReviewKD's hierarchical context loss (Chen et al. 2021); plain MSE for tokens and vectors."""
 
+    @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """See `Distance.measure`."""
         if prediction.ndim == 4:
             return hierarchical_mse(prediction - target)
         return F.mse_loss(prediction, target)
@@ -93,8 +94,8 @@ class HierarchicalContext(Distance):
 class MeanSquaredError(Distance):
     """Mean squared error over all values."""
 
+    @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """See `Distance.measure`."""
         return F.mse_loss(prediction, target)
 
 
@@ -109,8 +110,8 @@ class AbsoluteError(Distance):
     def __init__(self, *, smooth: float | None = None) -> None:
         self.smooth = None if smooth is None else positive_number("smooth", smooth)
 
+    @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """See `Distance.measure`."""
         if self.smooth is None:
             return F.l1_loss(prediction, target)
         return F.smooth_l1_loss(prediction, target, beta=self.smooth)
@@ -123,8 +124,8 @@ class Cosine(Distance):
     # A dead position of an activated feature is exactly zero; its gradient grows with 1 / epsilon.
     EPSILON: ClassVar[float] = 1e-5
 
+    @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """See `Distance.measure`."""
         channels = 1 if prediction.ndim == 4 else -1
         similarity = F.cosine_similarity(prediction, target, dim=channels, eps=self.EPSILON)
         return (1 - similarity.mean()).clamp_min(0)
@@ -141,17 +142,17 @@ class AttentionMap(Distance):
 
     compares_channels: ClassVar[bool] = False
 
+    @override
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError unless the teacher level has more than one position."""
-        grid = grid_of(teacher)
-        if teacher.kind not in ("map", "tokens") or (grid is not None and grid.size == (1, 1)):
+        if teacher.kind not in ("map", "tokens") or teacher.grid == (1, 1):
             raise DistproError(
                 f"distance attention-map compares positions, but the teacher's {teacher.name} is {teacher.kind} of "
                 f"shape {shape_text(teacher.shape)}; use hcl, mse, l1 or cosine there"
             )
 
+    @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """See `Distance.measure`."""
         return F.mse_loss(_attention_map(prediction), _attention_map(target))
 
 
@@ -174,6 +175,7 @@ class KullbackLeibler(Distance):
     def __init__(self, *, temperature: float = 4.0) -> None:
         self.temperature = positive_number("temperature", temperature)
 
+    @override
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError unless the teacher level is logits or a vector."""
         if teacher.kind not in ("logits", "vector"):
@@ -183,8 +185,8 @@ class KullbackLeibler(Distance):
                 "or use hcl, mse, l1 or cosine"
             )
 
+    @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """See `Distance.measure`."""
         student_logs = F.log_softmax(prediction / self.temperature, 1)
         teacher_logs = F.log_softmax(target / self.temperature, 1)
         divergence = F.kl_div(student_logs, teacher_logs, reduction="batchmean", log_target=True)

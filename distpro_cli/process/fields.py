@@ -17,6 +17,7 @@ MAX_PARTS = 50_000
 KINDS = ("map", "tokens", "vector", "logits")
 _MAX_NAME = 500
 _MAX_NUMBER = 2**53
+# Prefix and grid of a level are left to `LevelInfo`: readers of this version refuse further keys.
 _LEVEL_KEYS = {"number", "count", "name", "kind", "reduction", "shape"}
 _PART_KEYS = {"name", "cost", "pathways"}
 _PATHWAY_KEYS = {"id", "teacher", "student", "transform", "distance", "transform_options", "distance_options"}
@@ -30,7 +31,7 @@ def encode_fields(process: Process) -> dict[str, str]:
     """
     parts = {"parts": to_json([asdict(part) for part in process.parts])} if process.parts else {}
     return {
-        "pathways": to_json([asdict(pathway) for pathway in process.pathways]),
+        "pathways": to_json([_plain(pathway) for pathway in process.pathways]),
         "normalization": process.normalization,
         "recipe": process.recipe,
         "versions": to_json(dict(process.versions)),
@@ -51,6 +52,11 @@ def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
         raise ProcessError(f"the metadata lacks {', '.join(missing)}")
     fields = {name: decode(metadata[name]) for name, decode in _DECODERS.items()}
     return fields | {name: decode(metadata[name]) for name, decode in _OPTIONAL_DECODERS.items() if name in metadata}
+
+
+def _plain(pathway: PathwayInfo) -> dict[str, Any]:
+    plain = asdict(pathway)
+    return plain | {side: {key: plain[side][key] for key in _LEVEL_KEYS} for side in ("teacher", "student")}
 
 
 def _pathways(text: str) -> tuple[PathwayInfo, ...]:

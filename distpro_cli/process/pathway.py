@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
+
+Grid = tuple[int, int]  # height and width in cells
+
+MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens; DINOv2 has 5
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,9 @@ class LevelInfo:
         kind: `map`, `tokens`, `vector` or `logits`.
         reduction: input pixels per cell, None for vectors and logits.
         shape: without the batch: (C, H, W), (N, D) or (D,).
+        prefix: tokens before the grid (class token and its like).
+        grid: height and width in cells, (1, 1) for vectors and logits, None for tokens that form no grid.
+            Where it is not given, it follows from the shape; that of tokens, and their prefix, from `guess_grid`.
     """
 
     number: int
@@ -25,6 +33,31 @@ class LevelInfo:
     kind: str
     reduction: int | None
     shape: tuple[int, ...]
+    prefix: int = 0
+    grid: Grid | None = None
+
+    def __post_init__(self) -> None:
+        if self.grid is not None:
+            return
+        prefix: int = 0
+        grid: tuple[int, ...] | None = self.shape[1:] if self.kind == "map" else (1, 1)
+        if self.kind == "tokens":
+            prefix, grid = guess_grid(self.shape[0])
+        object.__setattr__(self, "prefix", prefix)
+        object.__setattr__(self, "grid", grid)
+
+
+def guess_grid(num_tokens: int) -> tuple[int, Grid | None]:
+    """Returns how many of the tokens come before a square grid, and the grid; 0 and None if they form none.
+
+    Of several numbers of prefix tokens that leave a square, the smallest is taken; more than a row of the grid is
+    no prefix, or nearly every number of tokens would do.
+    """
+    for prefix in range(min(MOST_PREFIX_TOKENS + 1, num_tokens)):
+        side = math.isqrt(num_tokens - prefix)
+        if side * side == num_tokens - prefix and prefix <= side:
+            return prefix, (side, side)
+    return 0, None
 
 
 @dataclass(frozen=True)

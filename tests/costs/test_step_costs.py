@@ -1,4 +1,4 @@
-"""The parts of a step: traffic against sums done by hand, and which pathway needs which part."""
+"""The parts of a step: costs against sums done by hand, and which pathway needs which part."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.costs.complexity import without_computing
-from distpro_cli.costs.operation_costs import BACKWARD_FACTOR, FLOPS_PER_BYTE, Traffic
-from distpro_cli.costs.step_costs import UPDATE_TRAFFIC, step_parts
+from distpro_cli.costs.operation_costs import BACKWARD_FACTOR, FLOPS_PER_BYTE, OperationCosts
+from distpro_cli.costs.step_costs import UPDATE_PASSES, step_parts
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import Part
 from distpro_cli.recipe.schema import Data, Network, PathwayGroup
+from tests.networks.stub import TASK
 
 FLOAT = 4
 SIZE, BATCH = 16, 8
@@ -27,22 +28,22 @@ def cost(num_bytes: float, flops: float = 0.0) -> float:
     return num_bytes + flops / FLOPS_PER_BYTE
 
 
-def test_traffic_by_hand() -> None:
+def test_costs_by_hand() -> None:
     map_bchw, other = torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
-    with Traffic() as traffic:
+    with OperationCosts() as spent:
         map_bchw + other
-    assert traffic.cost == 3 * map_bchw.numel() * FLOAT
-    with Traffic() as traffic:
+    assert spent.total == 3 * map_bchw.numel() * FLOAT
+    with OperationCosts() as spent:
         map_bchw.relu_()
-    assert traffic.cost == 2 * map_bchw.numel() * FLOAT
-    with Traffic() as traffic:
+    assert spent.total == 2 * map_bchw.numel() * FLOAT
+    with OperationCosts() as spent:
         map_bchw.flatten(1).t().detach().expand(-1, -1)[1:]
         torch.empty(100)
-    assert traffic.cost == 0
-    with Traffic() as traffic:
+    assert spent.total == 0
+    with OperationCosts() as spent:
         torch.zeros(3, 5) @ torch.zeros(5, 7)
     zeros = (15 + 35) * FLOAT
-    assert traffic.cost == pytest.approx(zeros + cost((15 + 35 + 21) * FLOAT, 2 * 3 * 5 * 7))
+    assert spent.total == pytest.approx(zeros + cost((15 + 35 + 21) * FLOAT, 2 * 3 * 5 * 7))
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -51,29 +52,29 @@ def test_a_convolution_forward_and_backward(groups: int) -> None:
     given = torch.zeros(2, 4, 6, 6, requires_grad=True)
     product = 2 * (2 * 8 * 36) * 9 * 4 // groups
     sizes = np.array([given.numel(), layer.weight.numel(), 2 * 8 * 36]) * FLOAT
-    with Traffic() as forward:
+    with OperationCosts() as forward:
         out = layer(given)
-    assert forward.cost == pytest.approx(cost(sizes.sum(), product))
+    assert forward.total == pytest.approx(cost(sizes.sum(), product))
     ones = torch.ones_like(out)
-    with Traffic() as backward:
+    with OperationCosts() as backward:
         out.backward(ones)
     both = cost(2 * sizes[0] + 2 * sizes[1] + sizes[2], 2 * BACKWARD_FACTOR * product)
-    assert backward.cost == pytest.approx(both)
+    assert backward.total == pytest.approx(both)
 
 
 def test_a_transposed_convolution() -> None:
     layer = nn.ConvTranspose2d(4, 8, 2, stride=2, bias=False)
     given = torch.zeros(2, 4, 6, 6)
-    with Traffic() as traffic, torch.no_grad():
+    with OperationCosts() as spent, torch.no_grad():
         out = layer(given)
     moved = (given.numel() + layer.weight.numel() + out.numel()) * FLOAT
-    assert traffic.cost == pytest.approx(cost(moved, 2 * given.numel() * 8 * 4))
+    assert spent.total == pytest.approx(cost(moved, 2 * given.numel() * 8 * 4))
 
 
 def parts_of(*groups: PathwayGroup) -> tuple[dict[str, Part], Pathways]:
     data = Data(name="digits", image_size=SIZE)
-    teacher = build_network(Network(name="wrn_16_2"), data)
-    student = build_network(Network(name="wrn_10_1"), data)
+    teacher = build_network(Network(name="wrn_16_2"), data, TASK)
+    student = build_network(Network(name="wrn_10_1"), data, TASK)
     pathways = Pathways(resolve_pathways(groups, teacher.levels, student.levels))
     parts = step_parts(teacher, student, pathways, SIZE, BATCH)
     assert len({part.name for part in parts}) == len(parts)
@@ -92,18 +93,18 @@ def test_every_part_and_whom_it_serves() -> None:
     assert all(parts[name].pathways == (k,) for k, name in enumerate(ids))
     assert parts["student forward"].pathways is None
     student_parameters = 77_850  # WRN-10-1 with 10 classes
-    assert parts["student update"].cost == UPDATE_TRAFFIC * FLOAT * student_parameters
+    assert parts["student update"].cost == UPDATE_PASSES * FLOAT * student_parameters
     assert all(part.cost > 0 for part in parts.values())
 
 
 def test_the_teachers_pieces_add_up_to_its_forward() -> None:
     parts, _ = parts_of(PathwayGroup(connections=[[1, 1], [4, 1]], transform="conv1"))
-    teacher = build_network(Network(name="wrn_16_2"), Data(name="digits", image_size=SIZE)).eval()
-    with Traffic() as traffic, torch.no_grad():
-        teacher(torch.zeros(BATCH, 3, SIZE, SIZE), levels=[4], logits=False)
+    teacher = build_network(Network(name="wrn_16_2"), Data(name="digits", image_size=SIZE), TASK).eval()
+    with OperationCosts() as spent, torch.no_grad():
+        teacher(torch.zeros(BATCH, 3, SIZE, SIZE), levels=[4], output=False)
     zeros = BATCH * 3 * SIZE * SIZE * FLOAT
-    assert parts["teacher 1"].cost + parts["teacher 4"].cost == pytest.approx(traffic.cost, rel=1e-3)
-    assert abs(traffic.cost - zeros) > 0
+    assert parts["teacher 1"].cost + parts["teacher 4"].cost == pytest.approx(spent.total, rel=1e-3)
+    assert abs(spent.total - zeros) > 0
 
 
 def test_a_shared_chain_is_cut_at_its_levels() -> None:
@@ -118,7 +119,7 @@ def test_a_shared_chain_is_cut_at_its_levels() -> None:
 
 def test_larger_batches_scale_all_but_the_update() -> None:
     data = Data(name="digits", image_size=SIZE)
-    teacher, student = (build_network(Network(name="wrn_10_1"), data) for _ in range(2))
+    teacher, student = (build_network(Network(name="wrn_10_1"), data, TASK) for _ in range(2))
     pathways = Pathways(resolve_pathways([PathwayGroup(transform="conv1")], teacher.levels, student.levels))
     few, many = (step_parts(teacher, student, pathways, SIZE, batch) for batch in (64, 128))
     assert few[2].cost == many[2].cost
@@ -127,7 +128,7 @@ def test_larger_batches_scale_all_but_the_update() -> None:
 
 def test_nothing_is_moved_by_looking() -> None:
     data = Data(name="digits", image_size=SIZE)
-    teacher, student = (build_network(Network(name="wrn_10_1"), data) for _ in range(2))
+    teacher, student = (build_network(Network(name="wrn_10_1"), data, TASK) for _ in range(2))
     teacher.eval()
     pathways = Pathways(resolve_pathways([PathwayGroup(transform="conv2")], teacher.levels, student.levels))
     before = [tensor.clone() for module in (teacher, student, pathways) for tensor in module.state_dict().values()]
@@ -184,3 +185,21 @@ def test_nothing_of_the_package_is_measured_on_the_cpu(monkeypatch: pytest.Monke
         PathwayGroup(transform="resize", connections=[[1, 1]], distance="attention-map"),
     )
     assert devices == {"meta"}
+
+
+class Nested(Net):
+    """Returns the same numbers in a dict of lists."""
+
+    def forward(self, images: Tensor) -> Any:
+        return {"scores": [super().forward(images)], "names": ["a"]}
+
+
+def test_any_output_is_gone_back_from() -> None:
+    plain = {"mean": [0.5] * 3, "std": [0.5] * 3, "image_size": 8}
+    found = []
+    for kind in (Net, Nested):
+        teacher, student = (TappedNetwork(kind(), levels=["body"], **plain) for _ in range(2))
+        group = PathwayGroup(connections="same", transform="identity")
+        pathways = Pathways(resolve_pathways([group], teacher.levels, student.levels))
+        found.append(step_parts(teacher, student, pathways, 8, BATCH))
+    assert found[0] == found[1]

@@ -14,12 +14,14 @@ from distpro_cli.errors import DistproError
 from distpro_cli.networks.build import IMAGENET_MEAN, build_network, normalization
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.recipe.schema import Data, Network
+from tests.networks.stub import TASK, Stub
 
 DATA = Data(name="folder", image_size=32, num_classes=10)
+ANYTHING = Stub(any_output=True)
 
 OWN = """
 from torch import nn
-from distpro_cli.networks.registry import register_network
+from distpro_cli.networks import register_network
 
 class Own(nn.Module):
     def __init__(self, num_classes, width=4):
@@ -42,6 +44,11 @@ def not_a_module():
 def fails():
     raise RuntimeError("no luck")
 """
+PATTERN = """
+@register_network(pattern=r"test_wide_(?P<width>\\d)")
+def wide(*, width, num_classes):
+    return Own(num_classes, width)
+"""
 
 
 @pytest.fixture
@@ -52,8 +59,8 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_family_names_mean_ours_and_other_names_timms() -> None:
-    assert type(build_network(Network(name="resnet20"), DATA).model).__name__ == "CifarResNet"
-    timms = build_network(Network(name="resnet18", options={"stem_width": 32, "stem_type": "deep"}), DATA).model
+    assert type(build_network(Network(name="resnet20"), DATA, TASK).model).__name__ == "CifarResNet"
+    timms = build_network(Network(name="resnet18", options={"stem_width": 32, "stem_type": "deep"}), DATA, TASK).model
     assert type(timms) is timm.models.resnet.ResNet and len(timms.conv1) == 7
     assert timms.num_classes == 10
 
@@ -61,7 +68,7 @@ def test_family_names_mean_ours_and_other_names_timms() -> None:
 def test_same_seed_same_weights() -> None:
     def weights() -> torch.Tensor:
         torch.manual_seed(3)
-        return build_network(Network(name="wrn_10_1"), DATA).model.conv1.weight
+        return build_network(Network(name="wrn_10_1"), DATA, TASK).model.conv1.weight
 
     assert torch.equal(weights(), weights())
 
@@ -92,27 +99,27 @@ def test_same_seed_same_weights() -> None:
         ),
         ({"name": "resnet20", "weights": "pretrained"}, "weights: pretrained is for timm's models"),
         ({"name": "resnet20", "weights": "$DISTPRO_NOT_SET/x.pth"}, "DISTPRO_NOT_SET is not set"),
-        ({"name": "resnet20", "std": [0.1, 0.2]}, "std is three numbers, one a channel, above 0"),
+        ({"name": "resnet20", "std": [0.1, 0.2]}, "std is three numbers, one per channel, above 0"),
         ({"name": "resnet20", "mean": [0.1]}, "mean is three numbers"),
         ({"name": "wrn_18_1"}, "the depth of a WRN is"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(DistproError, match=message) as error:
-        build_network(Network(**spec), DATA)
+        build_network(Network(**spec), DATA, TASK)
     assert "\n" not in str(error.value)
 
 
 def test_own_network_from_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own.parent)
     monkeypatch.setenv("OWN_FOLDER", str(own.parent))
-    network = build_network(Network(name="own.py:Own", options={"width": 6}), DATA)
+    network = build_network(Network(name="own.py:Own", options={"width": 6}), DATA, TASK)
     assert network.levels[0].shape == (6, 16, 16) and network.model.head.out_features == 10
-    again = build_network(Network(name="$OWN_FOLDER/own.py:without_classes"), DATA)
+    again = build_network(Network(name="$OWN_FOLDER/own.py:without_classes"), DATA, TASK)
     assert type(again.model) is type(network.model)
     assert type(network.model).__module__ in sys.modules
-    assert build_network(Network(name="own.py:test_registered"), DATA).levels[0].shape == (3, 16, 16)
-    assert build_network(Network(name="test_registered"), DATA).levels[0].shape == (3, 16, 16)
+    assert build_network(Network(name="own.py:test_registered"), DATA, TASK).levels[0].shape == (3, 16, 16)
+    assert build_network(Network(name="test_registered"), DATA, TASK).levels[0].shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +128,7 @@ def test_own_network_from_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (
             ":Onw",
             {},
-            r"has no class or function 'Onw' \(did you mean 'Own'\?\); there are Own, without_classes",
+            r"has no class or function 'Onw' \(did you mean 'Own'\?\); there are Own, build, fails",
         ),
         ("", {}, r"which one\? Write .*own.py:Name"),
         (":Own", {"widht": 3}, r"takes no option 'widht' \(did you mean 'width'\?\); there are width"),
@@ -131,18 +138,18 @@ def test_own_network_from_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_wrong_use_of_an_own_file(own: Path, tail: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DistproError, match=message):
-        build_network(Network(name=f"{own}{tail}", options=options), DATA)
+        build_network(Network(name=f"{own}{tail}", options=options), DATA, TASK)
 
 
 def test_own_files_that_cannot_be_imported(tmp_path: Path) -> None:
     with pytest.raises(DistproError, match=r"there is no file .*absent\.py"):
-        build_network(Network(name=f"{tmp_path}/absent.py:Net"), DATA)
+        build_network(Network(name=f"{tmp_path}/absent.py:Net"), DATA, TASK)
     (tmp_path / "broken.py").write_text("x = 1\nimport no_such_package\n")
     with pytest.raises(DistproError, match=r"broken.py:2 cannot be imported: ModuleNotFoundError: No module"):
-        build_network(Network(name=f"{tmp_path}/broken.py:Net"), DATA)
+        build_network(Network(name=f"{tmp_path}/broken.py:Net"), DATA, TASK)
     (tmp_path / "syntax.py").write_text("x = 1\ndef f(:\n")
     with pytest.raises(DistproError, match=r"syntax.py:2 cannot be imported: SyntaxError"):
-        build_network(Network(name=f"{tmp_path}/syntax.py:Net"), DATA)
+        build_network(Network(name=f"{tmp_path}/syntax.py:Net"), DATA, TASK)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +188,10 @@ def test_pretrained_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
     spec = Network(name="resnet18", weights="pretrained")
     with pytest.raises(DistproError, match=r"its pretrained weights could not be fetched .*connect to the hub"):
-        build_network(spec, DATA)
-    assert build_network(spec, DATA, pretrained_ok=False).levels[4].shape == (512,)
+        build_network(spec, DATA, TASK)
+    assert build_network(spec, DATA, TASK, pretrained_ok=False).levels[4].shape == (512,)
     with pytest.raises(DistproError, match="timm has no pretrained weights for it"):
-        build_network(Network(name=_without_weights(), weights="pretrained"), DATA)
+        build_network(Network(name=_without_weights(), weights="pretrained"), DATA, TASK)
 
 
 def _without_weights() -> str:
@@ -193,23 +200,23 @@ def _without_weights() -> str:
 
 
 def test_weights_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = build_network(Network(name="resnet8"), DATA)
+    source = build_network(Network(name="resnet8"), DATA, TASK)
     save_weights(source.model, tmp_path / "w.safetensors", {})
     monkeypatch.setenv("WEIGHTS", str(tmp_path))
-    loaded = build_network(Network(name="resnet8", weights="$WEIGHTS/w.safetensors"), DATA)
+    loaded = build_network(Network(name="resnet8", weights="$WEIGHTS/w.safetensors"), DATA, TASK)
     assert torch.equal(loaded.model.conv1.weight, source.model.conv1.weight)
-    build_network(Network(name="resnet8", weights="$WEIGHTS/absent.safetensors"), DATA, pretrained_ok=False)
+    build_network(Network(name="resnet8", weights="$WEIGHTS/absent.safetensors"), DATA, TASK, pretrained_ok=False)
 
 
 def test_transformers_are_built_for_the_recipes_image_size() -> None:
-    network = build_network(Network(name="vit_tiny_patch16_224"), Data(image_size=64, num_classes=10))
+    network = build_network(Network(name="vit_tiny_patch16_224"), Data(image_size=64, num_classes=10), TASK)
     assert network.levels[0].shape == (17, 192)
 
 
 def test_a_file_may_import_its_neighbours_and_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "neighbour_of_mine.py").write_text(OWN)
     (tmp_path / "main.py").write_text("print('hello')\nfrom neighbour_of_mine import Own")
-    assert build_network(Network(name=f"{tmp_path}/main.py:Own"), DATA).num_classes == 10
+    assert build_network(Network(name=f"{tmp_path}/main.py:Own"), DATA, TASK).model.head.out_features == 10
     assert capsys.readouterr().out == ""
     assert str(tmp_path) not in sys.path
 
@@ -217,9 +224,43 @@ def test_a_file_may_import_its_neighbours_and_print(tmp_path: Path, capsys: pyte
 def test_a_file_that_exits_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "exits.py").write_text("raise SystemExit(3)")
     with pytest.raises(DistproError, match=r"exits.py:1 cannot be imported: SystemExit: 3"):
-        build_network(Network(name=f"{tmp_path}/exits.py:Net"), DATA)
+        build_network(Network(name=f"{tmp_path}/exits.py:Net"), DATA, TASK)
 
 
-def test_a_network_of_another_number_of_classes_is_an_error(own: Path) -> None:
-    with pytest.raises(DistproError, match=r"logits of 10 classes, data.num_classes is 7"):
-        build_network(Network(name=f"{own}:without_classes"), DATA.model_copy(update={"num_classes": 7}))
+def test_the_task_checks_what_a_network_returns_before_weights_are_read(own: Path) -> None:
+    spec = Network(name=f"{own}:without_classes", weights="absent.safetensors")
+    with pytest.raises(DistproError, match=r"own.py:without_classes: 10 outputs for 7"):
+        build_network(spec, DATA.model_copy(update={"num_classes": 7}), TASK)
+    build_network(Network(name=f"{own}:without_classes"), DATA.model_copy(update={"num_classes": 7}), ANYTHING)
+
+
+def test_a_family_registers_with_a_pattern_from_a_file(own: Path) -> None:
+    own.write_text(OWN + PATTERN)
+    assert build_network(Network(name=f"{own}:Test-Wide-5"), DATA, TASK).levels[0].shape == (5, 16, 16)
+    assert build_network(Network(name="TEST_WIDE_6"), DATA, TASK).levels[0].shape == (6, 16, 16)
+    with pytest.raises(DistproError, match=r"test_wide_4: it takes no option 'width'; there are none"):
+        build_network(Network(name="test_wide_4", options={"width": 3}), DATA, TASK)
+    with pytest.raises(DistproError, match=r"has no class or function 'resnet8'"):
+        build_network(Network(name=f"{own}:resnet8"), DATA, TASK)
+
+
+class Asking(Stub):
+    """Asks for as many channels as there are pixels in a row, and for something nobody takes."""
+
+    def network_options(self, spec: Data) -> dict[str, Any]:
+        return {"num_classes": 3, "width": spec.image_size // 8, "horizon": 2}
+
+    def check_output(self, name: str, output: Any, spec: Data) -> None:
+        assert output.shape == (2, 3)
+
+
+def test_the_task_gives_the_options_that_a_network_takes(own: Path) -> None:
+    assert build_network(Network(name=f"{own}:Own"), DATA, Asking()).levels[0].shape == (4, 16, 16)
+    with pytest.raises(DistproError, match=r"own.py:Own: option horizon is not set here; use what the task gives"):
+        build_network(Network(name=f"{own}:Own", options={"horizon": 3}), DATA, Asking())
+    with pytest.raises(DistproError, match=r"takes no option 'wdith'; there are none"):
+        build_network(Network(name=f"{own}:Own", options={"wdith": 3}), DATA, Asking())
+    with pytest.raises(DistproError, match=r"resnet18: it takes no option (width|horizon); its options were num_cl"):
+        build_network(Network(name="resnet18"), DATA, Asking())
+    free = build_network(Network(name="resnet18", options={"num_classes": 4}), DATA, ANYTHING)
+    assert free.model.num_classes == 4

@@ -7,10 +7,9 @@ import timm
 import torch
 from torch import nn
 
-import distpro_cli.networks.cifar  # noqa: F401
 from distpro_cli.errors import DistproError
+from distpro_cli.networks import NETWORKS
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.networks.registry import find_network, network_names
 
 # Millions of parameters for 100 classes, as CRD (arXiv 1910.10699) and the families' own papers state them.
 LITERATURE_MILLIONS = {
@@ -35,7 +34,7 @@ MOBILE = ["mobilenet_v2_cifar", "shufflenet_v1_cifar", "shufflenet_v2_cifar"]
 
 
 def build(name: str, **options: object) -> nn.Module:
-    builder = find_network(name)
+    builder = NETWORKS.get(name)
     assert builder is not None
     return builder(num_classes=100, **options)
 
@@ -67,13 +66,13 @@ def test_wrn_has_four_levels_so_that_the_lower_set_has_ten_pathways() -> None:
 
 @pytest.mark.parametrize("spelling", ["WRN-16-2", "wrn_16_2", "wrn16_2"])
 def test_usual_spellings(spelling: str) -> None:
-    builder = find_network(spelling)
+    builder = NETWORKS.get(spelling)
     assert builder is not None and builder.keywords == {"depth": 16, "width": 2}
 
 
 def test_no_name_of_timm_is_taken() -> None:
-    assert [name for name in timm.list_models() if find_network(name)] == []
-    assert {"resnet_8x4", "resnet8x4"} <= {name for name in ("resnet_8x4", *network_names()) if find_network(name)}
+    assert [name for name in timm.list_models() if NETWORKS.get(name)] == []
+    assert {"resnet_8x4", "resnet8x4"} <= {name for name in ("resnet_8x4", *NETWORKS.names()) if NETWORKS.get(name)}
 
 
 def test_wrn_depth_rule() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.levels import TappedNetwork
@@ -140,6 +144,75 @@ def test_images_that_do_not_fit() -> None:
         tap(model)
 
 
-def test_a_network_without_logits() -> None:
-    with pytest.raises(DistproError, match=r"Conv2d returns a tensor of shape \[2, 4, 14, 14\]; logits"):
+def test_a_network_without_modules_inside() -> None:
+    with pytest.raises(DistproError, match=r"Conv2d: no stages found; set levels to module names\. There are: none"):
         tap(nn.Conv2d(3, 4, 3))
+
+
+class Returning(nn.Module):
+    """A stem, a stage, and whatever `kind` names as output."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stem = nn.Conv2d(3, 4, 3, 2, 1)
+        self.stage = nn.Conv2d(4, 8, 3, 2, 1)
+        self.depth = nn.ConvTranspose2d(8, 1, 4, 4)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stage(self.stem(x))
+        if self.kind == "numbers":
+            return self.head(x.mean((2, 3))).squeeze(1)
+        depth = self.depth(x)
+        return {"map": depth, "dict": {"depth": depth, "boxes": [x]}, "list": [x, depth]}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["map", "dict", "list", "numbers"])
+def test_a_network_may_return_anything(kind: str) -> None:
+    model = Returning(kind).eval()
+    network = tap(model)
+    names = [level.name for level in network.levels]
+    assert names == ["stem", "stage", *(["pooled"] if kind == "numbers" else [])]
+    images = torch.rand(2, 3, 16, 16)
+    output, features = network(images, levels=[2])
+    expected = model((images - 0.5) / 0.5)
+    assert type(output) is type(expected)
+    assert all(map(torch.equal, tree_leaves(output), tree_leaves(expected)))
+    assert features[2].shape == (2, 8, 4, 4)
+    model.depth.register_forward_pre_hook(lambda *_: pytest.fail("ran beyond the deepest wanted level"))
+    nothing, stopped = network(images, levels=[1, 2], output=False)
+    assert nothing is None and torch.equal(stopped[2], features[2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("map", r"a tensor of shape \[2, 1, 16, 16\]"),
+        ("dict", "a dict of 2"),
+        ("list", "a list of 2"),
+        ("numbers", r"a tensor of shape \[2\]"),
+    ],
+)
+def test_no_logits_where_the_output_is_none(kind: str, what: str) -> None:
+    message = f"Returning: there is no level logits, because the network returns {what} and not a tensor"
+    with pytest.raises(DistproError, match=message):
+        tap(Returning(kind), ["stage", "logits"])
+    with pytest.raises(DistproError, match=message):
+        TappedNetwork(Returning(kind), logits=True, mean=[0.5] * 3, std=[0.5] * 3, image_size=16)
+
+
+class PairInTraining(Functional):
+    """Logits, and in training a second output, as networks with auxiliary heads have."""
+
+    def forward(self, x: Tensor) -> Any:
+        return (super().forward(x), x) if self.training else super().forward(x)
+
+
+def test_logits_that_are_there_in_eval_mode_only() -> None:
+    network = tap(PairInTraining(), ["stage", "logits"]).train()
+    images = torch.rand(2, 3, 16, 16)
+    assert isinstance(network(images, levels=[1])[0], tuple)
+    with pytest.raises(DistproError, match=r"level 2 \(logits\) is not there: in this mode .* returns a tuple of 2"):
+        network(images, levels=[2])
+    assert network.eval()(images, levels=[2])[1][2].shape == (2, 5)

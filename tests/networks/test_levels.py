@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.recipe.schema import Data, Network
+from tests.networks.stub import TASK
 
 PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
 DATA = Data(name="folder", image_size=32, num_classes=10)
@@ -111,13 +113,13 @@ def test_before_and_after_activation_of_a_timm_network(name: str) -> None:
 
 
 def test_pre_activation_network_is_tapped_at_the_relu_that_follows() -> None:
-    network = build_network(Network(name="wrn_10_1", feature="after-activation"), DATA).eval()
+    network = build_network(Network(name="wrn_10_1", feature="after-activation"), DATA, TASK).eval()
     features = tapped(network)
     model, data = network.model, (images() - network.mean) / network.std
     for level, following in enumerate((model.block2.layer[0].bn1, model.block3.layer[0].bn1, model.bn1), start=1):
         data = getattr(model, f"block{level}")(model.conv1(data) if level == 1 else data)
         assert torch.equal(features[level], F.relu(following(data)))
-    raw = build_network(Network(name="wrn_10_1", feature="before-activation"), DATA).eval()
+    raw = build_network(Network(name="wrn_10_1", feature="before-activation"), DATA, TASK).eval()
     raw.model.load_state_dict(model.state_dict())
     assert torch.equal(tapped(raw)[3], data)
 
@@ -132,25 +134,25 @@ def test_fused_norm_and_activation_is_seen_through() -> None:
 
 
 def test_the_forward_stops_after_the_deepest_wanted_level() -> None:
-    network = build_network(Network(name="resnet8"), DATA).train()
+    network = build_network(Network(name="resnet8"), DATA, TASK).train()
     ran: list[str] = []
     for name, module in network.model.named_children():
         module.register_forward_pre_hook(lambda module, args, name=name: ran.append(name))
-    logits, features = network(images(), levels={1, 2}, logits=False)
+    logits, features = network(images(), levels={1, 2}, output=False)
     assert logits is None and sorted(features) == [1, 2] and ran[-1] == "layer2" and "layer3" not in ran
     ran.clear()
-    network(images(), levels={4}, logits=False)
+    network(images(), levels={4}, output=False)
     assert "layer3" in ran and "fc" not in ran
     ran.clear()
-    assert network(images(), logits=False) == (None, {}) and ran == []
+    assert network(images(), output=False) == (None, {}) and ran == []
 
 
 def test_logits_can_be_a_level() -> None:
-    network = build_network(Network(name="resnet8", levels=["layer3", "logits"]), DATA).eval()
+    network = build_network(Network(name="resnet8", levels=["layer3", "logits"]), DATA, TASK).eval()
     assert (network.levels[1].kind, network.levels[1].shape) == ("logits", (10,))
     logits, features = network(images(), levels=(1, 2))
     assert features[2] is logits
-    none, features = network(images(), levels=(2,), logits=False)
+    none, features = network(images(), levels=(2,), output=False)
     assert none is None and torch.equal(features[2], logits)
 
 
@@ -170,7 +172,7 @@ def test_images_are_normalised_and_the_model_is_untouched() -> None:
 
 
 def test_deep_copies_have_taps_of_their_own() -> None:
-    network = build_network(Network(name="resnet8"), DATA).eval()
+    network = build_network(Network(name="resnet8"), DATA, TASK).eval()
     twin = copy.deepcopy(network)
     nn.init.zeros_(twin.model.conv1.weight)
     assert not torch.equal(tapped(network)[1], tapped(twin)[1])
@@ -178,11 +180,11 @@ def test_deep_copies_have_taps_of_their_own() -> None:
 
 
 def test_called_twice_in_a_step_under_autocast_and_channels_last() -> None:
-    network = build_network(Network(name="wrn_10_1"), DATA).train().to(memory_format=torch.channels_last)
+    network = build_network(Network(name="wrn_10_1"), DATA, TASK).train().to(memory_format=torch.channels_last)
     inputs = images().to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         logits, first = network(inputs, levels=(1, 4))
-        _, second = network(inputs * 0.5, levels=(1,), logits=False)
+        _, second = network(inputs * 0.5, levels=(1,), output=False)
     assert logits is not None and logits.dtype == torch.bfloat16
     assert first[1].is_contiguous(memory_format=torch.channels_last) and not torch.equal(first[1], second[1])
     (logits.float().sum() + first[1].float().mean() + second[1].float().mean()).backward()
@@ -190,7 +192,7 @@ def test_called_twice_in_a_step_under_autocast_and_channels_last() -> None:
 
 
 def test_inference_mode_works() -> None:
-    network = build_network(Network(name="resnet8"), DATA).eval()
+    network = build_network(Network(name="resnet8"), DATA, TASK).eval()
     with torch.inference_mode():
         assert len(tapped(network)) == 4
 
@@ -207,7 +209,7 @@ def test_inference_mode_works() -> None:
 )
 def test_default_levels_of_timm_networks(name: str, size: int, kinds: str, reductions: list[int | None]) -> None:
     data = Data(name="folder", image_size=size, num_classes=7)
-    network = build_network(Network(name=name), data).eval()
+    network = build_network(Network(name=name), data, TASK).eval()
     assert " ".join(level.kind for level in network.levels) == kinds
     assert [level.reduction for level in network.levels] == reductions
     assert [(level.number, level.count) for level in network.levels] == [(i, 5) for i in range(1, 6)]
@@ -218,8 +220,67 @@ def test_default_levels_of_timm_networks(name: str, size: int, kinds: str, reduc
 
 def test_equally_deep_blocks_are_spaced_and_swin_is_channels_first() -> None:
     data = Data(name="folder", image_size=224, num_classes=7)
-    vit = build_network(Network(name="vit_tiny_patch16_224", levels=[2, 5, -4, 11, "pooled"]), data)
+    vit = build_network(Network(name="vit_tiny_patch16_224", levels=[2, 5, -4, 11, "pooled"]), data, TASK)
     assert [level.name for level in vit.levels] == ["blocks.2", "blocks.5", "blocks.8", "blocks.11", "pooled"]
     assert vit.levels[0].shape == (197, 192)
-    swin = build_network(Network(name="swin_tiny_patch4_window7_224"), Data(image_size=64, num_classes=7)).eval()
+    swin = build_network(Network(name="swin_tiny_patch4_window7_224"), Data(image_size=64, num_classes=7), TASK).eval()
     assert swin.levels[0].shape == (96, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tokens", "prefix", "grid", "reduction"),
+    [
+        ("vit_tiny_patch16_224", {}, 5, 1, (2, 2), 16),
+        # Behind five tokens that are no row of the grid, and a number of tokens that is a square itself.
+        ("vit_tiny_patch16_224", {"reg_tokens": 4, "img_size": 64}, 21, 5, (4, 4), 16),
+        ("vit_tiny_patch16_224", {"reg_tokens": 4}, 9, 5, (2, 2), 16),
+        ("vit_tiny_patch16_224", {"patch_size": (16, 8)}, 9, 1, (2, 4), 16),
+        ("deit_tiny_distilled_patch16_224", {}, 6, 2, (2, 2), 16),
+        ("mixer_s32_224", {}, 1, 0, (1, 1), 32),
+    ],
+)
+def test_prefix_and_grid_are_as_timm_states_them(
+    name: str, options: dict[str, Any], tokens: int, prefix: int, grid: tuple[int, int], reduction: int
+) -> None:
+    size = options.get("img_size", 32)
+    model = timm.create_model(name, num_classes=5, **{"img_size": size, **options})
+    *blocks, pooled = TappedNetwork(model, image_size=size, **PLAIN).levels
+    for level in blocks:
+        found = (level.kind, level.shape[0], level.prefix, level.grid, level.reduction)
+        assert found == ("tokens", tokens, prefix, grid, reduction)
+    assert (pooled.kind, pooled.prefix, pooled.grid) == ("vector", 0, (1, 1))
+
+
+def test_the_grid_of_tokens_before_the_class_token_joins_them() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64)
+    (level,) = TappedNetwork(model, levels=["patch_embed"], image_size=64, **PLAIN).levels
+    assert (level.shape[0], level.prefix, level.grid) == (16, 0, (4, 4))
+
+
+class Tokens(nn.Module):
+    """Tokens that say nothing of their grid, or something that is not true of them."""
+
+    def __init__(self, num_tokens: int, **stated: Any) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.block, self.head = nn.Linear(3, 4), nn.Linear(4, 5)
+        for name, value in stated.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)[:, : self.num_tokens]
+        return self.head(self.block(tokens).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "prefix", "grid", "reduction"), [(15, 0, None, None), (18, 2, (4, 4), 4), (21, 0, None, None)]
+)
+def test_other_tokens_are_guessed(
+    num_tokens: int, prefix: int, grid: tuple[int, int] | None, reduction: int | None
+) -> None:
+    class PatchEmbed(nn.Module):
+        grid_size = (7, 7)
+
+    for stated in ({}, {"num_prefix_tokens": 5, "patch_embed": PatchEmbed()}, {"patch_embed": nn.Identity()}):
+        (level,) = TappedNetwork(Tokens(num_tokens, **stated), levels=["block"], image_size=16, **PLAIN).levels
+        assert (level.prefix, level.grid, level.reduction) == (prefix, grid, reduction)

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.registry import find_network
+from distpro_cli.networks import NETWORKS
 from distpro_cli.networks.weights import load_weights, save_weights
 
 
 def network(num_classes: int = 5, name: str = "resnet8") -> nn.Module:
-    builder = find_network(name)
+    builder = NETWORKS.get(name)
     assert builder is not None
     return builder(num_classes=num_classes)
 
@@ -91,9 +91,9 @@ def test_misfits_are_named(tmp_path: Path) -> None:
     assert all(torch.equal(target.state_dict()[key], before[key]) for key in before)
 
 
-def test_a_classifier_of_another_size_says_num_classes(tmp_path: Path) -> None:
+def test_a_head_of_another_width_says_num_classes(tmp_path: Path) -> None:
     save_weights(network(9), tmp_path / "nine.safetensors", {})
-    with pytest.raises(DistproError, match=r"classifier has 9 classes.* here has 5; set data.num_classes to 9"):
+    with pytest.raises(DistproError, match=r"head has 9 outputs, CifarResNet here has 5; set data\.num_classes to 9"):
         load_weights(network(5), tmp_path / "nine.safetensors")
 
 

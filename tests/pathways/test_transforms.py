@@ -214,14 +214,15 @@ class Scaled(Transform):
 """
 
 
-def test_a_users_file(tmp_path: Path) -> None:
+def test_a_users_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TRANSFORMS, "_known", list(TRANSFORMS._known))
     file = tmp_path / "mine.py"
     file.write_text(USER_FILE)
     student, teacher = level(6, 8, 8), level(12, 4, 4)
     for name in (f"{file}:Scaled", f"{file}:users-own"):
         transform = make_transform(name, student, teacher, {"factor": 2})
         assert transform(feature(student)).shape == (2, 12, 4, 4)
-    with pytest.raises(DistproError, match=r"has no transform 'Scale' \(did you mean 'Scaled'\?\)"):
+    with pytest.raises(DistproError, match=r"has no class or function 'Scale' \(did you mean 'Scaled'\?\)"):
         make_transform(f"{file}:Scale", student, teacher)
     with pytest.raises(DistproError, match="needs the option 'factor'"):
         make_transform(f"{file}:Scaled", student, teacher)
@@ -230,4 +231,16 @@ def test_a_users_file(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0")
     with pytest.raises(DistproError, match="cannot be imported: ZeroDivisionError"):
         make_transform(f"{tmp_path}/broken.py:Scaled", student, teacher)
-    TRANSFORMS._entries.pop("users-own")
+
+
+def test_what_a_level_states_of_its_tokens_counts() -> None:
+    """Nine tokens are no 3×3 grid where five of them are prefix tokens."""
+    student = LevelInfo(1, 5, "stage1", "tokens", None, (9, 3), 5, (2, 2))
+    transform = make_transform("linear", student, level(3, 2, 2))
+    nn.init.eye_(transform.layer.weight)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(transform.layer.bias)  # type: ignore[union-attr, arg-type]
+    source = feature(student)
+    carried = transform(source)
+    assert torch.equal(carried.flatten(2).transpose(1, 2), source[:, 5:])
+    back = make_transform("conv1", level(3, 2, 2), student)(feature(level(3, 2, 2)))
+    assert back.shape == (2, 9, 3) and torch.allclose(back[:, 4], back[:, 5:].mean(1), atol=1e-5)

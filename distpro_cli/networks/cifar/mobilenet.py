@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor, nn
 
+from distpro_cli.networks import register_network
 from distpro_cli.networks.cifar.common import CifarNetwork, pool, stages
-from distpro_cli.networks.registry import register_network
 
 # channels at full width, blocks, stride of the first; the first stage does not expand
 STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
@@ -60,7 +60,7 @@ class CifarMobileNetV2(CifarNetwork):
         _init(self)
 
     def forward(self, images_bchw: Tensor) -> Tensor:
-        """Returns logits [B, classes] of images [B, C, H, W]."""
+        """Returns logits [B, num_classes] of images [B, C, H, W]."""
         feature = self.conv1(images_bchw)
         for stage in self.blocks:
             feature = stage(feature)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from distpro_cli.networks import register_network
 from distpro_cli.networks.cifar.common import CifarNetwork, init_kaiming, pool, stages
-from distpro_cli.networks.registry import register_network
 
 DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
@@ -52,7 +52,7 @@ class CifarResNet(CifarNetwork):
         init_kaiming(self)
 
     def forward(self, images_bchw: Tensor) -> Tensor:
-        """Returns logits [B, classes] of images [B, C, H, W]."""
+        """Returns logits [B, num_classes] of images [B, C, H, W]."""
         feature = self.relu(self.bn1(self.conv1(images_bchw)))
         logits: Tensor = self.fc(pool(self.layer3(self.layer2(self.layer1(feature)))))
         return logits

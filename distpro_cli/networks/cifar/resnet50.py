@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from distpro_cli.networks import register_network
 from distpro_cli.networks.cifar.common import CifarNetwork, init_kaiming, pool, stages
-from distpro_cli.networks.registry import register_network
 
 
 class Bottleneck(nn.Module):
@@ -54,7 +54,7 @@ class CifarResNet50(CifarNetwork):
         init_kaiming(self)
 
     def forward(self, images_bchw: Tensor) -> Tensor:
-        """Returns logits [B, classes] of images [B, C, H, W]."""
+        """Returns logits [B, num_classes] of images [B, C, H, W]."""
         feature = self.relu(self.bn1(self.conv1(images_bchw)))
         feature = self.layer4(self.layer3(self.layer2(self.layer1(feature))))
         logits: Tensor = self.linear(pool(feature))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distpro_cli.networks import register_network
 from distpro_cli.networks.cifar.common import CifarNetwork, pool, shuffle_channels, stages
-from distpro_cli.networks.registry import register_network
 
 CHANNELS = (240, 480, 960)
 NUM_BLOCKS = (4, 8, 4)
@@ -61,7 +61,7 @@ class CifarShuffleNetV1(CifarNetwork):
         self.feature_info = stages(*((f"layer{i + 1}", CHANNELS[i], 2 ** (i + 1)) for i in range(3)))
 
     def forward(self, images_bchw: Tensor) -> Tensor:
-        """Returns logits [B, classes] of images [B, C, H, W]."""
+        """Returns logits [B, num_classes] of images [B, C, H, W]."""
         feature = self.relu(self.bn1(self.conv1(images_bchw)))
         for index in range(len(CHANNELS)):
             feature = self.get_submodule(f"layer{index + 1}")(feature)

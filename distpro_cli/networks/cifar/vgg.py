@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor, nn
 
+from distpro_cli.networks import register_network
 from distpro_cli.networks.cifar.common import CifarNetwork, pool, stages
-from distpro_cli.networks.registry import register_network
 
 CHANNELS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {
@@ -35,7 +35,7 @@ class CifarVGG(CifarNetwork):
         _init(self)
 
     def forward(self, images_bchw: Tensor) -> Tensor:
-        """Returns logits [B, classes] of images [B, C, H, W]; H, W ≥ 8."""
+        """Returns logits [B, num_classes] of images [B, C, H, W]; H, W ≥ 8."""
         feature = images_bchw
         for index in range(5):
             feature = self.get_submodule(f"block{index}")(feature)

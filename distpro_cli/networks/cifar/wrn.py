@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError
+from distpro_cli.networks import register_network
 from distpro_cli.networks.cifar.common import CifarNetwork, init_kaiming, pool, stages
-from distpro_cli.networks.registry import register_network
 
 
 class PreActivationBlock(nn.Module):
@@ -68,7 +68,7 @@ class WideResNet(CifarNetwork):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, images_bchw: Tensor) -> Tensor:
-        """Returns logits [B, classes] of images [B, C, H, W]."""
+        """Returns logits [B, num_classes] of images [B, C, H, W]."""
         feature = self.block3(self.block2(self.block1(self.conv1(images_bchw))))
         logits: Tensor = self.fc(pool(self.relu(self.bn1(feature))))
         return logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from distpro_cli.pathways.transforms.base import Transform, register_transform
 from distpro_cli.pathways.transforms.convolutions import convolution
@@ -40,8 +41,8 @@ class Attention(Transform):
             convolution(mid, self.out_channels, 3, self.size), nn.BatchNorm2d(self.out_channels)
         )
 
+    @override
     def convert(self, map_bchw: Tensor) -> Tensor:
-        """See `Transform.convert`."""
         inner = self.reduce(map_bchw)
         inner = inner * torch.sigmoid(self.channel_gate(inner.mean((2, 3), keepdim=True)))
         inner = inner * torch.sigmoid(self.position_gate(inner))

@@ -1,21 +1,21 @@
-"""What every transform block shares: the way from the student's grid to the teacher's.
+"""What every transform block shares: the way from the student's layout to the teacher's.
 
 Shape legend: b images, c channels, h height, w width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from distpro_cli.pathways.layouts import from_map, grids_of_pair, to_map
+from distpro_cli.pathways.layouts import from_map, layouts_of_pair, to_map
 from distpro_cli.pathways.resize import grow, shrink
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.registry import Registry, check_options
 
-TRANSFORMS: Registry[nn.Module] = Registry("transform")
+TRANSFORMS: Registry[Callable[..., nn.Module]] = Registry("transform")
 register_transform = TRANSFORMS.register
 
 
@@ -67,7 +67,7 @@ class Transform(nn.Module):
 
     The block runs at the smaller of the two resolutions: a larger student map is average-pooled before it, a
     smaller one is upsampled (nearest) after it, so that no convolution runs on cells that hold nothing new.
-    Vectors are 1×1 maps. Tokens lie on their square grid: the student's prefix tokens are left out, the
+    Vectors are 1×1 maps. Tokens lie on their grid: the student's prefix tokens are left out, the
     teacher's are met by the mean of the converted map.
 
     Attributes:
@@ -83,19 +83,19 @@ class Transform(nn.Module):
         super().__init__()
         self.student = student
         self.teacher = teacher
-        self.student_grid, self.teacher_grid = grids_of_pair(student, teacher)
-        self.in_channels = self.student_grid.channels
-        self.out_channels = self.teacher_grid.channels
+        self.student_layout, self.teacher_layout = layouts_of_pair(student, teacher)
+        self.in_channels = self.student_layout.channels
+        self.out_channels = self.teacher_layout.channels
         self.size = (
-            min(self.student_grid.size[0], self.teacher_grid.size[0]),
-            min(self.student_grid.size[1], self.teacher_grid.size[1]),
+            min(self.student_layout.size[0], self.teacher_layout.size[0]),
+            min(self.student_layout.size[1], self.teacher_layout.size[1]),
         )
 
     def forward(self, student_feature: Tensor) -> Tensor:
         """Carries a student feature [B, *student.shape] to [B, *teacher.shape]."""
-        map_bchw = shrink(to_map(student_feature, self.student_grid), self.size)
-        map_bchw = grow(self.convert(map_bchw), self.teacher_grid.size)
-        return from_map(map_bchw, self.teacher, self.teacher_grid)
+        map_bchw = shrink(to_map(student_feature, self.student_layout), self.size)
+        map_bchw = grow(self.convert(map_bchw), self.teacher_layout.size)
+        return from_map(map_bchw, self.teacher, self.teacher_layout)
 
     def convert(self, map_bchw: Tensor) -> Tensor:
         """Converts a map [B, in_channels, *size] to [B, out_channels, *size]."""

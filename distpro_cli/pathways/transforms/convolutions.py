@@ -6,6 +6,7 @@ None ends in an activation: what is compared is the teacher's feature, which may
 from __future__ import annotations
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from distpro_cli.pathways.resize import Size
 from distpro_cli.pathways.transforms.base import Transform, register_transform
@@ -34,8 +35,8 @@ class OneConvolution(Transform):
             convolution(self.in_channels, self.out_channels, 1, self.size), nn.BatchNorm2d(self.out_channels)
         )
 
+    @override
     def convert(self, map_bchw: Tensor) -> Tensor:
-        """See `Transform.convert`."""
         converted: Tensor = self.layers(map_bchw)
         return converted
 
@@ -62,8 +63,8 @@ class TwoConvolutions(Transform):
             nn.BatchNorm2d(self.out_channels),
         )
 
+    @override
     def convert(self, map_bchw: Tensor) -> Tensor:
-        """See `Transform.convert`."""
         converted: Tensor = self.layers(map_bchw)
         return converted
 
@@ -93,7 +94,7 @@ class ThreeConvolutions(Transform):
             nn.BatchNorm2d(self.out_channels),
         )
 
+    @override
     def convert(self, map_bchw: Tensor) -> Tensor:
-        """See `Transform.convert`."""
         converted: Tensor = self.layers(map_bchw)
         return converted

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from distpro_cli.errors import DistproError
 from distpro_cli.pathways.layouts import shape_text
@@ -26,7 +27,7 @@ class Linear(Transform):
     def __init__(self, student: LevelInfo, teacher: LevelInfo) -> None:
         per_token = student.kind == teacher.kind == "tokens" and student.shape[0] == teacher.shape[0]
         if per_token:
-            nn.Module.__init__(self)  # the base would ask for a square grid
+            nn.Module.__init__(self)  # the base would ask for a grid
             self.layer = nn.Linear(student.shape[-1], teacher.shape[-1])
         else:
             super().__init__(student, teacher)
@@ -39,13 +40,13 @@ class Linear(Transform):
             per_token: Tensor = self.layer(student_feature)
             return per_token
         carried = super().forward(student_feature)
-        shared = min(self.student_grid.prefix, self.teacher_grid.prefix)
+        shared = min(self.student_layout.prefix, self.teacher_layout.prefix)
         if shared == 0:
             return carried
         return torch.cat([self.layer(student_feature[:, :shared]), carried[:, shared:]], 1)
 
+    @override
     def convert(self, map_bchw: Tensor) -> Tensor:
-        """See `Transform.convert`."""
         converted_bhwc: Tensor = self.layer(map_bchw.permute(0, 2, 3, 1))
         return converted_bhwc.permute(0, 3, 1, 2)
 

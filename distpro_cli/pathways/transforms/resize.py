@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from distpro_cli.pathways.transforms.base import Transform, register_transform
 
@@ -22,6 +23,6 @@ class Resize(Transform):
 
     keeps_channels: ClassVar[bool] = True
 
+    @override
     def convert(self, map_bchw: Tensor) -> Tensor:
-        """Returns the map as it is: [B, in_channels, *size]."""
         return map_bchw

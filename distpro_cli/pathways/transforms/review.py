@@ -13,8 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
-from distpro_cli.pathways.layouts import Grid, from_map, grid_of, to_map
+from distpro_cli.pathways.layouts import from_map, layout_of, to_map
 from distpro_cli.pathways.resize import grow
 from distpro_cli.pathways.transforms.base import SharedBlock, Transform, register_transform
 from distpro_cli.process.pathway import LevelInfo
@@ -33,11 +34,11 @@ class FusionChain(SharedBlock):
 
     def __init__(self, levels: Sequence[LevelInfo], *, mid: int | None = None) -> None:
         super().__init__(levels)
-        self._grids = {level.number: _grid(level) for level in self.levels}
+        self._layouts = {level.number: layout_of(level) for level in self.levels}
         deepest = self.levels[-1].number
-        mid = min(MOST_MID, self._grids[deepest].channels) if mid is None else positive_integer("mid", mid)
+        mid = min(MOST_MID, self._layouts[deepest].channels) if mid is None else positive_integer("mid", mid)
         self.fusions = nn.ModuleDict(
-            {str(n): _Fusion(grid.channels, mid, fuses=n != deepest) for n, grid in self._grids.items()}
+            {str(n): _Fusion(layout.channels, mid, fuses=n != deepest) for n, layout in self._layouts.items()}
         )
         self.outputs = {
             level.number: LevelInfo(
@@ -46,15 +47,17 @@ class FusionChain(SharedBlock):
                 level.name,
                 "map",
                 level.reduction,
-                (mid, *self._grids[level.number].size),
+                (mid, *self._layouts[level.number].size),
             )
             for level in self.levels
         }
 
+    @override
     def needs(self, wanted: Collection[int]) -> set[int]:
         """Returns the wanted levels and all deeper ones."""
-        return {number for number in self._grids if number >= min(wanted)} if wanted else set()
+        return {number for number in self._layouts if number >= min(wanted)} if wanted else set()
 
+    @override
     def forward(self, features: Mapping[int, Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
         """Returns the fused maps of the `wanted` levels, [B, mid, H, W]; shallower ones are not made.
 
@@ -65,7 +68,7 @@ class FusionChain(SharedBlock):
         fused: dict[int, Tensor] = {}
         deeper: Tensor | None = None
         for number in sorted(self.needs(wanted), reverse=True):
-            own = to_map(features[number], self._grids[number])
+            own = to_map(features[number], self._layouts[number])
             deeper = self.fusions[str(number)](own, deeper)
             if number in wanted:
                 fused[number] = deeper
@@ -119,10 +122,5 @@ class Review(Transform):
 
     def forward(self, student_feature: Tensor) -> Tensor:
         """Carries a fused map [B, *student.shape] to [B, *teacher.shape]."""
-        resized_bchw = grow(to_map(student_feature, self.student_grid), self.teacher_grid.size)
-        return from_map(self.layers(resized_bchw), self.teacher, self.teacher_grid)
-
-
-def _grid(level: LevelInfo) -> Grid:
-    """Returns where a level's cells lie; tokens without a square grid lie in a column."""
-    return grid_of(level) or Grid(level.shape[1], (level.shape[0], 1))
+        resized_bchw = grow(to_map(student_feature, self.student_layout), self.teacher_layout.size)
+        return from_map(self.layers(resized_bchw), self.teacher, self.teacher_layout)

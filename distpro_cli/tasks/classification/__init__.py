@@ -1,0 +1,1 @@
+from distpro_cli.tasks.classification import task as task

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distpro_cli.errors import DistproError
+from distpro_cli.recipe.schema import Data
 from distpro_cli.tasks.classification.data import ClassificationData
 from distpro_cli.tasks.registry import register_task
+from distpro_cli.tasks.task import TASKS, Task
 
 
 def task_loss(logits_bn: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -63,11 +67,27 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
     return result
 
 
+@TASKS.register("classification")
 @register_task("classification")
-class Classification:
+class Classification(Task):
     """Images to one of N classes; judged by top-1 accuracy."""
 
-    metric = "top1"
-    data = ClassificationData
-    loss = staticmethod(task_loss)
-    evaluate = staticmethod(evaluate)
+    metric = "top1"  # type: ignore[assignment]
+    data = ClassificationData  # type: ignore[assignment]
+    evaluate = staticmethod(evaluate)  # type: ignore[assignment]
+
+    def network_options(self, spec: Data) -> dict[str, Any]:
+        """Returns the number of classes."""
+        return {"num_classes": spec.known_num_classes()}
+
+    def check_output(self, name: str, output: Any, spec: Data) -> None:
+        """Raises DistproError unless the output is logits [B, num_classes]."""
+        if output.shape[1] != spec.known_num_classes():
+            raise DistproError(
+                f"network {name}: it returns logits of {output.shape[1]} classes, data.num_classes is "
+                f"{spec.known_num_classes()}; let its constructor take num_classes, or set data.num_classes"
+            )
+
+    def losses(self, output: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Returns the cross-entropy."""
+        return {"cross_entropy": task_loss(output, targets, self.training.label_smoothing)}
