@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.dry_run import (
@@ -80,6 +81,7 @@ class TappedNetwork(nn.Module):
         infos: list[LevelInfo] = []
         self._layouts: dict[int, str] = {}
         self._recorder = _Recorder()
+        self._taps: list[RemovableHandle] = []
         for number, choice in enumerate(choices, start=1):
             point = choice.point
             tensor = trace.output if point is None else point.tensor
@@ -88,7 +90,7 @@ class TappedNetwork(nn.Module):
             infos.append(_level_info(model, number, len(choices), choice, shape, image_size))
             if point is not None:
                 tap = _Tap(self._recorder, number, point.call.index, clone=point.overwritten)
-                tap.attach(modules[point.call.name], point.side)
+                self._taps.append(tap.attach(modules[point.call.name], point.side))
         self.levels = tuple(infos)
         if any(_writes_in_training(module) for module in model.modules()):
             self._find_writes_in_training(images_bchw)
@@ -97,6 +99,12 @@ class TappedNetwork(nn.Module):
     def num_parameters(self) -> int:
         """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def released(self) -> nn.Module:
+        """Takes the taps off and returns the network itself, in eval mode; its levels cannot be seen any more."""
+        for tap in self._taps:
+            tap.remove()
+        return self.model.eval()
 
     def forward(
         self, images_bchw: Tensor, levels: Collection[int] = (), output: bool = True
@@ -219,12 +227,11 @@ class _Tap:
         if clone:
             recorder.cloned.add(level)
 
-    def attach(self, module: nn.Module, side: str) -> None:
+    def attach(self, module: nn.Module, side: str) -> RemovableHandle:
         """Registers with the module, for its input or its output."""
         if side == "input":
-            module.register_forward_pre_hook(self.on_input, with_kwargs=True)
-        else:
-            module.register_forward_hook(self.on_output)
+            return module.register_forward_pre_hook(self.on_input, with_kwargs=True)
+        return module.register_forward_hook(self.on_output)
 
     def on_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Takes the first tensor that goes in."""

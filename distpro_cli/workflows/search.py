@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
@@ -34,7 +34,7 @@ class Searched:
     """What a search found: the process, the student that it trained on the way, and its summary."""
 
     process: Process
-    student: TappedNetwork
+    student: nn.Module
     summary: dict[str, Any]
 
 
@@ -84,7 +84,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext,
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)
-    return Searched(process, pair.student, summary)
+    return Searched(process, pair.student.released(), summary)
 
 
 def searched_weights(session: Session, distiller: Distiller, training: Training) -> SearchedWeights:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from distpro_cli.networks.levels import TappedNetwork
+from torch import nn
+
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.process.file import save_process
 from distpro_cli.process.matching import fit
@@ -30,9 +31,18 @@ class Dropping:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a run made: the student, trained, and its summary."""
+    """What a run made.
 
-    student: TappedNetwork
+    Attributes:
+        student: The trained network, in eval mode, without taps.
+        mean: What it expects to be subtracted from images in [0, 1], per channel.
+        std: What it expects them to be divided by.
+        summary: What `--json` prints.
+    """
+
+    student: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     summary: dict[str, Any]
 
 
@@ -90,7 +100,8 @@ def transfer(
         "remaining_percent": round(schedule.remaining_percent, 2) if num_used else 0.0,
     }
     folder.write_summary(summary)
-    return Distilled(pair.student, summary)
+    mean, std = (tuple(values.flatten().tolist()) for values in (pair.student.mean, pair.student.std))
+    return Distilled(pair.student.released(), mean, std, summary)
 
 
 def transfer_inputs(source: Source, dropping: Dropping, mode: str) -> dict[str, str | float | None]:
