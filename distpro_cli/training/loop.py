@@ -14,6 +14,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
 from distpro_cli.errors import DistproError, NonFiniteLossError
+from distpro_cli.metric import Metric
 from distpro_cli.process.process import Schedule
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -187,6 +188,7 @@ class Trainer:
         train_batches: Batches,
         evaluate: Callable[[], dict[str, float]],
         *,
+        metric: Metric,
         reporter: Reporter,
         metrics: MetricsFile,
         interruption: Interruption,
@@ -197,6 +199,7 @@ class Trainer:
         self.weights = weights
         self.train_batches = train_batches
         self.evaluate = evaluate
+        self.metric = metric
         self.reporter = reporter
         self.metrics = metrics
         self.interruption = interruption
@@ -214,7 +217,7 @@ class Trainer:
         self.metrics.truncate_after(self.progress.step, len(self.progress.top1))
         self._started = self._saved = time.monotonic()
         self._seconds_before = self.progress.train_seconds
-        self.reporter.start(self.plan.title, self.plan.total_steps, self.progress.step)
+        self.reporter.start(self.plan.title, self.plan.total_steps, self.progress.step, self.metric)
         try:
             self._run()
         finally:

@@ -96,11 +96,14 @@ class Comparison:
             for method in self.methods
             if method.name not in self.diverged
         }
+        metric = self.session.metric
         compared = [method for method in self.methods if method.name in of_method]
         alone = of_method.get(STUDENT)
-        baseline = None if alone is None else [summary["student"]["top1_last"] for summary in alone]
+        baseline = None if alone is None else [summary["student"][f"{metric.name}_last"] for summary in alone]
         methods = [
-            summarize_method(method.name, of_method[method.name], baseline, self._search_cost(method, of_method))
+            summarize_method(
+                method.name, of_method[method.name], baseline, self._search_cost(method, of_method), metric
+            )
             for method in compared
         ]
         return {
@@ -110,7 +113,8 @@ class Comparison:
             "epochs": self.recipe.distill.epochs,
             "seeds": self.seeds,
             "device": describe_device(self.session.device),
-            "worse": explain_worse(self.recipe, compared, methods, self.teacher_top1, self.around),
+            "metric": asdict(metric),
+            "worse": explain_worse(self.recipe, compared, methods, self.teacher_top1, metric, self.around),
             "diverged": [{"name": name, "message": message} for name, message in self.diverged.items()],
             "run_dir": str(self.path),
         }

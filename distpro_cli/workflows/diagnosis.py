@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from distpro_cli.errors import DistproError
+from distpro_cli.metric import Metric
 from distpro_cli.process.matching import match
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.report.comparison import STUDENT
@@ -36,39 +37,40 @@ def explain_worse(
     methods: Sequence[Method],
     results: Sequence[Mapping[str, Any]],
     teacher_top1: float | None,
+    metric: Metric,
     around: Surroundings,
 ) -> list[dict[str, Any]]:
-    """Returns the methods whose mean last accuracy is below that of the student alone, with reasons in words.
+    """Returns the methods whose mean last figure is worse than that of the student alone, with reasons in words.
 
     Args:
         recipe: Of all runs but for their seeds.
         methods: What was compared.
         results: As `summarize_method` returns them, in the same order, the student alone among them.
-        teacher_top1: In percent, None if it is not known.
+        teacher_top1: The teacher's figure, None if it is not known.
+        metric: What the networks are judged by.
         around: Where to compute the gradients.
 
     Returns:
-        A list of `name`, `difference` in points, `certain` (whether the 95 % interval lies below 0, None for one
-        seed) and `reasons`.
+        A list of `name`, `difference`, `certain` (whether 0 lies outside the 95 % interval, None for one seed) and
+        `reasons`.
     """
     alone = next((result for result in results if result["name"] == STUDENT), None)
     found = []
     for method, result in zip(methods, results, strict=True):
         difference = result["difference"]
-        if alone is None or difference is None or difference["mean"] >= 0:
+        if alone is None or difference is None or metric.gain(difference["mean"], 0.0) >= 0:
             continue
         reasons = []
-        if teacher_top1 is not None and teacher_top1 <= alone["top1_last"]["mean"]:
-            reasons.append(
-                f"the teacher ({teacher_top1:.2f} %) is no better than the student alone "
-                f"({alone['top1_last']['mean']:.2f} %)"
-            )
+        student = alone[f"{metric.name}_last"]["mean"]
+        if teacher_top1 is not None and metric.gain(teacher_top1, student) <= 0:
+            teacher, student = metric.with_unit(teacher_top1), metric.with_unit(student)
+            reasons.append(f"the teacher ({teacher}) is no better than the student alone ({student})")
         reasons += _reasons(recipe, method, [Path(run) for run in result["run_dirs"]], around)
         found.append(
             {
                 "name": method.name,
                 "difference": difference["mean"],
-                "certain": None if difference["high"] is None else difference["high"] < 0,
+                "certain": None if difference["high"] is None else difference["high"] < 0 or difference["low"] > 0,
                 "reasons": reasons,
             }
         )

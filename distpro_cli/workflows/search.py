@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
         "device_seconds": round(progress.device_seconds, 2),
         "teacher": teacher_summary(teacher_top1),
         "student": top1_summary(progress),
+        "metric": asdict(session.metric),
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)

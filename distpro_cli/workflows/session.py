@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from distpro_cli.metric import Metric
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.randomness import derived_seed
@@ -59,7 +60,7 @@ class Session:
     """A recipe made real: its data and networks on a device."""
 
     def __init__(self, recipe: Recipe, around: Surroundings, outer_share: float | None = None) -> None:
-        find_task(recipe.task)
+        self.metric: Metric = find_task(recipe.task).metric  # type: ignore[attr-defined]
         self.recipe = recipe
         self.around = around
         self.device = around.device
@@ -161,6 +162,7 @@ class Session:
             weights,
             self.batches("train", training.batch_size, plan.total_steps, mixer),
             lambda: self.evaluate(pair.student),
+            metric=self.metric,
             reporter=self.around.reporter,
             metrics=metrics,
             interruption=self.around.interruption,

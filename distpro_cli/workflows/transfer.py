@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from distpro_cli.errors import RecipeError
@@ -91,6 +91,7 @@ def transfer(
         "remaining_percent": round(schedule.remaining_percent, 2) if num_used else 0.0,
         "seconds": result["seconds"],
         "device_seconds": result["device_seconds"],
+        "metric": asdict(session.metric),
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)
@@ -132,6 +133,7 @@ def train_student(recipe: Recipe, folder: RunFolder, around: Surroundings) -> di
         "student": {**result["top1"], "weights": str(folder.weights)},
         "seconds": result["seconds"],
         "device_seconds": result["device_seconds"],
+        "metric": asdict(session.metric),
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)
@@ -148,6 +150,7 @@ def train_teacher_alone(recipe: Recipe, folder: RunFolder, around: Surroundings)
     summary = {
         "teacher": {**top1_summary(progress), "weights": str(folder.weights)},
         "seconds": round(progress.train_seconds, 2),
+        "metric": asdict(session.metric),
         "run_dir": str(folder.path),
     }
     folder.write_summary(summary)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distpro_cli.metric import Metric
 from distpro_cli.tasks.classification.data import ClassificationData
 from distpro_cli.tasks.registry import register_task
 
@@ -67,7 +68,7 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
 class Classification:
     """Images to one of N classes; judged by top-1 accuracy."""
 
-    metric = "top1"
+    metric = Metric("top1", "top-1", "%")
     data = ClassificationData
     loss = staticmethod(task_loss)
     evaluate = staticmethod(evaluate)
