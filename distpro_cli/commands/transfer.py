@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import Device, Force, Json, Overrides, Quiet, Resume, RunDir, Seed
-from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run, with_seed
+from distpro_cli.commands.options import Overrides, RunOptions, with_run_options
+from distpro_cli.commands.running import print_figures, print_json, read_recipe, run, with_seed
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.recipe.scheme_names import SCHEME_NAMES
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from distpro_cli.workflows.session import Surroundings
 
 
+@with_run_options
 def transfer(
     process: Annotated[
         str,
@@ -35,26 +36,20 @@ def transfer(
     overrides: Overrides = None,
     threshold: Annotated[
         float | None,
-        typer.Option("--threshold", min=0, max=1, help="Drop what lies below this, alpha scaled to [0, 1]."),
+        typer.Option("--threshold", min=0, max=1, help="Drop the entries below this, alpha scaled to [0, 1]."),
     ] = None,
     keep: Annotated[
         float | None,
         typer.Option("--keep", min=0, max=1, help="Keep only the strongest share of the entries."),
     ] = None,
     match: Annotated[str, typer.Option("--match", help="How pathways are matched: strict.")] = "strict",
-    device: Device = None,
-    seed: Seed = None,
-    run_dir: RunDir = None,
-    resume: Resume = False,
-    force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    *,
+    options: RunOptions,
 ) -> None:
     """Distil a student with the weights over time of a process, whatever the length of the run."""
     path = Path(process)
     source = _load(process)
-    name, resolved = _resolve(recipe, overrides, source, path, seed)
-    options = RunOptions(device, seed, run_dir, resume, force, quiet)
+    name, resolved = _resolve(recipe, overrides, source, path, options.seed)
 
     def work(folder: RunFolder, around: Surroundings) -> dict[str, Any]:
         from distpro_cli.workflows.transfer import Dropping
@@ -69,15 +64,12 @@ def transfer(
         "match": match,
     }
     summary = run("transfer", name, resolved, options, work, inputs)
-    if json:
+    if options.json:
         print_json(summary)
         return
-    student = summary["student"]
-    if summary["teacher"]["top1"] is not None:
-        print(f"teacher top-1 {summary['teacher']['top1']:.2f} %")
-    print(f"student top-1 {student['top1_last']:.2f} % after the last epoch, {student['top1_best']:.2f} % at best")
+    print_figures(summary, resolved)
     print(f"pathways used: {summary['pathways_used']}, {summary['remaining_percent']:g} % of the process")
-    print(f"weights: {student['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
+    print(f"weights: {summary['student']['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
 
 
 def _load(process: str) -> Process | str:
@@ -103,7 +95,7 @@ def _resolve(
     if recipe is not None and "=" not in recipe:
         return recipe_name(recipe), read_recipe(recipe, overrides, seed)
     if isinstance(source, str):
-        raise DistproError(f"--process {source} says nothing of the pair: name a recipe, too")
-    # Without RECIPE the first override stands in its place.
+        raise DistproError(f"--process {source} names no networks; give a RECIPE")
+    # Without RECIPE the first override takes its place.
     given = [*([recipe] if recipe is not None else []), *(overrides or [])]
     return path.stem, parse_recipe(source.recipe, with_seed(given, seed), filename=f"recipe inside {path}")

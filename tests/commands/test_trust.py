@@ -116,6 +116,19 @@ def test_resuming_a_finished_run_prints_its_result_again(distpro: Run) -> None:
     assert again.status == 0 and again.json == first.json
 
 
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_a_finished_run_of_an_earlier_version_is_printed_again(distpro: Run, workplace: Path, network: str) -> None:
+    arguments = ["train", "tiny.yaml", "distill.epochs=1", "--network", network, "--run-dir", "run", "-q"]
+    first = distpro(*arguments)
+    assert first.status == 0 and f"{network} top-1 " in first.out and " % after the last epoch, " in first.out
+    path = workplace / "run" / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary["metric"]  # earlier versions did not write it
+    path.write_text(json.dumps(summary))
+    again = distpro(*arguments, "--resume")
+    assert again.status == 0 and again.out == first.out
+
+
 def test_resuming_a_finished_search_writes_what_is_missing(distpro: Run, workplace: Path) -> None:
     arguments = ["search", "tiny.yaml", "search.epochs=1", "--run-dir", "run", "--json", "-q"]
     assert distpro(*arguments, "-o", "p.safetensors").status == 0
