@@ -82,7 +82,7 @@ def compare(
         from distpro_cli.report.plots import check_plot_path
 
         if plot.exists() and not (options.force or options.resume):
-            raise DistproError(f"--plot {plot}: exists already; --resume replaces it and keeps the runs that are done")
+            raise DistproError(f"--plot {plot}: exists already; --resume replaces it and keeps the finished runs")
         check_plot_path(plot, force=True)
     name = recipe_name(recipe).replace("/", "-")
     path = options.run_dir if options.run_dir is not None else Path("runs") / f"compare-{name}"

@@ -30,8 +30,8 @@ def inspect(
         list[str] | None,
         typer.Argument(
             metavar="[PATH | KEY=VALUE]...",
-            help="Process files, folders of them, recipes and overrides of their keys; nothing: what ships and what "
-            "lies in processes/.",
+            help="Process files, folders of them, recipes and overrides of their keys; without any: all that "
+            "ships and all in processes/.",
             show_default=False,
         ),
     ] = None,

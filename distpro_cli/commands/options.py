@@ -16,7 +16,7 @@ from distpro_cli.errors import DistproError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages; errors only.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files and runs.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

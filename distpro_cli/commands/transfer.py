@@ -46,7 +46,7 @@ def transfer(
     *,
     options: RunOptions,
 ) -> None:
-    """Distil a student with the weights over time of a process, whatever the length of the run."""
+    """Distil a student with the weights over time of a process, for a run of any length."""
     path = Path(process)
     source = _load(process)
     name, resolved = _resolve(recipe, overrides, source, path, options.seed)

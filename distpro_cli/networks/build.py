@@ -100,7 +100,7 @@ def normalization(
         wrong = len(values) != 3 or not all(math.isfinite(value) for value in values)
         if wrong or (key == "std" and min(values) <= 0):
             raise DistproError(
-                f"network {spec.name}: {key} is three numbers, one a channel"
+                f"network {spec.name}: {key} is three numbers, one per channel"
                 f"{', above 0' if key == 'std' else ''}; found {list(values)}"
             )
     return tuple(map(float, mean)), tuple(map(float, std))

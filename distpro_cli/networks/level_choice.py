@@ -27,7 +27,7 @@ class Choice:
     Attributes:
         name: Module name, `pooled` or `logits`.
         point: What is tapped; None for the logits, which are the network's own output.
-        channels: Channels as timm's feature info states them, None if it does not speak of this module.
+        channels: Channels as timm's feature info states them, None if it does not list this module.
         reduction: Input pixels per cell, likewise.
     """
 
@@ -47,7 +47,7 @@ def choose_levels(
         trace: Its dry forward.
         levels: Stage or block indices (from 0, negative from the end), module names, `pooled`, `logits`;
             None for the last four stages (of equally deep blocks: four, equally spaced) and `pooled`.
-        feature: `output`, `before-activation` or `after-activation`; the last two speak of stages only.
+        feature: `output`, `before-activation` or `after-activation`; the last two apply only to stages.
         logits: Whether the default ends with the logits.
 
     Raises:

@@ -32,7 +32,7 @@ def joins_logits(groups: Sequence[PathwayGroup]) -> bool:
 def _between_logits(group: PathwayGroup) -> bool:
     try:
         return bool(getattr(DISTANCES.find(group.distance), "between_logits", False))
-    except DistproError:  # told, with the rest, when the pathways are resolved
+    except DistproError:  # reported with the other problems when the pathways are resolved
         return False
 
 
@@ -139,7 +139,7 @@ def _fit_problems(key: str, group: PathwayGroup, joints: Sequence[Joint]) -> lis
     """Returns which pairs of levels the group's transform or distance cannot bring together."""
     distance = make_distance(group.distance, group.distance_options)
     kept = getattr(TRANSFORMS.find(group.transform), "keeps_channels", False) and distance.compares_channels
-    problems: dict[str, list[str]] = {}  # message → connections, so that one cause is told once
+    problems: dict[str, list[str]] = {}  # message → connections, so that one cause is reported once
     for teacher, student in joints:
         connection = f"{teacher.number}-{student.number}"
         try:

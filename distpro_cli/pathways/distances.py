@@ -43,7 +43,7 @@ class Distance:
     compares_channels: ClassVar[bool] = True
 
     def check(self, teacher: LevelInfo) -> None:
-        """Raises DistproError if the distance means nothing in the space of this teacher level."""
+        """Raises DistproError if the distance is not defined for this teacher level."""
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Measures a transformed student feature against the teacher's.

@@ -23,7 +23,7 @@ class Grid:
     """Where the cells of a feature lie.
 
     Attributes:
-        channels: Values a cell.
+        channels: Values per cell.
         size: Height and width in cells.
         prefix: Tokens before the grid (class token and its like).
     """

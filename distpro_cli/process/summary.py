@@ -1,4 +1,4 @@
-"""What `inspect` says of a process, as plain values."""
+"""What `inspect` shows of a process, as plain values."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def worse_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Returns in words which methods diverged, which did worse than the student alone, and what is known of why."""
+    """Returns in words which methods diverged, which did worse than the student alone, and the known reasons."""
     metric = Metric(**summary["metric"])
     unit = "points" if metric.unit == "%" else metric.unit
     lines = [f"omitted: diverged: {one['message']}" for one in summary["diverged"]]

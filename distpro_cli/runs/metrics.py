@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, each with the step it belongs to."""
+"""metrics.jsonl: one JSON object per line, each with the step it belongs to."""
 
 from __future__ import annotations
 

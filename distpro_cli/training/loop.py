@@ -131,7 +131,7 @@ def by_pathway(stepper: Stepper, weights: list[float]) -> dict[str, float]:
 
 @contextmanager
 def _explaining_small_batches() -> Iterator[None]:
-    """Says in our words what BatchNorm says of a batch with one value a channel."""
+    """Rephrases BatchNorm's error about a batch with one value per channel."""
     try:
         yield
     except ValueError as error:
@@ -211,7 +211,7 @@ class Trainer:
         """Trains from where the progress stands to the end of the plan.
 
         Raises:
-            NonFiniteLossError: a loss left the finite numbers.
+            NonFiniteLossError: a loss is not finite.
             Interrupted: a signal came; the checkpoint is written.
         """
         self.metrics.truncate_after(self.progress.step, len(self.progress.top1))
@@ -337,7 +337,7 @@ class Trainer:
         }
 
     def resume(self) -> None:
-        """Takes up the run where its checkpoint left it.
+        """Resumes the run from its checkpoint.
 
         Raises:
             DistproError: there is no checkpoint, or it cannot be read.

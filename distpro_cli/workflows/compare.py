@@ -64,7 +64,7 @@ class Comparison:
         num_seeds: Seeds of every method.
         path: Folder of the comparison.
         around: Device, progress, signals.
-        anew: Whether runs that are there are made again.
+        anew: Whether existing runs are repeated.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Comparison:
     def run(self) -> list[tuple[Run, dict[str, Any]]]:
         """Does what is not done yet; returns every run with its summary, seed by seed.
 
-        A method that diverges under one seed is left out under the others, and stands in `diverged`.
+        A method that diverges under one seed is left out under the others, and is listed in `diverged`.
 
         Raises:
             DistproError: anything wrong with the user's input, found before the first run.
@@ -169,12 +169,12 @@ class Comparison:
             if run.method.name in self.diverged:
                 continue
             if before is not None:
-                self.around.reporter.message(f"{title}: done before")
+                self.around.reporter.message(f"{title}: already done")
             try:
                 results.append((run, before or self._distilled(run, title)))
             except NonFiniteLossError as error:
                 self.diverged[run.method.name] = f"{run.method.name}, seed {run.seed}: {error}"
-                self.around.reporter.message(f"{title}: diverged; the other methods go on")
+                self.around.reporter.message(f"{title}: diverged; the other methods continue")
         return results
 
     def _checked(self) -> dict[str, dict[int, str]]:
@@ -209,7 +209,7 @@ class Comparison:
         return {seed: transfer_key(self.session, seed, driven, infos, dropping) for seed in self.seeds}
 
     def _searched(self) -> Search:
-        """Searches the process of the recipe, or takes it from the search that was done before."""
+        """Searches the process of the recipe, or takes it from an earlier search."""
         seed = self.recipe.seed
         folder = self._folder(search_key(self.session, seed), "search", seed)
         summary = folder.finished_summary(folder.process)
@@ -242,28 +242,28 @@ class Comparison:
             self.teacher_top1 = summary["teacher"]["top1"]
 
     def _folder(self, key: str, name: str, seed: int) -> RunFolder:
-        """Returns the folder of the run with this key: the one there is, under whatever name, else a new one."""
+        """Returns the folder of the run with this key: the existing one, under any name, else a new one."""
         found = sorted(self.path.glob(f"*-{key}"))
         plain = re.sub(r"[^\w.=-]+", "-", name)
         return RunFolder(found[0] if found else self.path / f"{plain}-seed{seed}-{key}", resuming=True)
 
     def _make(self, folder: RunFolder, recipe: Recipe) -> None:
-        """Makes the folder of a run that is to begin or to go on; a damaged checkpoint is thrown away."""
+        """Makes the folder of a run that is to start or resume; a damaged checkpoint is removed."""
         for checkpoint in (folder.checkpoint, folder.teacher_checkpoint):
             if checkpoint.exists():
                 try:
                     load_checkpoint(checkpoint, self.around.device)
                 except DistproError:
-                    self.around.reporter.message(f"{checkpoint}: damaged; the run starts anew")
+                    self.around.reporter.message(f"{checkpoint}: damaged; the run starts over")
                     checkpoint.unlink()
         folder.path.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.recipe, lambda file: file.write(dump_recipe(recipe).encode()))
 
 
 def with_pathways_of(methods: Sequence[Method], recipe: Recipe) -> Recipe:
-    """Returns a recipe that says nothing of pathways with those of the processes, where all have the same.
+    """Returns a recipe without pathways of its own with those of the processes, where all have the same.
 
-    So uniform weights stand on the pathways of the process that they are compared with.
+    So uniform weights use the pathways of the process that they are compared with.
     """
     found = [pathway_groups(method.origin) for method in methods if isinstance(method.origin, Process)]
     if "pathways" in recipe.model_fields_set or not found or any(groups != found[0] for groups in found):

@@ -41,7 +41,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, around: Surroundings
     Args:
         recipe: What to search.
         output: Where the process goes.
-        folder: Of this run; when it is resuming, its checkpoint is gone on from.
+        folder: Of this run; when it is resuming, the run starts from its checkpoint.
         around: Device, progress, signals.
         force: Whether `output` may be replaced; a resumed run may always replace its own.
 

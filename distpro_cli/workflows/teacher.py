@@ -1,4 +1,4 @@
-"""The teacher: loaded, or trained on the way and kept in a cache, so that a second search does not train it."""
+"""The teacher: loaded, or trained first and kept in a cache, so that a second search does not train it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
         session: The run that needs it.
         teacher: As `build_teacher` returns it.
         folder: The run's folder; holds the checkpoint of a teacher being trained.
-        announce: Whether to say that it was trained before.
+        announce: Whether to say that it is already trained.
     """
     recipe, spec = session.recipe, session.recipe.teacher
     if spec.weights is None:
@@ -54,7 +54,7 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
         school = Session(recipe.model_copy(update={"seed": spec.seed}), session.around)
         cached = cache_folder() / "teachers" / f"{teacher_key(school)}.safetensors"
         if cached.exists() and announce:
-            session.around.reporter.message(f"teacher {spec.name}: trained before, taken from {cached}")
+            session.around.reporter.message(f"teacher {spec.name}: already trained, taken from {cached}")
         if not cached.exists():
             train_teacher(school, teacher, cached, folder)
         load_weights(teacher.model, cached)
@@ -64,7 +64,7 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
 def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder) -> Progress:
     """Trains the teacher by `teacher.train`, writes its weights to `target`; returns what it measured.
 
-    The checkpoint and the metrics lie in `folder`; a checkpoint found there is gone on from.
+    The checkpoint and the metrics lie in `folder`; a checkpoint found there is resumed.
     """
     recipe = session.recipe
     training = recipe.teacher.train or recipe.distill
@@ -87,7 +87,7 @@ def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes the folder of trained teachers; called before the training, whose result would have no place."""
+    """Makes the folder of trained teachers; called before the training, whose result could not be saved."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -101,7 +101,7 @@ def teacher_key(session: Session) -> str:
     """Returns what determines a trained teacher, hashed: network, training, data, precision."""
     recipe = session.recipe
     teacher = recipe.teacher.model_dump(include={"name", "options", "train", "mean", "std", "seed"})
-    if recipe.teacher.weights is not None:  # what `train --network teacher` goes on from
+    if recipe.teacher.weights is not None:  # what `train --network teacher` starts from
         teacher["weights"] = recipe.teacher.weights
     source = Path(recipe.teacher.name.rpartition(":")[0])
     if source.suffix == ".py" and source.is_file():

@@ -52,7 +52,7 @@ def transfer(
     """Distils the recipe's student with a process, or with the scheme of that name; returns the summary.
 
     Args:
-        recipe: What to distil. One that says nothing of pathways takes the process's own.
+        recipe: What to distil. Without `pathways` it takes the process's own.
         source: A process, or the name of a scheme.
         dropping: What of it is left out.
         folder: Of this run; the process lies there, too, whole.
@@ -199,7 +199,7 @@ def _num_used(schedule: Schedule) -> int:
 
 
 def pathway_groups(process: Process) -> list[PathwayGroup]:
-    """Returns the process's own pathways as groups of a recipe, one a pathway."""
+    """Returns the process's own pathways as groups of a recipe, one per pathway."""
     return [
         PathwayGroup(
             connections=[[info.teacher.number, info.student.number]],

@@ -64,13 +64,13 @@ def test_resume_in_the_middle_of_an_epoch_is_bit_identical(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(workplace: Path, number: int) -> None:
+def test_a_signal_writes_a_checkpoint_and_says_how_to_resume(workplace: Path, number: int) -> None:
     process = start_distpro("search", "tiny.yaml", "search.epochs=500", *OUTPUT)
     wait_for(workplace / "run" / "checkpoint.pt", process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    command = errors.split("go on with: ")[1].strip()
+    command = errors.split("resume with: ")[1].strip()
     assert command == "distpro search tiny.yaml search.epochs=500 --output p.safetensors --run-dir run --resume"
     assert shlex.split(command)
     assert "Traceback" not in errors
@@ -162,7 +162,7 @@ def test_what_is_there_is_not_overwritten(distpro: Run, workplace: Path) -> None
     assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q").status == 0
     (workplace / "p.safetensors").unlink()
     result = distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q")
-    assert result.status == 2 and "--resume goes on with it" in result.err
+    assert result.status == 2 and "--resume continues it" in result.err
     assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q", "--force").status == 0
 
 

@@ -92,7 +92,7 @@ def test_same_seed_same_weights() -> None:
         ),
         ({"name": "resnet20", "weights": "pretrained"}, "weights: pretrained is for timm's models"),
         ({"name": "resnet20", "weights": "$DISTPRO_NOT_SET/x.pth"}, "DISTPRO_NOT_SET is not set"),
-        ({"name": "resnet20", "std": [0.1, 0.2]}, "std is three numbers, one a channel, above 0"),
+        ({"name": "resnet20", "std": [0.1, 0.2]}, "std is three numbers, one per channel, above 0"),
         ({"name": "resnet20", "mean": [0.1]}, "mean is three numbers"),
         ({"name": "wrn_18_1"}, "the depth of a WRN is"),
     ],

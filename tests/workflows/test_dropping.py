@@ -144,7 +144,7 @@ def test_calls_of_every_step(dropping: dict[str, float | None]) -> None:
 def test_blocks_that_are_off_stay_as_they_are() -> None:
     counted = Counted()
     stepper, num_pathways = counted.stepper, len(counted.infos)
-    for step in range(2):  # momentum and weight decay have something to go on with
+    for step in range(2):  # momentum and weight decay have something to continue from
         stepper.plain(batch(), [1.0] * num_pathways, step)
     weights = [0.0] * num_pathways
     weights[1] = 1.0

@@ -1,7 +1,7 @@
-"""One bi-level step: train the student on an inner batch, then say how the outer loss depends on every weight.
+"""One bi-level step: train the student on an inner batch, then compute how the outer loss depends on every weight.
 
 d(outer loss)/d(weight_k) ≈ -lr · ⟨v, ∇_w D_k(w_t)⟩ with v = ∇_w L_outer(w_{t+1}), the task loss alone
-(Deng et al. 2022, one-step unrolled). Three ways to find ⟨v, ∇_w D_k⟩ stand behind one interface:
+(Deng et al. 2022, one-step unrolled). Three ways to find ⟨v, ∇_w D_k⟩ share one interface:
 
 | name | how | cost |
 | --- | --- | --- |
