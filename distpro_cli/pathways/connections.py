@@ -41,7 +41,7 @@ def resolve_pathways(
 ) -> tuple[PathwayInfo, ...]:
     """Resolves the groups of a recipe against the levels of its two networks.
 
-    The sets `lower`, `upper`, `same` and `all` leave logits out, whatever transform they use; with a distance
+    The sets `lower`, `upper`, `same` and `all` leave logits out, with any transform; with a distance
     between logits (kl) they join the logits of both networks and nothing else. Pairs may name any level.
     Levels that a recipe leaves out end with the logits where `joins_logits` holds.
 
@@ -77,7 +77,7 @@ def resolve_pathways(
 
 
 def _group_problems(key: str, group: PathwayGroup) -> list[Problem]:
-    """Returns what is wrong with a group's transform and distance, whatever levels they join."""
+    """Returns what is wrong with a group's transform and distance, for any levels."""
     problems = []
     try:
         check_options("transform", group.transform, TRANSFORMS.find(group.transform), group.transform_options)

@@ -132,7 +132,7 @@ class Cosine(Distance):
 
 @register_distance("attention-map")
 class AttentionMap(Distance):
-    """Where a feature is strong, whatever its channels (Zagoruyko and Komodakis 2017, equation 2 with p = 2).
+    """Where a feature is strong, for any number of channels (Zagoruyko and Komodakis 2017, equation 2 with p = 2).
 
     mean over images and positions of (Q_S / ‖Q_S‖₂ - Q_T / ‖Q_T‖₂)², where Q is the mean of squares over the
     channels at every position and ‖·‖₂ runs over the positions of an image. The authors' code takes this mean,
