@@ -130,18 +130,19 @@ def distil(
     """
     from distpro_cli.errors import DistproError
     from distpro_cli.recipe.load import parse_recipe
+    from distpro_cli.runs.identity import transfer_inputs
     from distpro_cli.workflows.sources import source_of
-    from distpro_cli.workflows.transfer import Dropping, transfer, transfer_inputs
+    from distpro_cli.workflows.transfer import Dropping, transfer
 
-    source, dropping = source_of(process), Dropping(threshold, keep)
+    source = source_of(process)
     if recipe is None:
         if isinstance(process, str):
             raise DistproError(f"the scheme {process} names no networks; give a recipe, too")
         recipe = parse_recipe(process.recipe, filename="recipe inside the process")
-    inputs = transfer_inputs(source, dropping, match)
+    inputs = transfer_inputs(process, threshold, keep, match)
     options = {"resume": resume, "force": force, "quiet": quiet}
     with _running("transfer", recipe, run_dir, device, inputs=inputs, **options) as (folder, context):
-        return transfer(recipe, source, dropping, folder, context, mode=match)
+        return transfer(recipe, source, Dropping(threshold, keep), folder, context, mode=match)
 
 
 def compare(

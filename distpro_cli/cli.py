@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Find out how a student network should be distilled from a teacher, and distil it so.",
+    help="Learn how a student network should be distilled from a teacher, and distil it that way.",
     epilog="--debug, anywhere, shows the traceback of an error. --version prints the version.",
 )
 for command in (search, transfer, compare, inspect, train, schema):
@@ -41,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(DONE)
     try:
         status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
-        sys.stdout.flush()  # here, and not at the interpreter's end, where its failure has no words
+        sys.stdout.flush()  # here, since a failure at the interpreter's exit could not be reported
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
     except BrokenPipeError:
-        _drop_output()  # whoever read it has closed it
+        _drop_output()  # the reader has closed the pipe
         status = 1
     except Exception as error:
         # A usage error; typer brings its own copy of click, whose class has no public name.
@@ -64,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _drop_output() -> None:
-    """Points stdout nowhere, so that what it still holds cannot fail at the interpreter's end."""
+    """Points stdout at the null device, so that flushing it at the interpreter's exit cannot fail."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: Exception) -> str | None:
-    """Returns what to tell the user of `error`, or None for an error of ours."""
+    """Returns what to tell the user about `error`, or None for a bug in distpro."""
     text = str(error)
     if isinstance(error, InterruptedRunError):
         return text
@@ -79,11 +79,11 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, ImportError | RuntimeError | AttributeError) and "torchvision" in text:
         return (
             f"error: torchvision does not fit torch ({text.splitlines()[0]}); "
-            "mend: pip install --upgrade --force-reinstall torch torchvision"
+            "fix: pip install --upgrade --force-reinstall torch torchvision"
         )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
         return (
-            "error: the memory ran out; try a smaller distill.batch_size or data.image_size, precision=bfloat16 or "
+            "error: out of memory; try a smaller distill.batch_size or data.image_size, precision=bfloat16 or "
             "another --device"
         )
     if isinstance(error, OSError) and error.strerror:

@@ -1,4 +1,4 @@
-"""What the user is told when something of theirs is wrong: one line each, exit status 2."""
+"""Errors in the user's input: printed one per line, exit status 2."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class DistproError(Exception):
-    """An error of the user's input or surroundings: printed as it is, without a traceback; exit status 2."""
+    """An error in the user's input or environment: printed as it is, without a traceback; exit status 2."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ProcessError(DistproError):
 
 
 class NonFiniteLossError(DistproError):
-    """The loss left the finite numbers; the message names the step, the pathway and the last checkpoint."""
+    """The loss is not finite; the message names the step, the pathway and the last checkpoint."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files: written so that the old one or the whole new one is there, and paths as a recipe writes them."""
+"""Atomic writing of files, and paths as recipes write them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 def check_writable(path: Path, *, force: bool) -> None:
     """Refuses a target that cannot be written, or that exists when it may not be replaced.
 
-    A run of hours looks here before it starts. A missing folder is made.
+    A long run checks this before it starts. A missing folder is created.
 
     Raises:
         DistproError: with the remedy.
@@ -26,7 +26,7 @@ def check_writable(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise DistproError(f"{path} is a folder; name a file")
     if path.exists() and not path.is_file():
-        raise DistproError(f"{path} is no regular file; name another")
+        raise DistproError(f"{path} is not a regular file; name another")
     if not force and os.path.lexists(path):
         raise DistproError(f"{path} exists already; --force replaces it")
     try:
@@ -39,8 +39,7 @@ def check_writable(path: Path, *, force: bool) -> None:
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replaces `path` by what `write` puts into the file it is given: aside, flushed, renamed.
 
-    The folder is made when it is missing. Whatever fails, what was at `path` stays, and nothing is left
-    beside it.
+    A missing folder is created. On any failure the old file stays, and no temporary file is left.
 
     Raises:
         DistproError: the folder is read-only, the disk full, or the like.
@@ -90,4 +89,4 @@ def expand_path(text: str) -> Path:
     try:
         return Path(expanded).expanduser()
     except RuntimeError:
-        raise DistproError(f"path '{text}': '~' names no home folder here; write the path out") from None
+        raise DistproError(f"path '{text}': '~' cannot be resolved here; write the whole path") from None

@@ -1,4 +1,4 @@
-"""Named parts of distpro, open to a user's own Python file: one registry a kind of part.
+"""Named parts of distpro, open to a user's own Python file: one registry per kind of part.
 
 A recipe names an entry (`conv2`), or what a file of the user's defines (`my_transforms.py:Gated`). The file may also
 register it (`@register_transform("gated")`); then `my_transforms.py:gated` finds it too.
@@ -67,7 +67,7 @@ class Registry(Generic[Entry]):
         return decorate
 
     def names(self) -> list[str]:
-        """Returns the names there are, sorted."""
+        """Returns all names, sorted."""
         self._import_package()
         return sorted({name for known in self._known for name in known.names})
 

@@ -1,4 +1,4 @@
-"""distpro compare: every way to distil a pair on the same footing, with error bars."""
+"""distpro compare: every way to distil a pair under equal conditions, with error bars."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distpro_cli.commands.options import (
-    Device,
-    Force,
-    Json,
     Overrides,
-    Quiet,
     RecipeName,
-    Resume,
-    RunDir,
-    Seed,
+    RunOptions,
     parse_shares,
     parse_thresholds,
+    with_run_options,
 )
-from distpro_cli.commands.running import RunOptions, print_json, read_recipe, surrounded
+from distpro_cli.commands.running import print_json, read_recipe, in_context
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.recipe.scheme_names import SCHEME_NAMES
 
@@ -33,6 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_METHODS = "student,kd,uniform,reviewkd,process,process-mean"
 
 
+@with_run_options
 def compare(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -40,13 +36,13 @@ def compare(
         str,
         typer.Option(
             "--methods",
-            help="Which, by commas: student, a scheme (kd, uniform, hint, attention-transfer, reviewkd), process, "
+            help="Separated by commas: student, a scheme (kd, uniform, hint, attention-transfer, reviewkd), process, "
             "process-mean (its weights averaged over time).",
         ),
     ] = DEFAULT_METHODS,
     processes: Annotated[
         list[Path] | None,
-        typer.Option("--process", "-p", help="Process file; may be repeated. Without one the process is searched."),
+        typer.Option("--process", "-p", help="Process file; may be repeated. Without it a process is searched first."),
     ] = None,
     thresholds: Annotated[
         str | None, typer.Option("--thresholds", help="Each process also under these thresholds, such as 0.3,0.5.")
@@ -54,32 +50,29 @@ def compare(
     keep: Annotated[
         str | None, typer.Option("--keep", help="Each process also with these shares of its entries, such as 0.8,0.5.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of every method, from the recipe's on.")] = 3,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Number of seeds per method, counted from the recipe's.")
+    ] = 3,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Epochs of every run; in place of the recipe's.")
+        int | None, typer.Option("--epochs", min=1, help="Epochs of every run; replaces the recipe's.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Accuracy over cost, into this .png, .svg or .pdf too.")
+        Path | None, typer.Option("--plot", help="Also draw the metric over the cost into this .png, .svg or .pdf.")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
-    device: Device = None,
-    seed: Seed = None,
-    run_dir: RunDir = None,
-    resume: Resume = False,
-    force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    *,
+    options: RunOptions,
 ) -> None:
     """Compare ways to distil a pair, under the same data, schedule and epochs, over several seeds.
 
-    Runs that were done before in the same folder are kept; an interrupted one goes on. --force starts them all anew.
+    Runs already done in the same folder are kept; an interrupted one is resumed. --force starts them all again.
     """
     from distpro_cli.recipe.load import recipe_name
 
-    if json and markdown:
-        raise DistproError("--json and --markdown exclude each other: give one of them")
+    if options.json and markdown:
+        raise DistproError("--json and --markdown exclude each other; give one of them")
     given = [*(overrides or []), *([f"distill.epochs={epochs}"] if epochs is not None else [])]
-    resolved = read_recipe(recipe, given, seed)
+    resolved = read_recipe(recipe, given, options.seed)
     wanted = _checked_names(methods)
     limits = parse_thresholds(thresholds) if thresholds else (), parse_shares(keep) if keep else ()
     loaded = _load(processes or [])
@@ -88,21 +81,20 @@ def compare(
     if plot is not None:
         from distpro_cli.report.plots import check_plot_path
 
-        if plot.exists() and not (force or resume):
-            raise DistproError(f"--plot {plot}: exists already; --resume replaces it and keeps the runs that are done")
+        if plot.exists() and not (options.force or options.resume):
+            raise DistproError(f"--plot {plot}: exists already; --resume replaces it and keeps the finished runs")
         check_plot_path(plot, force=True)
     name = recipe_name(recipe).replace("/", "-")
-    path = run_dir if run_dir is not None else Path("runs") / f"compare-{name}"
-    options = RunOptions(device, seed, run_dir, resume, force, quiet)
-    with surrounded(options, path) as around, redirect_stdout(sys.stderr):
+    path = options.run_dir if options.run_dir is not None else Path("runs") / f"compare-{name}"
+    with in_context(options, path) as context, redirect_stdout(sys.stderr):
         from distpro_cli.workflows.compare import Comparison
         from distpro_cli.workflows.methods import make_methods
 
         compared = make_methods(wanted, loaded, *limits)
-        comparison = Comparison(resolved, compared, seeds, path, around, anew=force)
+        comparison = Comparison(resolved, compared, seeds, path, context, anew=options.force)
         summary = comparison.summary()
     _write(path, summary)
-    _show(summary, plot, as_json=json, as_markdown=markdown)
+    _show(summary, plot, as_json=options.json, as_markdown=markdown)
     if summary["diverged"]:
         raise DistproError("\n".join(one["message"] for one in summary["diverged"]))
 
@@ -110,20 +102,21 @@ def compare(
 def _show(summary: dict[str, Any], plot: Path | None, *, as_json: bool, as_markdown: bool) -> None:
     from distpro_cli.report.comparison import markdown, print_comparison
     from distpro_cli.report.comparison_plot import plot_comparison
+    from distpro_cli.report.terminal import encodable
 
     if plot is not None:
         plot_comparison(summary, plot, force=True)
     if as_json:
         print_json(summary)
     elif as_markdown:
-        print(markdown(summary), end="")
+        print(encodable(markdown(summary), sys.stdout.encoding), end="")
     else:
         print_comparison(summary)
         print(f"table, plot and summary: {summary['run_dir']}")
 
 
 def _write(path: Path, summary: dict[str, Any]) -> None:
-    """Leaves the result in the folder, as JSON, Markdown and a plot."""
+    """Writes the result into the folder, as JSON, Markdown and a plot."""
     import json
 
     from distpro_cli.files import write_atomically
@@ -153,7 +146,7 @@ def _checked_names(text: str) -> list[str]:
 
 
 def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:
-    """Returns every process under a label of its own: its file's name, with a number where that is taken."""
+    """Returns every process with a unique label: its file's name, with a number where that is taken."""
     from distpro_cli.process.file import load_process
 
     loaded: list[tuple[str, Process]] = []
@@ -177,4 +170,4 @@ def _refuse_unused(processes: list[Path] | None, thresholds: str | None, keep: s
     options = {"--process": processes, "--thresholds": thresholds, "--keep": keep}
     for option, value in options.items():
         if value:
-            raise DistproError(f"{option} speaks of a process, and --methods names none; add process to it")
+            raise DistproError(f"{option} applies only to processes, and --methods names none; add process to it")

@@ -29,8 +29,9 @@ def inspect(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH]...",
-            help="Process files, folders of them, recipes; nothing: what ships and what lies in processes/.",
+            metavar="[PATH | KEY=VALUE]...",
+            help="Process files, folders of them, recipes and overrides of their keys; without any: all that "
+            "ships and all in processes/.",
             show_default=False,
         ),
     ] = None,
@@ -73,8 +74,8 @@ def print_process(path: Path) -> None:
 
 
 def _import_numpy() -> None:
-    # numpy's linear algebra starts a thread a core when it is imported: a third of the time of this import, and
-    # nothing here needs them. Whoever is started from here gets the environment as it was.
+    # numpy's linear algebra starts one thread per core when it is imported: a third of the time of this import, and
+    # nothing here needs them. A process started from here gets the environment as it was.
     name = "OPENBLAS_NUM_THREADS"
     if "numpy" in sys.modules or name in os.environ:
         return
@@ -88,8 +89,12 @@ def _import_numpy() -> None:
 def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, force: bool, json: bool) -> None:
     from distpro_cli.commands.targets import find_targets
 
+    overrides = [text for text in paths if "=" in text and not os.path.lexists(text)]
+    paths = [text for text in paths if text not in overrides]
     targets = find_targets(paths)
-    reports = [(source, _recipe_report(source)) for source in targets.recipes]
+    if overrides and not targets.recipes:
+        raise DistproError(f"{overrides[0]}: an override applies only to recipes, and none is given; give a RECIPE")
+    reports = [(source, _recipe_report(source, overrides)) for source in targets.recipes]
     _plot(targets.sound, plot, force=force)
     listed = any(Path(path).is_dir() for path in paths)
     if json:
@@ -118,9 +123,10 @@ def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) ->
     targets = Targets()
     if _OWN_FOLDER.is_dir():
         add_folder(targets, _OWN_FOLDER)
-    seen = {Path(label).resolve() for label, _ in targets.processes}
+    # By content: beside an installed package, a checkout's processes/ holds copies of those that ship.
+    seen = {Path(label).read_bytes() for label, _ in targets.sound}
     for name, path in shipped_processes().items():
-        if path.resolve() not in seen:
+        if path.read_bytes() not in seen:
             targets.processes.append((name, load_process(path)))
     recipes = [_recipe_entry(name, path) for name, path in shipped_recipes().items()]
     _plot(targets.sound, plot, force=force)
@@ -148,10 +154,10 @@ def _summaries(processes: Sequence[tuple[str, Any]], marks: Marks) -> list[dict[
     ]
 
 
-def _recipe_report(source: str) -> dict[str, Any]:
+def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:
     from distpro_cli.recipe.load import load_recipe
 
-    recipe = load_recipe(source)
+    recipe = load_recipe(source, overrides)
     from distpro_cli.costs.complexity import recipe_report
 
     return recipe_report(recipe)
@@ -172,7 +178,7 @@ def _plot(processes: Sequence[tuple[str, Any]], plot: Path | None, *, force: boo
     if plot is None:
         return
     if not processes:
-        raise DistproError("--plot draws processes, and there is none; name a process file or a folder of them")
+        raise DistproError("--plot draws processes, and there is none; give a process file or a folder of them")
     from distpro_cli.report.plots import plot_processes
 
     plot_processes([(_short(label), process) for label, process in processes], plot, force=force)

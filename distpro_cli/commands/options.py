@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import typer
 
@@ -12,11 +16,7 @@ from distpro_cli.errors import DistproError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages; errors only.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps; default: the best there is.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the run; in place of the recipe's.")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; default: runs/<command>-<recipe>.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files and runs.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -31,23 +31,62 @@ RecipeName = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of every command that runs something."""
+
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps; default: the best available.")
+    ] = None
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the run; replaces the recipe's.")] = None
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of the run; default: runs/<command>-<recipe>.")
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the run folder's last checkpoint.")] = False
+    force: Force = False
+    json: Json = False
+    quiet: Quiet = False
+
+
+def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the fields of `RunOptions` to a command's options; the command gets them as one object, `options`."""
+
+    @functools.wraps(command)
+    def run(**values: object) -> None:
+        command(options=RunOptions(**{name: values.pop(name) for name in names}), **values)  # type: ignore[arg-type]
+
+    names = [field.name for field in fields(RunOptions)]
+    hints = get_type_hints(RunOptions, include_extras=True)
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [parameter for parameter in own if parameter.name != "options"]
+    parameters += [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(RunOptions)
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
 def parse_thresholds(text: str) -> tuple[float, ...]:
-    """Reads thresholds in [0, 1] between commas.
+    """Reads thresholds in [0, 1] separated by commas.
 
     Raises:
         DistproError: one is not a number in [0, 1].
     """
-    return _parse(text, "--thresholds: '{}' is not a number from 0 to 1; an example: 0.3,0.5", lowest=0.0)
+    return _parse(text, "--thresholds: '{}' is not a number from 0 to 1; for example 0.3,0.5", lowest=0.0)
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
-    """Reads shares to keep, in (0, 1], between commas.
+    """Reads shares to keep, in (0, 1], separated by commas.
 
     Raises:
         DistproError: one is not a number above 0, up to 1.
     """
     smallest = math.nextafter(0.0, 1.0)
-    return _parse(text, "--keep: '{}' is not a number above 0, up to 1; an example: 0.8,0.5", lowest=smallest)
+    return _parse(text, "--keep: '{}' is not a number above 0, up to 1; for example 0.8,0.5", lowest=smallest)
 
 
 def _parse(text: str, refusal: str, lowest: float) -> tuple[float, ...]:

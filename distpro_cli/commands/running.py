@@ -1,33 +1,22 @@
-"""What the commands that run something have in common: the run's options, its surroundings, its result."""
+"""What the commands that run something have in common: the recipe, the run's context, its result."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distpro_cli.commands.options import RunOptions
 from distpro_cli.errors import DistproError
 
 if TYPE_CHECKING:
     from distpro_cli.recipe.schema import Recipe
     from distpro_cli.runs.folder import RunFolder
-    from distpro_cli.workflows.session import Surroundings
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The shared options of a command that runs something."""
-
-    device: str | None
-    seed: int | None
-    run_dir: Path | None
-    resume: bool
-    force: bool
-    quiet: bool
+    from distpro_cli.workflows.session import RunContext
 
 
 def read_recipe(source: str, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
@@ -47,11 +36,11 @@ def run(
     name: str,
     recipe: Recipe,
     options: RunOptions,
-    work: Callable[[RunFolder, Surroundings], dict[str, Any]],
+    work: Callable[[RunFolder, RunContext], dict[str, Any]],
     inputs: Mapping[str, str | float | None] | None = None,
     output: Path | None = None,
 ) -> dict[str, Any]:
-    """Opens the run folder, does `work` in it and returns its summary; a finished run that is resumed is done."""
+    """Opens the run folder, does `work` in it and returns its summary; a finished run is not repeated."""
     from distpro_cli.runs.folder import open_run_folder
 
     folder = open_run_folder(
@@ -60,10 +49,10 @@ def run(
     finished = folder.finished_summary(output)
     if finished is not None:
         return finished
-    # Whatever a network or a library prints does not belong among the results.
+    # What a network or a library prints does not belong among the results.
     try:
-        with surrounded(options, folder.path) as around, redirect_stdout(sys.stderr):
-            return work(folder, around)
+        with in_context(options, folder.path) as context, redirect_stdout(sys.stderr):
+            return work(folder, context)
     except InterruptedRunError:
         raise
     except DistproError:
@@ -72,23 +61,54 @@ def run(
 
 
 @contextmanager
-def surrounded(options: RunOptions, path: Path) -> Iterator[Surroundings]:
-    """Gives a run in the folder at `path` its surroundings; an interrupted one says how to go on."""
+def in_context(options: RunOptions, path: Path) -> Iterator[RunContext]:
+    """Gives a run in the folder at `path` its context; an interrupted one says how to resume it."""
     from distpro_cli.runs.signals import Interruption
 
     with Interruption() as interruption:  # first, since the other imports take seconds, in which a signal may come
         from distpro_cli.report.progress import make_reporter
-        from distpro_cli.runs.folder import resume_command
-        from distpro_cli.workflows.session import surroundings
+        from distpro_cli.workflows.session import run_context
 
         try:
-            yield surroundings(options.device, make_reporter(options.quiet), interruption)
+            yield run_context(options.device, make_reporter(options.quiet), interruption)
         except KeyboardInterrupt:
-            raise InterruptedRunError(f"interrupted; go on with: {resume_command(path)}") from None
+            raise InterruptedRunError(f"interrupted; resume with: {_resume_command(path)}") from None
+
+
+def _resume_command(path: Path) -> str:
+    """Returns the command line of this process, with what resumes the run in the folder at `path`."""
+    kept: list[str] = []
+    arguments = iter(sys.argv[1:])
+    for argument in arguments:
+        if argument == "--run-dir":
+            next(arguments, None)
+        elif argument not in ("--resume", "--force") and not argument.startswith("--run-dir="):
+            kept.append(argument)
+    return shlex.join(["distpro", *kept, "--run-dir", str(path), "--resume"])
 
 
 class InterruptedRunError(DistproError):
     """The run stopped at a signal; the message holds the command that resumes it; exit status 130."""
+
+
+def print_figures(summary: Mapping[str, Any], recipe: Recipe) -> None:
+    """Prints how good the networks of a finished run are: the teacher that taught, the network that was trained."""
+    from distpro_cli.metric import Metric
+
+    if "metric" in summary:
+        metric = Metric(**summary["metric"])
+    else:  # a run folder of an earlier version
+        from distpro_cli.tasks.task import find_task
+
+        metric = find_task(recipe.task).metric
+    for role in ("teacher", "student"):
+        figures = summary.get(role, {})
+        fixed, last, best = (figures.get(f"{metric.name}{end}") for end in ("", "_last", "_best"))
+        if fixed is not None:
+            print(f"{role} {metric.label} {metric.with_unit(fixed)}")
+        elif last is not None:
+            shown = f"{metric.with_unit(last)} after the last epoch, {metric.with_unit(best)} at best"
+            print(f"{role} {metric.label} {shown}")
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`distpro schema`: prints what a recipe may say."""
+"""distpro schema: print the schema of a recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 
 def schema(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference to read instead.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the readable reference instead.")] = False,
 ) -> None:
     """Print the JSON Schema of a recipe, or its reference with --markdown."""
     from distpro_cli.recipe import reference

@@ -39,7 +39,7 @@ def find_targets(paths: Sequence[str]) -> Targets:
     """Finds what `paths` name: a file, a folder, a shipped recipe or a shipped process.
 
     Raises:
-        DistproError: at least one names nothing, or a file that cannot be read; one line each.
+        DistproError: at least one does not exist or cannot be read; one line each.
     """
     targets, problems = Targets(), []
     for text in paths:
@@ -86,7 +86,7 @@ def _add_shipped(targets: Targets, text: str) -> None:
         targets.processes.append((text, load_process(processes[name])))
     else:
         hint = nearest(text, [*recipes, *processes])
-        raise DistproError(f"{text}: no such file or folder, and no recipe or process of that name ships{hint}")
+        raise DistproError(f"{text}: no such file or folder, and no shipped recipe or process of that name{hint}")
 
 
 def _files_below(folder: Path) -> list[Path]:

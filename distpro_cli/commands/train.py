@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import (
-    Device,
-    Force,
-    Json,
-    Overrides,
-    Quiet,
-    RecipeName,
-    Resume,
-    RunDir,
-    Seed,
-)
-from distpro_cli.commands.running import RunOptions, print_json, read_recipe, run
+from distpro_cli.commands.options import Overrides, RecipeName, RunOptions, with_run_options
+from distpro_cli.commands.running import print_figures, print_json, read_recipe, run
 
 if TYPE_CHECKING:
     from distpro_cli.runs.folder import RunFolder
-    from distpro_cli.workflows.session import Surroundings
+    from distpro_cli.workflows.session import RunContext
 
 
 class Role(StrEnum):
@@ -32,34 +22,28 @@ class Role(StrEnum):
     STUDENT = "student"
 
 
+@with_run_options
 def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     network: Annotated[Role, typer.Option("--network", help="Which of the pair to train.")] = Role.STUDENT,
-    device: Device = None,
-    seed: Seed = None,
-    run_dir: RunDir = None,
-    resume: Resume = False,
-    force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    *,
+    options: RunOptions,
 ) -> None:
     """Train the student (as in `distill`) or the teacher (as in `teacher.train`) without distillation."""
     from distpro_cli.recipe.load import recipe_name
 
-    resolved = read_recipe(recipe, overrides, seed)
-    options = RunOptions(device, seed, run_dir, resume, force, quiet)
+    resolved = read_recipe(recipe, overrides, options.seed)
 
-    def work(folder: RunFolder, around: Surroundings) -> dict[str, Any]:
-        from distpro_cli.workflows.transfer import train_student, train_teacher_alone
+    def work(folder: RunFolder, context: RunContext) -> dict[str, Any]:
+        from distpro_cli.workflows.train import train_student, train_teacher_alone
 
         run_training = train_student if network is Role.STUDENT else train_teacher_alone
-        return run_training(resolved, folder, around)
+        return run_training(resolved, folder, context)
 
     summary = run(f"train-{network}", recipe_name(recipe), resolved, options, work)
-    if json:
+    if options.json:
         print_json(summary)
         return
-    result = summary[network.value]
-    print(f"{network} top-1 {result['top1_last']:.2f} % after the last epoch, {result['top1_best']:.2f} % at best")
-    print(f"weights: {result['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
+    print_figures(summary, resolved)
+    print(f"weights: {summary[network.value]['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")

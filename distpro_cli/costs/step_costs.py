@@ -36,7 +36,7 @@ def step_parts(
     """Returns the parts of a plain distillation step; together they are the step with all pathways on.
 
     The student always runs. The teacher's forward is cut at its levels, each piece needed by the pathways from
-    that level or a deeper one. Of a block that pathways share every level is a part of its own. What a
+    that level or a deeper one. Every level of a block that pathways share is a separate part. What a
     pathway alone needs (transform and distance, forward, backward and update) is the part of its name.
 
     Args:
@@ -44,11 +44,11 @@ def step_parts(
         student: Likewise.
         pathways: Between the two.
         image_size: Height and width of the images in pixels.
-        batch_size: Images a step, at least 1; the more, the less an update weighs.
+        batch_size: Images per step, at least 1; the more, the smaller the share of the update.
         in_channels: Channels of the images.
 
     Returns:
-        The same for equal shapes, whatever the weights; the random state is left alone.
+        The same for equal shapes, with any weights; the random state does not change.
     """
     images = (in_channels, image_size, image_size)
     with torch.random.fork_rng(devices=[]):

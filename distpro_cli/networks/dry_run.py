@@ -31,7 +31,7 @@ class Call:
         finish: When it ended.
         input: Its first tensor argument.
         input_version: `_version` of the input when the call began.
-        output: Whatever it returned.
+        output: What it returned.
         output_version: `_version` of the output when the call ended, 0 if it is no tensor.
         nonnegative: Whether the output was nowhere negative and not all zero when the call ended.
     """

@@ -171,7 +171,7 @@ class TappedNetwork(nn.Module):
 
 
 class StopForward(BaseException):
-    """Leaves a forward whose remaining part nobody needs; no `Exception`, so that no network catches it."""
+    """Leaves a forward whose remaining part is not needed; no `Exception`, so that no network catches it."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()

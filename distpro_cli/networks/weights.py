@@ -1,4 +1,4 @@
-"""Weights in files: read without running anybody's code, written so that timm reads them."""
+"""Weights in files: read without running code from them, written so that timm reads them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _culprit(error: Exception) -> str:
 
 
 def _unwrapped(content: Any, source: Path) -> dict[str, Tensor]:
-    """Returns the state dict inside whatever wrappers."""
+    """Returns the state dict inside any wrappers."""
     for _ in range(5):
         if not isinstance(content, Mapping):
             break

@@ -32,7 +32,7 @@ def joins_logits(groups: Sequence[PathwayGroup]) -> bool:
 def _between_logits(group: PathwayGroup) -> bool:
     try:
         return bool(getattr(DISTANCES.find(group.distance), "between_logits", False))
-    except DistproError:  # told, with the rest, when the pathways are resolved
+    except DistproError:  # reported with the other problems when the pathways are resolved
         return False
 
 
@@ -41,7 +41,7 @@ def resolve_pathways(
 ) -> tuple[PathwayInfo, ...]:
     """Resolves the groups of a recipe against the levels of its two networks.
 
-    The sets `lower`, `upper`, `same` and `all` leave logits out, whatever transform they use; with a distance
+    The sets `lower`, `upper`, `same` and `all` leave logits out, with any transform; with a distance
     between logits (kl) they join the logits of both networks and nothing else. Pairs may name any level.
     Levels that a recipe leaves out end with the logits where `joins_logits` holds.
 
@@ -77,7 +77,7 @@ def resolve_pathways(
 
 
 def _group_problems(key: str, group: PathwayGroup) -> list[Problem]:
-    """Returns what is wrong with a group's transform and distance, whatever levels they join."""
+    """Returns what is wrong with a group's transform and distance, for any levels."""
     problems = []
     try:
         check_options("transform", group.transform, TRANSFORMS.find(group.transform), group.transform_options)
@@ -139,7 +139,7 @@ def _fit_problems(key: str, group: PathwayGroup, joints: Sequence[Joint]) -> lis
     """Returns which pairs of levels the group's transform or distance cannot bring together."""
     distance = make_distance(group.distance, group.distance_options)
     kept = getattr(TRANSFORMS.find(group.transform), "keeps_channels", False) and distance.compares_channels
-    problems: dict[str, list[str]] = {}  # message → connections, so that one cause is told once
+    problems: dict[str, list[str]] = {}  # message → connections, so that one cause is reported once
     for teacher, student in joints:
         connection = f"{teacher.number}-{student.number}"
         try:

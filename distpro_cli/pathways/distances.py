@@ -44,7 +44,7 @@ class Distance:
     compares_channels: ClassVar[bool] = True
 
     def check(self, teacher: LevelInfo) -> None:
-        """Raises DistproError if the distance means nothing in the space of this teacher level."""
+        """Raises DistproError if the distance is not defined for this teacher level."""
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Measures a transformed student feature against the teacher's.
@@ -133,7 +133,7 @@ class Cosine(Distance):
 
 @register_distance("attention-map")
 class AttentionMap(Distance):
-    """Where a feature is strong, whatever its channels (Zagoruyko and Komodakis 2017, equation 2 with p = 2).
+    """Where a feature is strong, for any number of channels (Zagoruyko and Komodakis 2017, equation 2 with p = 2).
 
     mean over images and positions of (Q_S / ‖Q_S‖₂ - Q_T / ‖Q_T‖₂)², where Q is the mean of squares over the
     channels at every position and ‖·‖₂ runs over the positions of an image. The authors' code takes this mean,

@@ -3,7 +3,7 @@
 Average pooling is linear, so the pools of two features differ by the pool of their difference, and where
 sizes divide, coarse pools are pools of finer ones. The full resolution is then written once forward and once
 backward. Composed from separate MSEs it takes up to ten times as long (CPU, channels_last, 128×32×32×32),
-which shows beside the transform's own convolutions.
+which is noticeable beside the transform's own convolutions.
 
 Shape legend: b images, c channels, h height, w width.
 """

@@ -1,4 +1,4 @@
-"""Which precision parts of a pathway keep whatever the recipe's is."""
+"""Which precision parts of a pathway keep under any precision of the recipe."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Part:
 
     Attributes:
         name: Such as `teacher 2` (the teacher's forward from its level 1 to level 2), `5-3` (that pathway).
-        cost: Of one step, ≥ 0; parts of one process have one unit, which is of no further meaning.
+        cost: Of one step, ≥ 0; parts of one process have one arbitrary unit.
         pathways: Columns of which one must be on for it to run, from 0; None: it always runs.
     """
 

@@ -1,4 +1,4 @@
-"""Process files: one safetensors file, written atomically, read without torch and without trust.
+"""Process files: one safetensors file, written atomically, read strictly and without torch.
 
 `docs/process-format.md` describes the format byte for byte.
 """

@@ -59,7 +59,7 @@ def _same_options(one: PathwayInfo, other: PathwayInfo) -> bool:
 
 
 def _differences(of_process: list[PathwayInfo], of_pair: list[PathwayInfo]) -> str:
-    """Returns one line a difference, each with the pathways it concerns."""
+    """Returns one line per difference, each with the pathways it concerns."""
     concerned: dict[str, list[str]] = {}
     rest = list(of_pair)
     for own in of_process:

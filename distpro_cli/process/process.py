@@ -178,7 +178,7 @@ class Process:
             DistproError: both are given, or one is out of range.
         """
         if threshold is not None and keep is not None:
-            raise DistproError("--threshold and --keep exclude each other: give one of them")
+            raise DistproError("--threshold and --keep exclude each other; give one of them")
         alpha_tk = self.alpha.astype(np.float64)
         if threshold is not None:
             if not 0 <= threshold <= 1:

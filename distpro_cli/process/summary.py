@@ -1,4 +1,4 @@
-"""What `inspect` says of a process, as plain values."""
+"""What `inspect` shows of a process, as plain values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def summarize(
     `share` of the sum of the means, in [0, 1]. `remaining_percent` maps a threshold to the entries left,
     `relative_cost` to the cost of a step over that of a full one; `keep` maps the share of the entries kept to
     both. `step_cost` is the part of a full step's cost that the student, the teacher and the pathways have.
-    Costs are None where the process does not say what its steps cost.
+    Costs are None where the process does not hold what its steps cost.
     """
     columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, process.share, strict=True)
     return {

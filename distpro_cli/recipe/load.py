@@ -75,7 +75,7 @@ class Origins:
 
 
 def _no_section(document: Document, filename: str) -> list[Problem]:
-    """Returns what is wrong with a document that is no section of keys."""
+    """Returns what is wrong with a document that is not a section of keys."""
     if document.mistakes:
         return [Problem("", m.message, _place(filename, m.line)) for m in document.mistakes]
     found = "is empty" if document.value is None else f"found {written(document.value)}"
@@ -170,7 +170,7 @@ def dump_recipe(recipe: Recipe) -> str:
 def complete_search(recipe: Recipe) -> Recipe:
     """Returns `recipe` with the keys that sections of `search` leave out taken from the same of `distill`.
 
-    A section with another `name` than distill's (another optimiser or schedule) stands for itself.
+    A section with another `name` than distill's (another optimiser or schedule) is left as it is.
     """
     search = recipe.search
     completed: dict[str, Model] = {}
@@ -198,7 +198,7 @@ def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPath, 
 
 
 def _check_together(data: dict[str, Any]) -> list[tuple[KeyPath, str]]:
-    """Checks what a recipe must say but a part of it, built by itself in Python, need not."""
+    """Checks what a whole recipe must say, but a part of it built in Python need not."""
     mistakes: list[tuple[KeyPath, str]] = []
     images = data.get("data")
     if isinstance(images, dict) and images.get("name", "folder") == "folder" and images.get("root") is None:

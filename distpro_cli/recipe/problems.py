@@ -1,4 +1,4 @@
-"""Turns pydantic's errors into lines a user understands: one a mistake, in our words."""
+"""Turns pydantic's errors into lines a user understands, one per mistake."""
 
 from __future__ import annotations
 

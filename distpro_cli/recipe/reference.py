@@ -28,8 +28,8 @@ distpro search quickstart search.epochs=2 pathways.0.connections=same
 
 The YAML is read as YAML 1.2: `3e-4` is a number, `yes` and `off` are text, only `true` and `false` are
 booleans. Anchors, aliases and merge keys (`<<`) work; tags that build objects do not. A recipe has at most
-256 KiB. `distpro schema` prints the JSON Schema, for editors; it lies in
-[recipe.schema.json](recipe.schema.json) too, and a first line
+256 KiB. `distpro schema` prints the JSON Schema for editors; it is also in
+[recipe.schema.json](recipe.schema.json), and a first line
 `# yaml-language-server: $schema=<path or URL of recipe.schema.json>` makes editors use it.
 """
 
@@ -42,7 +42,7 @@ def json_schema() -> str:
 
 
 def markdown() -> str:
-    """Returns the recipe reference: one table a section, in the order of the schema."""
+    """Returns the recipe reference: one table per section, in the order of the schema."""
     places: dict[type[BaseModel], list[str]] = {}
     for place, model in sections(Recipe):
         places.setdefault(model, []).append(place)

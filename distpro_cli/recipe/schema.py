@@ -1,4 +1,4 @@
-"""What a recipe may say. Frozen models; `None` means "not set"; every key carries its description.
+"""The schema of a recipe. Frozen models; `None` means "not set"; every key carries its description.
 
 A recipe is a task, two networks, the pathways between their levels, and how to search and distil.
 """
@@ -29,7 +29,7 @@ from distpro_cli.recipe.schemes import Schemes
 
 
 class Augmentation(Model):
-    """What happens to a training image. Each sample's draw depends on seed, epoch and index alone."""
+    """What happens to a training image. What is drawn for a sample depends only on seed, epoch and index."""
 
     crop: Literal["none", "pad", "resized"] = Field(
         "resized",
@@ -53,11 +53,11 @@ class Augmentation(Model):
 
 
 class Data(Model):
-    """Where the images are and how they are shown."""
+    """Where the images are and how they are preprocessed."""
 
     name: str = Field(
         "folder",
-        description="folder (class folders or tars under root), digits (ships inside), "
+        description="folder (class folders or tars under root), digits (shipped with distpro), "
         "or a timm dataset name: hfds/..., torch/...",
     )
     root: str | None = Field(
@@ -74,11 +74,11 @@ class Data(Model):
         description="classes; known for digits and the CIFAR sets, otherwise 1000; checked against the data "
         "when a run starts",
     )
-    image_size: PositiveInt = Field(224, description="height and width in pixels shown to the networks")
+    image_size: PositiveInt = Field(224, description="height and width of the networks' input in pixels")
     train_images: PositiveInt | None = Field(
         None, description="use only this many train images, drawn evenly over classes by subset_seed"
     )
-    test_images: PositiveInt | None = Field(None, description="use only this many test images, drawn likewise")
+    test_images: PositiveInt | None = Field(None, description="use only this many test images, drawn in the same way")
     subset_seed: Seed = Field(
         0,
         description="seed of the subsets and of the split into inner and outer part; the run's seed does not "
@@ -90,8 +90,8 @@ class Data(Model):
     )
     held_out: Fraction = Field(0.1, description="share of the train set held out when test_on is held-out")
     augment: Augmentation = Field(Augmentation(), description="training-time augmentation")
-    mean: Mean | None = Field(None, description="mean per channel for networks that bring none, of images in [0, 1]")
-    std: Deviation | None = Field(None, description="standard deviation per channel for networks that bring none")
+    mean: Mean | None = Field(None, description="mean per channel of images in [0, 1], for networks without their own")
+    std: Deviation | None = Field(None, description="standard deviation per channel, for networks without their own")
     crop_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="share of the resized test image kept by the centre crop; default: 0.875 from 64 pixels on, else 1",
@@ -161,14 +161,14 @@ class Training(Model):
     """How a network is trained: alone (`teacher.train`, `distpro train`) or distilled (`distill`)."""
 
     epochs: PositiveInt = Field(100, description="passes over the train set")
-    batch_size: PositiveInt = Field(128, description="images a step")
+    batch_size: PositiveInt = Field(128, description="images per step")
     optimizer: Optimizer = Field(
         Optimizer(), description="optimiser of the network and, when it is distilled, of the transform blocks"
     )
     schedule: Schedule = Field(Schedule(), description="learning rate over time")
     label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss")
-    mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 is without")
-    cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 is without")
+    mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 disables it")
+    cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 disables it")
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of the gradient")
 
 
@@ -202,7 +202,7 @@ class Network(Model):
         None,
         description="mean per channel this network was trained with; default: its own, else the data's",
     )
-    std: Deviation | None = Field(None, description="standard deviation per channel, likewise")
+    std: Deviation | None = Field(None, description="standard deviation per channel; default as for mean")
 
     @model_validator(mode="after")
     def _normalization_fits(self) -> Self:
@@ -211,7 +211,7 @@ class Network(Model):
 
 
 class Teacher(Network):
-    """The teacher: a network with weights, or with a `train` section that makes them on the way."""
+    """The teacher: a network with weights, or with a `train` section by which it is trained first."""
 
     train: Training | None = Field(
         None, description="how to train the teacher when it has no weights; the result is cached by content"
@@ -234,13 +234,13 @@ class PathwayGroup(Model):
     transform: str = Field(
         "conv2",
         description="transform block: conv1, conv2, conv3, attention, linear, review, resize, identity, or one "
-        "registered by a file of yours",
+        "of your own as path/to/file.py:Name",
     )
     transform_options: dict[str, Any] = Field({}, description="keyword arguments of the transform block")
     distance: str = Field(
         "hcl",
         description="distance between the transformed student feature and the teacher's: hcl, mse, cosine, "
-        "l1, attention-map, kl (logits), or one registered by a file of yours",
+        "l1, attention-map, kl (logits), or your own as path/to/file.py:Name",
     )
     distance_options: dict[str, Any] = Field({}, description="keyword arguments of the distance, such as temperature")
 
@@ -265,16 +265,18 @@ class Search(Model):
 
     epochs: PositiveInt = Field(40, description="passes over the inner part of the train set")
     batch_size: PositiveInt | None = Field(
-        None, description="images a step, inner and outer; default: distill.batch_size"
+        None, description="images per step, inner and outer; default: distill.batch_size"
     )
     optimizer: Optimizer | None = Field(None, description="optimiser of the student; default: distill.optimizer")
     schedule: Schedule | None = Field(None, description="learning rate over time; default: distill.schedule")
-    outer_share: Fraction = Field(0.2, description="share of the train set that judges; the rest trains")
+    outer_share: Fraction = Field(
+        0.2, description="share of the train set used for the outer loss; the rest trains the student"
+    )
     alpha_lr: Annotated[float, Field(gt=0)] = Field(0.1, description="learning rate of Adam on alpha")
     alpha_betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
         [0.5, 0.999], description="Adam's betas on alpha"
     )
-    alpha_start: float = Field(1.0, description="every alpha at the start")
+    alpha_start: float = Field(1.0, description="initial value of every alpha")
     normalization: Literal["biased-softmax", "softmax", "sigmoid", "abs", "none"] = Field(
         "biased-softmax", description="how alpha becomes weights"
     )
@@ -282,7 +284,7 @@ class Search(Model):
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="kappa, the distillation weight")
     hypergradient: Literal["cheap", "exact", "central-difference"] | UserFile = Field(
         "cheap",
-        description="how d(outer loss)/d(alpha) is found; exact and central-difference are slower references",
+        description="how d(outer loss)/d(alpha) is computed; exact and central-difference are slower references",
     )
     hypergradient_options: dict[str, Any] = Field(
         {}, description="keyword arguments of the hypergradient, such as shift_length"
@@ -294,11 +296,11 @@ class Recipe(Model):
     """A whole recipe."""
 
     task: str = Field("classification", description="what is learnt: classification, or path/to/file.py:Name")
-    seed: Seed = Field(0, description="seed of everything random but the data split")
+    seed: Seed = Field(0, description="seed of everything random except the data split")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
     channels_last: bool = Field(True, description="memory format of images and networks")
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
-        300.0, description="longest time between two checkpoints; one is written at every epoch's end too"
+        300.0, description="longest time between two checkpoints; one is also written after every epoch"
     )
     data: Data = Field(..., description="images")
     teacher: Teacher = Field(..., description="the network to learn from")

@@ -12,7 +12,7 @@ PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 class Uniform(Model):
-    """Every pathway of the recipe at one weight that never moves."""
+    """Every pathway of the recipe at one constant weight."""
 
     weight: PositiveNumber | None = Field(
         None, description="weight of every pathway; default: the one that a search starts from"
@@ -36,10 +36,10 @@ class Hint(Model):
 
 
 class AttentionTransfer(Model):
-    """Where maps are strong, level by level (Zagoruyko and Komodakis 2017), whatever their channels."""
+    """Attention maps, level by level (Zagoruyko and Komodakis 2017), for any number of channels."""
 
     weight: PositiveNumber = Field(
-        1000.0, description="weight of every level; the authors' 1000 belongs to a mean over positions, as here"
+        1000.0, description="weight of every level; the authors use 1000 with a mean over positions, as here"
     )
 
 
@@ -48,7 +48,7 @@ class ReviewKD(Model):
 
     weight: PositiveNumber = Field(
         1.0,
-        description="weight of every level; the authors': ImageNet 1 (ResNet-18) and 8 (MobileNet), CIFAR-100 5 "
+        description="weight of every level; the authors use: ImageNet 1 (ResNet-18) and 8 (MobileNet), CIFAR-100 5 "
         "(WRN, x4), 0.6 (ResNet-20), 1 (ResNet-32)",
     )
     warmup: BelowOne = Field(

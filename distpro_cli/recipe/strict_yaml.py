@@ -46,7 +46,7 @@ for _name, _pattern in PATTERNS.items():
 
 
 class StrictYamlError(Exception):
-    """The text is no YAML, or beyond the bounds: there is no value to go on with."""
+    """The text is not YAML, or exceeds the limits: there is no value to continue with."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         self.message = message

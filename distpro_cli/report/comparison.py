@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distpro_cli.metric import Metric
 from distpro_cli.report.statistics import paired_difference, spread
-from distpro_cli.report.terminal import add_columns, make_console, make_table
+from distpro_cli.report.terminal import add_columns, encodable, make_console, make_table
 
 STUDENT = "student"
-HEADS = ("method", "last", "best", "- student", "left %", "wall s", "device s", "search s")
-WIDE = 120  # columns where nobody's terminal sets a limit
+HEADS = ("method", "last", "best", "Δ student", "left %", "wall s", "device s", "search s")
+WIDE = 120  # columns where no terminal sets a limit
 
 
 def summarize_method(
@@ -18,27 +19,29 @@ def summarize_method(
     summaries: Sequence[Mapping[str, Any]],
     baseline: Sequence[float] | None,
     search: tuple[float | None, bool],
+    metric: Metric,
 ) -> dict[str, Any]:
     """Returns what is known of one method.
 
     Args:
         name: Of the method.
-        summaries: Of its runs, one a seed.
-        baseline: Last accuracy of the student alone under the same seeds; None if that was not run.
+        summaries: Of its runs, one per seed.
+        baseline: Last figure of the student alone under the same seeds; None if that was not run.
         search: Seconds that finding its process took, None if unknown, and whether that is an estimate.
+        metric: What the student is judged by.
 
     Returns:
-        `name`, `top1_last` and `top1_best` in percent (`mean`, `std`, `values`), `difference` (`mean`, `low`,
+        `name`, `<metric>_last` and `<metric>_best` (`mean`, `std`, `values`), `difference` (`mean`, `low`,
         `high`, `values`, or None), `seconds` and `device_seconds` (means over the runs, with all values beside
         them), `remaining_percent`, `pathways_used`, `search_seconds`, `search_estimated`.
     """
-    last = [summary["student"]["top1_last"] for summary in summaries]
+    last, best = ([summary["student"][f"{metric.name}_{end}"] for summary in summaries] for end in ("last", "best"))
     seconds = spread([summary["seconds"] for summary in summaries])
     device = spread([summary["device_seconds"] for summary in summaries])
     return {
         "name": name,
-        "top1_last": spread(last),
-        "top1_best": spread([summary["student"]["top1_best"] for summary in summaries]),
+        f"{metric.name}_last": spread(last),
+        f"{metric.name}_best": spread(best),
         "difference": None if baseline is None or name == STUDENT else paired_difference(last, baseline),
         "seconds": seconds["mean"],
         "seconds_values": seconds["values"],
@@ -53,65 +56,76 @@ def summarize_method(
 
 
 def print_comparison(summary: Mapping[str, Any]) -> None:
-    """Prints a comparison to stdout: the teacher, a line a method, what did worse than the student alone."""
+    """Prints a comparison to stdout: the teacher, one line per method, what did worse than the student alone."""
     console = make_console()
-    console.print(_heading(summary))
+    metric = Metric(**summary["metric"])
+    console.print(encodable(_heading(summary, metric), console.encoding))
     if not console.is_terminal:
         console.width = WIDE
     table = make_table()
     table.add_column(HEADS[0], min_width=9)
-    add_columns(table, *(head.replace(" ", "\n") for head in HEADS[1:]), numbers=True)
+    add_columns(table, *(encodable(head, console.encoding).replace(" ", "\n") for head in HEADS[1:]), numbers=True)
     for method in summary["methods"]:
-        table.add_row(*_cells(method))
+        table.add_row(*(encodable(cell, console.encoding) for cell in _cells(method, metric)))
     console.print()
     console.print(table)
     console.print()
-    console.print(_legend(summary), soft_wrap=True)
-    for line in worse_lines(summary):
-        console.print(line, soft_wrap=True)
+    for line in [_legend(summary, metric), *worse_lines(summary)]:
+        console.print(encodable(line, console.encoding), soft_wrap=True)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """Returns a comparison as a Markdown table, ready to paste."""
-    rows = [HEADS, ("---", *("---:" for _ in HEADS[1:])), *(_cells(method) for method in summary["methods"])]
+    metric = Metric(**summary["metric"])
+    rows = [HEADS, ("---", *("---:" for _ in HEADS[1:])), *(_cells(method, metric) for method in summary["methods"])]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     lines = "".join(f"\n{line}\n" for line in worse_lines(summary))
-    return f"{_heading(summary)}\n\n{table}\n\n{_legend(summary)}\n{lines}"
+    return f"{_heading(summary, metric)}\n\n{table}\n\n{_legend(summary, metric)}\n{lines}"
 
 
 def worse_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Returns in words which methods diverged, which did worse than the student alone, and what is known of why."""
-    lines = [f"left out, for it diverged: {one['message']}" for one in summary["diverged"]]
+    """Returns in words which methods diverged, which did worse than the student alone, and the known reasons."""
+    metric = Metric(**summary["metric"])
+    unit = "points" if metric.unit == "%" else metric.unit
+    lines = [f"omitted: diverged: {one['message']}" for one in summary["diverged"]]
     for worse in summary["worse"]:
+        difference = f"{metric.text(worse['difference'], sign=True)} {unit}".rstrip()
         sure = "" if worse["certain"] is None else ", beyond chance" if worse["certain"] else ", within chance"
-        text = f"{worse['name']} did worse than the student alone ({worse['difference']:+.2f} points{sure})"
+        text = f"{worse['name']} did worse than the student alone ({difference}{sure})"
         lines.append(f"{text}: {'; '.join(worse['reasons'])}")
     return lines
 
 
-def _heading(summary: Mapping[str, Any]) -> str:
+def label_with_unit(metric: Metric) -> str:
+    """Returns what a table or an axis shows: `top-1 in %`."""
+    return f"{metric.label} in {metric.unit}" if metric.unit else metric.label
+
+
+def _heading(summary: Mapping[str, Any], metric: Metric) -> str:
     teacher = summary["teacher"]
-    shown = "not needed by any of these" if teacher["top1"] is None else f"top-1 {teacher['top1']:.2f} %"
+    figure = teacher[metric.name]
+    shown = "not needed by any of these" if figure is None else f"{metric.label} {metric.with_unit(figure)}"
     return f"teacher {teacher['name']}: {shown}; student {summary['student']}"
 
 
-def _legend(summary: Mapping[str, Any]) -> str:
+def _legend(summary: Mapping[str, Any], metric: Metric) -> str:
     seeds = ", ".join(map(str, summary["seeds"]))
-    text = f"top-1 in percent after {summary['epochs']} epochs, mean ± std over "
+    text = f"{label_with_unit(metric)}{'' if metric.higher_is_better else ' (lower is better)'} "
+    text += f"after {summary['epochs']} epochs, mean ± std over "
     text += f"seeds {seeds}; " if len(summary["seeds"]) > 1 else f"seed {seeds} alone; "
-    text += "- student: mean of the differences seed by seed ± 95 % t interval; left: entries of the process in "
-    text += f"percent; times: mean of a run on {summary['device']}"
+    text += "Δ student: mean of the differences to the student alone, seed by seed, ± 95 % t interval; left: entries "
+    text += f"of the process in percent; times: mean of a run on {summary['device']}"
     device = "CPU time of all threads" if summary["device"].startswith("cpu") else "the time the device computes"
     text += f", device s is {device}; search s: once for all runs"
     return text + (", ≈ an estimate" if any(method["search_estimated"] for method in summary["methods"]) else "")
 
 
-def _cells(method: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(method: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:
     return (
         method["name"],
-        _spread_text(method["top1_last"]),
-        _spread_text(method["top1_best"]),
-        _difference_text(method["difference"]),
+        _spread_text(method[f"{metric.name}_last"], metric),
+        _spread_text(method[f"{metric.name}_best"], metric),
+        _difference_text(method["difference"], metric),
         f"{method['remaining_percent']:.0f}",
         _seconds_text(method["seconds"]),
         _seconds_text(method["device_seconds"]),
@@ -119,16 +133,16 @@ def _cells(method: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _spread_text(values: Mapping[str, Any]) -> str:
-    deviation = f" ±{values['std']:.2f}" if len(values["values"]) > 1 else ""
-    return f"{values['mean']:.2f}{deviation}"
+def _spread_text(values: Mapping[str, Any], metric: Metric) -> str:
+    deviation = f" ±{metric.text(values['std'])}" if len(values["values"]) > 1 else ""
+    return f"{metric.text(values['mean'])}{deviation}"
 
 
-def _difference_text(difference: Mapping[str, Any] | None) -> str:
+def _difference_text(difference: Mapping[str, Any] | None, metric: Metric) -> str:
     if difference is None:
         return ""
-    half = "" if difference["low"] is None else f" ±{(difference['high'] - difference['low']) / 2:.2f}"
-    return f"{difference['mean']:+.2f}{half}"
+    half = "" if difference["low"] is None else f" ±{metric.text((difference['high'] - difference['low']) / 2)}"
+    return f"{metric.text(difference['mean'], sign=True)}{half}"
 
 
 def _search_text(method: Mapping[str, Any]) -> str:

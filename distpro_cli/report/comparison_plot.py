@@ -1,4 +1,4 @@
-"""Plot of a comparison: accuracy over cost."""
+"""Plot of a comparison: the metric over cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distpro_cli.metric import Metric
+from distpro_cli.report.comparison import label_with_unit
 from distpro_cli.report.plots import COLOURS, write_figure
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plot_comparison(summary: Mapping[str, Any], path: Path, *, force: bool = False) -> None:
-    """Draws last accuracy over the seconds of a run, with its deviation over seeds, a point a method.
+    """Draws the last figure over the seconds of a run, with its deviation over seeds, one point per method.
 
     A hollow point shows a method's cost with its search, where that is known.
 
@@ -33,8 +35,9 @@ def _draw(summary: Mapping[str, Any]) -> Figure:
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
+    metric = Metric(**summary["metric"])
     for i, method in enumerate(summary["methods"]):
-        colour, last = COLOURS[i % len(COLOURS)], method["top1_last"]
+        colour, last = COLOURS[i % len(COLOURS)], method[f"{metric.name}_last"]
         marker = "o" if i < len(COLOURS) else "s"
         axes.errorbar(
             method["seconds"],
@@ -52,11 +55,12 @@ def _draw(summary: Mapping[str, Any]) -> Figure:
             axes.plot([method["seconds"], whole], [last["mean"]] * 2, ":", color=colour, linewidth=1)
             axes.plot(whole, last["mean"], marker, color=colour, markersize=5, fillstyle="none")
     teacher = summary["teacher"]
-    if teacher["top1"] is not None:
-        axes.axhline(teacher["top1"], color="#9a9a9a", linewidth=0.8, linestyle="--")
+    level = teacher[metric.name]
+    if level is not None:
+        axes.axhline(level, color="#9a9a9a", linewidth=0.8, linestyle="--")
         axes.annotate(
             f"teacher {teacher['name']}",
-            (0.995, teacher["top1"]),
+            (0.995, level),
             xycoords=("axes fraction", "data"),
             ha="right",
             va="bottom",
@@ -64,7 +68,7 @@ def _draw(summary: Mapping[str, Any]) -> Figure:
         )
     axes.set_xlim(left=0)
     axes.set_xlabel("wall seconds of a run (hollow: with its search)")
-    axes.set_ylabel(f"top-1 after {summary['epochs']} epochs, %")
+    axes.set_ylabel(f"{label_with_unit(metric)} after {summary['epochs']} epochs")
     axes.set_title(f"{teacher['name']} → {summary['student']}", fontsize=10, fontweight="bold")
     figure.legend(loc="outside right upper", frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""Plots of processes: the weight of every pathway over time, one panel a connection."""
+"""Plots of processes: the weight of every pathway over time, one panel per connection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#2f6fb0", "#d1633a", "#4f9a57", "#8a63b0", "#c2a13a", "#4aa3a8", "#b5527d", "#6b6b6b")
 _LINES = ("-", "--", ":", "-.")
-_METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # nothing that changes
+_METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # no dates
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -43,7 +43,7 @@ _STYLE = {
 
 
 def check_plot_path(path: Path, *, force: bool) -> None:
-    """Refuses a path of another kind than those that can be drawn, or one that is taken.
+    """Refuses a path with a suffix that cannot be drawn, or one that exists.
 
     Raises:
         DistproError: with what is allowed.
@@ -57,8 +57,8 @@ def check_plot_path(path: Path, *, force: bool) -> None:
 def plot_processes(processes: Sequence[tuple[str, Process]], path: Path, *, force: bool = False) -> None:
     """Draws the weights over time; teacher levels down, student levels across, shared axes.
 
-    One process: a colour a transform and distance. Several: a colour a process, a line style a transform and
-    distance. Equal input gives equal bytes.
+    One process: one colour per transform and distance. Several: one colour per process, one line style per
+    transform and distance. Equal input gives equal bytes.
 
     Args:
         processes: Label and process, at least one.
@@ -160,7 +160,7 @@ def _label(
         last_in_column = max(row for row, column in used if column == j) == i
         axes.tick_params(labelleft=first_in_row, labelbottom=last_in_column)
         if last_in_column:
-            # Not one label for the figure: it would lie under the legend.
+            # Not one label for the figure: the legend would cover it.
             axes.set_xlabel("training progress", fontsize=7, color="#555555")
             ends = axes.get_xticklabels()
             ends[0].set_horizontalalignment("left")

@@ -33,7 +33,7 @@ def print_side_by_side(
     thresholds: Sequence[float] = THRESHOLDS,
     keeps: Sequence[float] = (),
 ) -> None:
-    """Prints several processes, by pathway id, as many beside each other as the width allows."""
+    """Prints several processes, by pathway id, as many side by side as the width allows."""
     console = make_console()
     ids = list(dict.fromkeys(pathway.id for _, process in processes for pathway in process.pathways))
     room = console.width - max(len(name) for name in ["pathway", *ids]) - GAP
@@ -47,7 +47,7 @@ def print_side_by_side(
 
 
 def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Prints processes one a line; an entry has `path`, and what `summarize` returns or an `error`."""
+    """Prints processes one per line; an entry has `path`, and what `summarize` returns or an `error`."""
     console = make_console()
     table = make_table(title)
     add_columns(table, "process")

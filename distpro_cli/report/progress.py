@@ -6,6 +6,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
+from typing_extensions import override
+
+from distpro_cli.metric import Metric
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,21 +26,21 @@ class Reporter:
     def message(self, text: str) -> None:
         """Shows one line."""
 
-    def start(self, title: str, total_steps: int, first_step: int) -> None:
-        """A run begins, or goes on, at `first_step`."""
+    def start(self, title: str, total_steps: int, first_step: int, metric: Metric) -> None:
+        """A run begins, or resumes, at `first_step`; `metric` judges the network."""
 
     def step(self, steps_done: int, row: dict[str, Any]) -> None:
         """Steps were done; `row` is what metrics.jsonl holds of the last."""
 
-    def epoch(self, epoch: int, epochs: int, top1: float) -> None:
-        """An epoch (from 1) was evaluated; `top1` in percent."""
+    def epoch(self, epoch: int, epochs: int, figure: float) -> None:
+        """An epoch (from 1) was evaluated: the metric's `figure` on the test images."""
 
     def stop(self) -> None:
         """The run ended, well or not."""
 
 
 class PlainReporter(Reporter):
-    """One line every few seconds and one an epoch, for logs and pipes."""
+    """One line every few seconds and one per epoch, for logs and pipes."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -45,36 +49,37 @@ class PlainReporter(Reporter):
         self._title = ""
         self._started = self._shown = 0.0
 
+    @override
     def message(self, text: str) -> None:
-        """See `Reporter`."""
         print(text, file=self.stream, flush=True)
 
-    def start(self, title: str, total_steps: int, first_step: int) -> None:
-        """See `Reporter`."""
-        self._title, self._total_steps, self._first_step = title, total_steps, first_step
+    @override
+    def start(self, title: str, total_steps: int, first_step: int, metric: Metric) -> None:
+        self._title, self._total_steps, self._first_step, self._metric = title, total_steps, first_step, metric
         self._started = self._shown = time.monotonic()
-        resumed = f", going on at step {first_step}" if first_step else ""
+        resumed = f", resuming at step {first_step}" if first_step else ""
         self.message(f"{title}: {total_steps} steps{resumed}")
 
+    @override
     def step(self, steps_done: int, row: dict[str, Any]) -> None:
-        """See `Reporter`."""
         now = time.monotonic()
         if now - self._shown >= PLAIN_LINE_SECONDS:
             self._shown = now
             speed = (steps_done - self._first_step) / (now - self._started)
             left = (self._total_steps - steps_done) / max(speed, 1e-9)
             self.message(
-                f"{self._title}: step {steps_done}/{self._total_steps}  {describe(row)}  "
+                f"{self._title}: step {steps_done}/{self._total_steps}  {describe(row, self._metric)}  "
                 f"{speed:.1f} steps/s  {duration(left)} left"
             )
 
-    def epoch(self, epoch: int, epochs: int, top1: float) -> None:
-        """See `Reporter`."""
-        self.message(f"{self._title}: epoch {epoch}/{epochs}  test top-1 {top1:.2f} %")
+    @override
+    def epoch(self, epoch: int, epochs: int, figure: float) -> None:
+        shown = self._metric.with_unit(figure)
+        self.message(f"{self._title}: epoch {epoch}/{epochs}  test {self._metric.label} {shown}")
 
 
 class LiveReporter(Reporter):
-    """A progress bar with speed and time left; below it loss, accuracies and the strongest pathways."""
+    """A progress bar with speed and time left; below it the loss, the metric and the strongest pathways."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -86,12 +91,12 @@ class LiveReporter(Reporter):
         self._first_step = 0
         self._status = self._last_epoch = ""
 
+    @override
     def message(self, text: str) -> None:
-        """See `Reporter`."""
         self.console.print(text, markup=False, highlight=False)
 
-    def start(self, title: str, total_steps: int, first_step: int) -> None:
-        """See `Reporter`."""
+    @override
+    def start(self, title: str, total_steps: int, first_step: int, metric: Metric) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.text import Text
 
@@ -110,24 +115,24 @@ class LiveReporter(Reporter):
             TimeRemainingColumn(),
         )
         self._bar = Panel(*columns, console=self.console, refresh_per_second=4)
-        self._started, self._first_step = time.monotonic(), first_step
+        self._started, self._first_step, self._metric = time.monotonic(), first_step, metric
         self._status = self._last_epoch = ""
         self._task = self._bar.add_task(title, total=total_steps, completed=first_step, speed="")
         self._bar.start()
 
+    @override
     def step(self, steps_done: int, row: dict[str, Any]) -> None:
-        """See `Reporter`."""
         if self._bar is not None and self._task is not None:
             speed = (steps_done - self._first_step) / max(time.monotonic() - self._started, 1e-9)
-            self._status = f"{describe(row)}{self._last_epoch}"
+            self._status = f"{describe(row, self._metric)}{self._last_epoch}"
             self._bar.update(self._task, completed=steps_done, speed=f"{speed:.1f} steps/s")
 
-    def epoch(self, epoch: int, epochs: int, top1: float) -> None:
-        """See `Reporter`."""
-        self._last_epoch = f"  test {top1:.2f} % after epoch {epoch}/{epochs}"
+    @override
+    def epoch(self, epoch: int, epochs: int, figure: float) -> None:
+        self._last_epoch = f"  test {self._metric.with_unit(figure)} after epoch {epoch}/{epochs}"
 
+    @override
     def stop(self) -> None:
-        """See `Reporter`."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -142,13 +147,14 @@ def make_reporter(quiet: bool) -> Reporter:
     return PlainReporter(sys.stderr)
 
 
-def describe(row: dict[str, Any]) -> str:
-    """Returns a step's metrics in a few words: loss, accuracies, the strongest pathways."""
+def describe(row: dict[str, Any], metric: Metric) -> str:
+    """Returns a step's metrics in a few words: loss, the metric on inner and outer batch, the strongest pathways."""
     parts = [f"loss {row['task']:.3f}"]
-    if "train_top1" in row:
-        parts.append(f"inner {row['train_top1']:.1f} %" if "outer_top1" in row else f"train {row['train_top1']:.1f} %")
-    if "outer_top1" in row:
-        parts.append(f"outer {row['outer_top1']:.1f} %")
+    train, outer = (row.get(f"{part}_{metric.name}") for part in ("train", "outer"))
+    if train is not None:
+        parts.append(f"{'train' if outer is None else 'inner'} {metric.with_unit(train)}")
+    if outer is not None:
+        parts.append(f"outer {metric.with_unit(outer)}")
     weights: dict[str, float] = row.get("weights") or {}
     strongest = sorted(weights, key=lambda name: -weights[name])[:STRONGEST]
     if strongest:

@@ -9,7 +9,7 @@ from distpro_cli.report.terminal import add_columns, count, make_console, make_t
 
 
 def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
-    """Prints what `pathways.cost.recipe_report` found to stdout: networks, levels, pathways, totals."""
+    """Prints what `costs.complexity.recipe_report` found to stdout: networks, levels, pathways, totals."""
     console = make_console()
     console.print(label, style="bold", soft_wrap=True)
     for side in ("teacher", "student"):
@@ -49,7 +49,7 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
 
 
 def print_recipe_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Prints recipes one a line; an entry has `name`, and `teacher` and `student` or an `error`."""
+    """Prints recipes one per line; an entry has `name`, and `teacher` and `student` or an `error`."""
     console = make_console()
     table = make_table(title)
     table.add_column("recipe", no_wrap=True)  # a name to copy is never folded

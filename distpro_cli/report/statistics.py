@@ -23,7 +23,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dic
     """Returns the mean of values - baseline, pair by pair, with its 95 % t interval.
 
     Args:
-        values: One a seed.
+        values: One per seed.
         baseline: Of the same seeds in the same order.
 
     Returns:

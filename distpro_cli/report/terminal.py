@@ -1,4 +1,4 @@
-"""What all tables share: the console, how they look, how numbers and levels are written."""
+"""What all tables share: the console, their look, the text of numbers and levels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 GAP = 2  # characters between two columns
 _BARS = "▁▂▃▄▅▆▇█"
 _BARS_ASCII = "_.-=+*#@"
+_ASCII = str.maketrans({"Δ": "vs", "±": "+-", "≈": "~", "→": "->"})
 _PLAIN_BOX = "\n".join(["    ", "    ", " -- ", *["    "] * 5]) + "\n"  # a rule below the heads, nothing else
 
 
@@ -68,8 +69,17 @@ def _has_bars(encoding: str | None) -> bool:
     return (encoding or "ascii").lower().replace("-", "").startswith("utf")
 
 
+def encodable(text: str, encoding: str | None) -> str:
+    """Returns `text`, in ASCII where `encoding` lacks a character of it."""
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode("ascii", "replace").decode()
+    return text
+
+
 def number(value: float) -> str:
-    """Writes a weight in six characters or so."""
+    """Writes a weight in about six characters."""
     if value == 0:
         return "0"
     if 0.001 <= abs(value) < 1000:

@@ -1,4 +1,4 @@
-"""Checkpoints: written aside, flushed and renamed, so that whatever is killed leaves the last good one."""
+"""Checkpoints: written aside, flushed and renamed, so that a killed run leaves the last good one."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except OSError as error:
         raise DistproError(f"{path}: cannot be read ({error.strerror})") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        # torch's text would advise to read the file without its protection
-        raise DistproError(f"{path}: not a checkpoint of distpro, or damaged; start anew with --force") from error
+        # torch's message advises to read the file without its protection
+        raise DistproError(f"{path}: not a checkpoint of distpro, or damaged; start over with --force") from error
     return state

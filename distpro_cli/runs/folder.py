@@ -19,7 +19,7 @@ from distpro_cli.runs.identity import differences
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run's files, and whether the run goes on from a checkpoint."""
+    """Paths of a run's files, and whether the run resumes from a checkpoint."""
 
     path: Path
     resuming: bool
@@ -36,7 +36,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """One JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -46,12 +46,12 @@ class RunFolder:
 
     @property
     def teacher_metrics(self) -> Path:
-        """Those of a teacher trained on the way."""
+        """Metrics of a teacher that the run trains first."""
         return self.path / "teacher-metrics.jsonl"
 
     @property
     def teacher_checkpoint(self) -> Path:
-        """The last checkpoint of a teacher that is being trained on the way."""
+        """The last checkpoint of a teacher that the run trains first."""
         return self.path / "teacher-checkpoint.pt"
 
     @property
@@ -119,7 +119,7 @@ def open_run_folder(
     force: bool,
     inputs: Mapping[str, str | float | None] | None = None,
 ) -> RunFolder:
-    """Makes the folder of a run, or finds the one to go on with.
+    """Makes the folder of a run, or finds the one to resume.
 
     Args:
         verb: `search`, `transfer` or `train`; with `name` it makes the default folder `runs/<verb>-<name>`,
@@ -127,8 +127,8 @@ def open_run_folder(
         name: The recipe's name.
         recipe: The resolved recipe; written to the folder, or compared with the one there when resuming.
         run_dir: The folder the user asked for.
-        resume: Go on from the folder's checkpoint; where there is none the run starts anew.
-        force: Start anew in a folder that holds a run.
+        resume: Resume from the folder's checkpoint; without one the run starts over.
+        force: Start over in a folder that holds a run.
         inputs: What determines the run besides its recipe, such as the process; compared when resuming, too.
 
     Raises:
@@ -155,7 +155,7 @@ def _clear(folder: RunFolder, *, force: bool) -> None:
     if present and not force:
         raise DistproError(
             f"{folder.path} holds a run already ({present[0].name}): "
-            f"--resume goes on with it, --force starts anew, --run-dir names another folder"
+            f"--resume continues it, --force starts over, --run-dir names another folder"
         )
     for file in present:
         file.unlink()
@@ -181,7 +181,7 @@ def _check_same_run(folder: RunFolder, recipe: Recipe, inputs: dict[str, Any]) -
     try:
         inputs_before = json.loads(folder.inputs.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise DistproError(f"{folder.inputs} is missing or damaged; start anew with --force") from None
+        raise DistproError(f"{folder.inputs} is missing or damaged; start over with --force") from None
     different = differences(before, recipe)
     keys = sorted({*inputs_before, *inputs})
     different += [
@@ -192,7 +192,7 @@ def _check_same_run(folder: RunFolder, recipe: Recipe, inputs: dict[str, Any]) -
         more = f" (and {len(different) - 1} more keys)" if len(different) > 1 else ""
         raise DistproError(
             f"{folder.path} was started with {key}={old}, not {new}{more}; a run is resumed with its own recipe: "
-            f"give {folder.recipe}, or start anew with --force"
+            f"give {folder.recipe}, or start over with --force"
         )
 
 

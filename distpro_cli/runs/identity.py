@@ -11,16 +11,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from distpro_cli.files import expand_path
+from distpro_cli.process.file import to_bytes
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.schema import Network, Recipe
 from distpro_cli.registry import is_user_file
 from distpro_cli.versions import installed_versions
+
+if TYPE_CHECKING:
+    import torch
 
 # Keys by section that change nothing of what a run computes.
 FREE = {"": {"checkpoint_seconds"}, "data": {"root", "workers", "cache"}}
@@ -100,6 +102,8 @@ class Identity:
         )
 
     def _common(self, seed: int) -> dict[str, Any]:
+        import torch
+
         recipe, device = self.recipe, self.device
         return {
             "seed": seed,
@@ -116,6 +120,14 @@ class Identity:
     def _teacher(self) -> dict[str, Any]:
         spec = self.recipe.teacher
         return {**_network(spec), "trained": self.teacher() if spec.weights is None else None}
+
+
+def transfer_inputs(
+    process: Process | str, threshold: float | None, keep: float | None, match: str
+) -> dict[str, str | float | None]:
+    """Returns what determines a transfer besides its recipe: the process or the name of a scheme, and what is dropped."""
+    named = process if isinstance(process, str) else hashlib.sha256(to_bytes(process)).hexdigest()
+    return {"process": named, "threshold": threshold, "keep": keep, "match": match}
 
 
 def differences(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:

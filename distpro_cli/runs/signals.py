@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a run: finish the step, write the checkpoint, say how to go on."""
+"""SIGINT and SIGTERM during a run: finish the step, write the checkpoint, say how to resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Interruption:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: whoever owns it handles signals
+            except ValueError:  # not in the main thread: its owner handles signals
                 continue
         return self
 

@@ -12,7 +12,7 @@ from distpro_cli.errors import DistproError
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Returns the device called `name`, or the best there is (CUDA, Apple's MPS, CPU) when it is None.
+    """Returns the device called `name`, or the best available (CUDA, Apple's MPS, CPU) when it is None.
 
     Raises:
         DistproError: the name is unknown, or this machine has no such device.
@@ -60,7 +60,7 @@ def describe_device(device: torch.device) -> str:
 class DeviceClock:
     """Adds up the time a device computes: on CUDA between events around the work, else CPU seconds of this process.
 
-    CPU seconds count every thread, so that two busy threads make two seconds a second; processes that load data
+    CPU seconds count every thread, so that two busy threads count two seconds per second; processes that load data
     are not among them.
     """
 

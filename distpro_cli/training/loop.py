@@ -116,7 +116,7 @@ class Trainer:
         """Trains from where the progress stands to the end of the plan.
 
         Raises:
-            NonFiniteLossError: a loss left the finite numbers.
+            NonFiniteLossError: a loss is not finite.
             Interrupted: a signal came; the checkpoint is written.
         """
         progress, plan = self.progress, self.plan
@@ -225,7 +225,7 @@ class Trainer:
         save_checkpoint(state, self.plan.checkpoint_path)
 
     def resume(self) -> None:
-        """Takes up the run where its checkpoint left it.
+        """Resumes the run from its checkpoint.
 
         Raises:
             DistproError: there is no checkpoint, or it cannot be read.

@@ -35,7 +35,7 @@ def make_optimizer(modules: Sequence[nn.Module], spec: Optimizer) -> torch.optim
         hint = nearest(spec.name, list_optimizers()) if "not found" in str(error) else ""
         raise DistproError(f"optimizer '{spec.name}' cannot be made: {error}{hint}") from None
     if getattr(optimizer, "is_second_order", False):
-        raise DistproError(f"optimizer '{spec.name}' needs second derivatives, which are not there; take another one")
+        raise DistproError(f"optimizer '{spec.name}' needs second derivatives, which are not computed; use another one")
     return optimizer
 
 

@@ -270,7 +270,7 @@ def active_pathways(weights: Sequence[float] | Tensor) -> list[int]:
 
 @contextmanager
 def unmoved_buffers(module: nn.Module) -> Iterator[None]:
-    """Leaves every buffer of `module` (BatchNorm's running statistics) as it was, whatever runs inside."""
+    """Keeps every buffer of `module` (BatchNorm's running statistics) unchanged by what runs inside."""
     buffers = list(module.buffers())
     before = [buffer.detach().clone() for buffer in buffers]
     try:

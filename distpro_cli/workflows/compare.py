@@ -64,7 +64,7 @@ class Comparison:
         num_seeds: Seeds of every method.
         path: Folder of the comparison.
         context: Device, progress, signals.
-        anew: Whether runs that are there are made again.
+        anew: Whether existing runs are repeated.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Comparison:
     def run(self) -> list[tuple[Run, dict[str, Any]]]:
         """Does what is not done yet; returns every run with its summary, seed by seed.
 
-        A method that diverges under one seed is left out under the others, and stands in `diverged`.
+        A method that diverges under one seed is left out under the others, and is listed in `diverged`.
 
         Raises:
             DistproError: anything wrong with the user's input, found before the first run.
@@ -174,7 +174,7 @@ class Comparison:
                 results.append((run, before or self._distilled(run, title)))
             except NonFiniteLossError as error:
                 self.diverged[run.method.name] = f"{run.method.name}, seed {run.seed}: {error}"
-                self.context.reporter.message(f"{title}: diverged; continuing with the other methods")
+                self.context.reporter.message(f"{title}: diverged; the other methods continue")
         return results
 
     def _checked(self) -> dict[str, dict[int, str]]:
@@ -207,7 +207,7 @@ class Comparison:
         return {seed: identity.transfer(seed, driven, pair.infos, dropping) for seed in self.seeds}
 
     def _searched(self) -> Search:
-        """Searches the process of the recipe, or takes it from the search that was done before."""
+        """Searches the process of the recipe, or takes it from an earlier search."""
         seed = self.recipe.seed
         folder = self._folder(self.session.identity.search(seed), "search", seed)
         summary = folder.finished_summary(folder.process)
@@ -244,19 +244,19 @@ class Comparison:
             self.teacher_figure = summary["teacher"][self.metric.name]
 
     def _folder(self, key: str, name: str, seed: int) -> RunFolder:
-        """Returns the folder of the run with this key: the one there is, under whatever name, else a new one."""
+        """Returns the folder of the run with this key: the existing one, under any name, else a new one."""
         found = sorted(self.path.glob(f"*-{key}"))
         plain = re.sub(r"[^\w.=-]+", "-", name)
         return RunFolder(found[0] if found else self.path / f"{plain}-seed{seed}-{key}", resuming=True)
 
     def _make(self, folder: RunFolder, recipe: Recipe) -> None:
-        """Makes the folder of a run that is to begin or to be resumed; a damaged checkpoint is thrown away."""
+        """Makes the folder of a run that is to start or resume; a damaged checkpoint is removed."""
         for checkpoint in (folder.checkpoint, folder.teacher_checkpoint):
             if checkpoint.exists():
                 try:
                     load_checkpoint(checkpoint, self.session.device)
                 except DistproError:
-                    self.context.reporter.message(f"{checkpoint}: damaged; the run starts anew")
+                    self.context.reporter.message(f"{checkpoint}: damaged; the run starts over")
                     checkpoint.unlink()
         folder.path.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.recipe, lambda file: file.write(dump_recipe(recipe).encode()))
@@ -265,7 +265,7 @@ class Comparison:
 def with_pathways_of(methods: Sequence[Method], recipe: Recipe) -> Recipe:
     """Returns a recipe without pathways with those of the processes, where all have the same.
 
-    So uniform weights stand on the pathways of the process that they are compared with.
+    So uniform weights use the pathways of the process that they are compared with.
     """
     found = [pathway_groups(method.process) for method in methods if method.process is not None]
     if "pathways" in recipe.model_fields_set or not found or any(groups != found[0] for groups in found):

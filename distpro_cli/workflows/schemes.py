@@ -27,7 +27,7 @@ Rows = Callable[[Recipe, int], list[tuple[float, float]]]  # (recipe, K) → (pr
 
 @dataclass(frozen=True)
 class Scheme:
-    """A process that nobody searched.
+    """A process that is defined, not searched.
 
     Attributes:
         rows: Its weights over time.
@@ -90,7 +90,7 @@ def with_logits(recipe: Recipe) -> Recipe:
 
 
 def under_its_name(name: str, error: RecipeError) -> RecipeError:
-    """Returns problems of pathways that the recipe does not speak of, as problems of the scheme."""
+    """Returns problems of pathways that the recipe does not name, as problems of the scheme."""
     return RecipeError([replace(problem, key=f"scheme {name}") for problem in error.problems])
 
 

@@ -44,7 +44,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext,
     Args:
         recipe: What to search.
         output: Where the process goes.
-        folder: Of this run; when it is resuming, its checkpoint is taken up.
+        folder: Of this run; when it is resuming, the run starts from its checkpoint.
         context: Device, progress, signals.
         force: Whether `output` may be replaced; a resumed run may always replace its own.
 

@@ -155,10 +155,10 @@ class Session:
             title: What progress shows.
             checkpoint: Where checkpoints go.
             metrics: Where metrics go.
-            resume: Whether a checkpoint that is there is taken up.
+            resume: Whether an existing checkpoint is resumed.
 
         Raises:
-            NonFiniteLossError: a loss left the finite numbers.
+            NonFiniteLossError: a loss is not finite.
             Interrupted: a signal came; the checkpoint is written.
         """
         stepper = weights.stepper

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from hashlib import sha256
 
 from typing_extensions import override
 
 from distpro_cli.errors import RecipeError
 from distpro_cli.pathways.connections import joins_logits
-from distpro_cli.process.file import to_bytes
 from distpro_cli.process.process import Process
 from distpro_cli.training.step import Pair
 from distpro_cli.workflows.pairs import build_networks, build_pair, join, pathway_groups
@@ -20,11 +18,6 @@ from distpro_cli.workflows.session import Session
 
 class Source(ABC):
     """Gives a run the pair that a process drives, and the process."""
-
-    @property
-    @abstractmethod
-    def key(self) -> str:
-        """What the process is, in one word: the hash of its file, or the name of a scheme."""
 
     @abstractmethod
     def set_up(self, session: Session) -> tuple[Pair, Process]:
@@ -44,11 +37,6 @@ class ProcessSource(Source):
     """A process at hand, on the recipe's pathways; a recipe without pathways takes the process's own."""
 
     process: Process
-
-    @property
-    @override
-    def key(self) -> str:
-        return sha256(to_bytes(self.process)).hexdigest()
 
     @override
     def set_up(self, session: Session) -> tuple[Pair, Process]:
@@ -70,11 +58,6 @@ class SchemeSource(Source):
     def __post_init__(self) -> None:
         find_scheme(self.name)
 
-    @property
-    @override
-    def key(self) -> str:
-        return self.name
-
     @override
     def set_up(self, session: Session) -> tuple[Pair, Process]:
         scheme = find_scheme(self.name)
@@ -93,11 +76,6 @@ class SchemeSource(Source):
 @dataclass(frozen=True)
 class _Averaged(Source):
     source: Source
-
-    @property
-    @override
-    def key(self) -> str:
-        return f"mean of {self.source.key}"
 
     @override
     def set_up(self, session: Session) -> tuple[Pair, Process]:

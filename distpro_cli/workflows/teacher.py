@@ -1,4 +1,4 @@
-"""The teacher: loaded, or trained on the way and kept in a cache, so that a second search does not train it."""
+"""The teacher: loaded, or trained first and kept in a cache, so that a second search does not train it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
         session: The run that needs it.
         teacher: As `build_teacher` returns it.
         folder: The run's folder; holds the checkpoint of a teacher being trained.
-        announce: Whether to say that it was trained before.
+        announce: Whether to say that it is already trained.
     """
     recipe, spec = session.recipe, session.recipe.teacher
     if spec.weights is None:
@@ -54,7 +54,7 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
         if not cached.exists():
             train_teacher(school, teacher, cached, folder)
         elif announce:
-            session.context.reporter.message(f"teacher {spec.name}: trained before, taken from {cached}")
+            session.context.reporter.message(f"teacher {spec.name}: already trained, taken from {cached}")
         load_weights(teacher.model, cached)
     teacher.requires_grad_(False).eval()
 
@@ -62,7 +62,7 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
 def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder) -> Progress:
     """Trains the teacher by `teacher.train`, writes its weights to `target`; returns what it measured.
 
-    The checkpoint and the metrics lie in `folder`; a checkpoint found there is taken up.
+    The checkpoint and the metrics lie in `folder`; a checkpoint found there is resumed.
     """
     recipe, metric = session.recipe, session.task.metric
     training = recipe.teacher.train or recipe.distill
@@ -87,7 +87,7 @@ def teacher_cache(session: Session) -> Path:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes the folder of trained teachers; called before the training, whose result would have no place."""
+    """Makes the folder of trained teachers; called before the training, whose result could not be saved."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

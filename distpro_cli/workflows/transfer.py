@@ -104,11 +104,6 @@ def transfer(
     return Distilled(pair.student.released(), mean, std, summary)
 
 
-def transfer_inputs(source: Source, dropping: Dropping, mode: str) -> dict[str, str | float | None]:
-    """Returns what determines a transfer besides its recipe, for the run folder."""
-    return {"process": source.key, **asdict(dropping), "match": mode}
-
-
 def train_student_with(session: Session, weights: Weights, folder: RunFolder, title: str) -> dict[str, Any]:
     """Trains a student by `distill` under a source of weights, and writes its weights; returns what to report."""
     metric, student = session.task.metric, weights.stepper.student

@@ -79,7 +79,7 @@ def test_only_what_is_missing_runs(distpro: Run, workplace: Path) -> None:
     assert forced.status == 0 and len(runs_of(workplace)) == 1
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(
+def test_an_interrupted_run_resumes_and_ends_the_same(
     distpro: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["compare", "tiny.yaml", "--methods", "student,uniform"]
@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
         patched.setattr(loop.Trainer, "_train_step", count)
         resumed = distpro(*arguments, "--run-dir", "part", "--resume", *TWO)
     assert resumed.status == 0, resumed.err
-    assert steps[0] == 3  # the student's run is kept, that of the uniform weights goes on where it stopped
+    assert steps[0] == 3  # the student's run is kept, that of the uniform weights resumes where it stopped
     for mine, theirs in zip(resumed.json["methods"], whole["methods"], strict=True):
         assert mine["top1_last"] == theirs["top1_last"]
 
@@ -133,7 +133,7 @@ def test_a_signal_ends_with_130(workplace: Path) -> None:
     started.send_signal(signal.SIGINT)
     _, errors = started.communicate(timeout=60)
     assert started.returncode == 130, errors
-    assert "go on with: distpro compare tiny.yaml --methods student --epochs 500 --run-dir c --resume" in errors
+    assert "resume with: distpro compare tiny.yaml --methods student --epochs 500 --run-dir c --resume" in errors
 
 
 def test_without_a_process_it_searches_one_and_keeps_it(distpro: Run, workplace: Path) -> None:
@@ -175,7 +175,7 @@ def test_several_processes_have_names_of_their_own(distpro: Run, workplace: Path
     result = distpro("compare", "tiny.yaml", "-p", process, "-p", "other/p.safetensors", "--methods", "process", *TWO)
     names = [method["name"] for method in result.json["methods"]]
     assert names == ["process:p", "process:p-2"]
-    assert len(runs_of(workplace)) == 2  # both are the same, so one run a seed serves both
+    assert len(runs_of(workplace)) == 2  # both are the same, so one run per seed serves both
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,10 @@ def test_several_processes_have_names_of_their_own(distpro: Run, workplace: Path
         (["--methods", "process", "--thresholds", "0.3,1.5"], "--thresholds: '1.5' is not a number from 0 to 1"),
         (["--methods", "process", "--keep", "0"], "--keep: '0' is not a number above 0, up to 1"),
         (["--methods", "process", "--keep", "half"], "--keep: 'half'"),
-        (["--methods", "student", "--thresholds", "0.3"], "--thresholds speaks of a process"),
+        (
+            ["--methods", "student", "--thresholds", "0.3"],
+            "--thresholds applies only to processes, and --methods names none",
+        ),
         (["--process", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["--plot", "plot.jpg"], "the suffix is '.jpg'"),
         (["--json", "--markdown"], "exclude each other"),
@@ -227,7 +230,7 @@ def test_a_mistake_costs_no_run_even_with_force(distpro: Run, workplace: Path) -
     assert runs_of(workplace).keys() == before.keys() and runs_of(workplace) != before
 
 
-def test_a_plot_is_replaced_when_going_on_and_never_by_chance(distpro: Run, workplace: Path) -> None:
+def test_a_plot_is_replaced_when_resuming_and_never_by_accident(distpro: Run, workplace: Path) -> None:
     arguments = ["compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "-q", "--plot", "plot.svg"]
     assert distpro(*arguments).status == 0
     drawn = (workplace / "plot.svg").read_bytes()

@@ -11,6 +11,7 @@ import pytest
 
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import load_process, save_process
+from distpro_cli.recipe.shipped import shipped_processes
 from tests.conftest import Run
 from tests.process.examples import make_process
 
@@ -86,6 +87,52 @@ def test_a_recipe_shows_its_pathways_and_touches_no_data(distpro: Run) -> None:
     assert shown["teacher"]["parameters"] == 691_674
     table = distpro("inspect", "cifar10/wrn_16_2-wrn_10_1").out
     assert "4-4" in table and "conv2" in table and "multiply-adds" in table
+
+
+def test_each_shipped_process_is_listed_once(distpro: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = shipped_processes()
+    assert shipped
+
+    def listed() -> list[str]:
+        return [entry["path"] for entry in distpro("inspect", "--json").json["processes"]]
+
+    assert listed() == list(shipped)
+    # Copies in processes/, as a checkout has them beside an installed package.
+    copies = [workplace / "processes" / f"{name}.safetensors" for name in shipped]
+    for copy, original in zip(copies, shipped.values(), strict=True):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(original.read_bytes())
+    assert listed() == [f"processes/{name}.safetensors" for name in shipped]
+    # A process of one's own under a shipped name is another process.
+    save_process(make_process(), copies[0], force=True)
+    assert sorted(listed()) == sorted([*(f"processes/{name}.safetensors" for name in shipped), next(iter(shipped))])
+    folder = next(iter(shipped.values())).parents[2]
+    if (folder / "pyproject.toml").is_file():
+        monkeypatch.chdir(folder)
+        assert listed() == [f"processes/{name}.safetensors" for name in shipped]
+
+
+def test_overrides_apply_to_every_recipe(distpro: Run, workplace: Path) -> None:
+    same = "pathways.0.connections=same"
+    assert distpro("inspect", "tiny.yaml", "--json").json["totals"]["pathways"] == 10
+    assert distpro("inspect", "tiny.yaml", same, "student.name=wrn_10_2", "--json").json["totals"]["pathways"] == 4
+    (workplace / "a=b.yaml").write_text((workplace / "tiny.yaml").read_text())  # a path, since it exists
+    both = distpro("inspect", same, "tiny.yaml", "a=b.yaml", "--json").json["recipes"]
+    assert [(recipe["path"], recipe["totals"]["pathways"]) for recipe in both] == [("tiny.yaml", 4), ("a=b.yaml", 4)]
+    wrong = distpro("inspect", "tiny.yaml", "pathways.0.connection=same")
+    assert wrong.status == 2 and "connections" in wrong.err and "Traceback" not in wrong.err
+
+
+@pytest.mark.parametrize("paths", [[], ["a.safetensors"]])
+def test_overrides_without_a_recipe_are_status_2(
+    distpro: Run, processes: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str]
+) -> None:
+    monkeypatch.chdir(processes)
+    result = distpro("inspect", *paths, "search.epochs=3")
+    assert result.status == 2 and result.out == ""
+    assert result.err == (
+        "error: search.epochs=3: an override applies only to recipes, and none is given; give a RECIPE\n"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])

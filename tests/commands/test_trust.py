@@ -65,13 +65,13 @@ def test_resume_in_the_middle_of_an_epoch_is_bit_identical(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(workplace: Path, number: int) -> None:
+def test_a_signal_writes_a_checkpoint_and_says_how_to_resume(workplace: Path, number: int) -> None:
     process = start_distpro("search", "tiny.yaml", "search.epochs=500", *OUTPUT)
     wait_for(workplace / "run" / "checkpoint.pt", process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    command = errors.split("go on with: ")[1].strip()
+    command = errors.split("resume with: ")[1].strip()
     assert command == "distpro search tiny.yaml search.epochs=500 --output p.safetensors --run-dir run --resume"
     assert shlex.split(command)
     assert "Traceback" not in errors
@@ -116,6 +116,19 @@ def test_resuming_a_finished_run_prints_its_result_again(distpro: Run) -> None:
     assert again.status == 0 and again.json == first.json
 
 
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_a_finished_run_of_an_earlier_version_is_printed_again(distpro: Run, workplace: Path, network: str) -> None:
+    arguments = ["train", "tiny.yaml", "distill.epochs=1", "--network", network, "--run-dir", "run", "-q"]
+    first = distpro(*arguments)
+    assert first.status == 0 and f"{network} top-1 " in first.out and " % after the last epoch, " in first.out
+    path = workplace / "run" / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary["metric"]  # earlier versions did not write it
+    path.write_text(json.dumps(summary))
+    again = distpro(*arguments, "--resume")
+    assert again.status == 0 and again.out == first.out
+
+
 def test_resuming_a_finished_search_writes_what_is_missing(distpro: Run, workplace: Path) -> None:
     arguments = ["search", "tiny.yaml", "search.epochs=1", "--run-dir", "run", "--json", "-q"]
     assert distpro(*arguments, "-o", "p.safetensors").status == 0
@@ -149,7 +162,7 @@ def test_what_is_there_is_not_overwritten(distpro: Run, workplace: Path) -> None
     assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q").status == 0
     (workplace / "p.safetensors").unlink()
     result = distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q")
-    assert result.status == 2 and "--resume goes on with it" in result.err
+    assert result.status == 2 and "--resume continues it" in result.err
     assert distpro("search", "tiny.yaml", "search.epochs=1", *OUTPUT, "-q", "--force").status == 0
 
 

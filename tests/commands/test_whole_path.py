@@ -102,7 +102,7 @@ def test_transfer_with_uniform_weights(distpro: Run) -> None:
     weights = json.loads((Path(result.json["run_dir"]) / "metrics.jsonl").read_text().splitlines()[0])["weights"]
     # K κ exp(α) / (e^b + K exp(α)) at α = b = κ = 1 and K = 10
     np.testing.assert_allclose(list(weights.values()), 10 / 11, rtol=1e-6)
-    assert "name a recipe" in distpro("transfer", "--process", "uniform").err
+    assert "give a RECIPE" in distpro("transfer", "--process", "uniform").err
 
 
 def test_transfer_refuses_another_set_of_pathways(distpro: Run, process: Path) -> None:
@@ -137,5 +137,5 @@ def test_the_teacher_is_trained_once(distpro: Run, workplace: Path, monkeypatch:
     first = distpro("search", "tiny.yaml", "search.epochs=1", "-o", "a.safetensors")
     second = distpro("search", "tiny.yaml", "search.epochs=1", "-o", "b.safetensors", "--seed", 1)
     assert "teacher wrn_10_1: epoch 1/1" in first.err
-    assert "trained before" in second.err and "teacher wrn_10_1: epoch" not in second.err
+    assert "already trained" in second.err and "teacher wrn_10_1: epoch" not in second.err
     assert len(list((workplace / "cache" / "teachers").iterdir())) == 1

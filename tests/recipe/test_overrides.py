@@ -59,7 +59,7 @@ def test_items_of_a_list_that_has_its_default() -> None:
     assert overridden().pathways[0].connections == "lower"
 
 
-def test_the_last_one_wins_and_mends_the_file() -> None:
+def test_the_last_one_wins_and_fixes_the_file() -> None:
     recipe = overridden("seed=1", "seed=2", "search.epochs=5", text=SHORT + "search: {epochs: many}\n")
     assert recipe.seed == 2
     assert recipe.search.epochs == 5

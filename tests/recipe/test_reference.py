@@ -25,7 +25,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 )
 def test_the_documents_are_current(name: str, option: str, text: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
-    assert written == text, f"write it anew: distpro schema{option} > docs/{name}"
+    assert written == text, f"regenerate it: distpro schema{option} > docs/{name}"
 
 
 def test_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:

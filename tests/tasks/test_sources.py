@@ -105,7 +105,7 @@ def test_a_broken_tar_is_named(tmp_path: Path) -> None:
 def test_images_outside_class_folders_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"a": 1})
     shutil.copy(tmp_path / "train" / "a" / "0.png", tmp_path / "train" / "0.png")
-    with pytest.raises(DistproError, match="images lie directly in it"):
+    with pytest.raises(DistproError, match="images are directly in it"):
         open_folder(str(tmp_path), "train")
 
 
@@ -114,7 +114,7 @@ def test_a_corrupt_image_is_named(image_root: Path, workers: int) -> None:
     broken = image_root / "train" / "b" / "3.png"
     broken.write_bytes(broken.read_bytes()[:200])
     data = ClassificationData(folder_data(image_root, workers=workers), 0)
-    with pytest.raises(DistproError, match=r"b/3\.png: not a readable image \(.*\); mend or remove it$"):
+    with pytest.raises(DistproError, match=r"b/3\.png: not a readable image \(.*\); repair or remove it$"):
         list(data.train_batches(10, 20))
 
 

@@ -138,7 +138,7 @@ def test_cheap_in_bfloat16_stays_close_to_exact_in_float32() -> None:
 
 
 def test_exact_is_the_derivative_of_the_outer_loss_after_a_step() -> None:
-    """Independent check: move one weight a little, take the step anew, and look at the outer loss in float64."""
+    """Independent check: move one weight a little, repeat the step, and look at the outer loss in float64."""
     exact, _ = hypergradient("exact", steps=0)
     inner, outer = batches()
 

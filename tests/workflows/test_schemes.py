@@ -164,7 +164,7 @@ def test_errors(distpro: Run) -> None:
     )
     tokens = distpro("transfer", "tiny.yaml", "-p", "hint", "schemes.hint.level=9", "-q")
     assert tokens.status == 2 and "schemes.hint.level: 9 is no level of both networks" in tokens.err
-    assert "name a recipe, too" in distpro("transfer", "-p", "kd").err
+    assert "--process kd names no networks; give a RECIPE" in distpro("transfer", "-p", "kd").err
 
 
 def test_logits_and_fused_levels_are_searched(distpro: Run) -> None:

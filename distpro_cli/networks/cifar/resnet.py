@@ -1,4 +1,4 @@
-"""ResNet-8 … 110 for CIFAR (He et al. 2016, section 4.2) and their four times wider kin (CRD)."""
+"""ResNet-8 … 110 for CIFAR (He et al. 2016, section 4.2) and variants of four times the width (CRD)."""
 
 from __future__ import annotations
 

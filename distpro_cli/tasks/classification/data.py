@@ -92,11 +92,11 @@ class ClassificationData:
     def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]:
         """Returns the batches of steps start_step..num_steps-1 of a run of `num_steps`.
 
-        A batch never crosses an epoch; fewer images than `batch_size` make one batch an epoch. Batches depend
+        A batch never crosses an epoch; fewer images than `batch_size` make one batch per epoch. Batches depend
         on the seed and the number of the step, not on `workers` or on where the iteration started.
 
         Args:
-            batch_size: Images a batch.
+            batch_size: Images per batch.
             num_steps: Steps of the whole run.
             start_step: First step, in the middle of any epoch.
 

@@ -24,11 +24,11 @@ def open_dataset(name: str, root_text: str | None, split: str | None) -> Source:
 
     Args:
         name: `torch/<name>` or `hfds/<name>`.
-        root_text: Where the set lies or is put; may be left out for `hfds/`, which has a cache of its own.
+        root_text: Where the data set is or is to be downloaded; optional for `hfds/`, which has its own cache.
         split: Name of the split; `None` looks for a test split by its usual names.
 
     Raises:
-        DistproError: The name, the root or the split is not known, or the set cannot be had.
+        DistproError: The name, the root or the split is not known, or the set cannot be loaded.
     """
     prefix = name.split("/", 1)[0].lower() + "/"
     if prefix in STREAMED:
@@ -43,7 +43,7 @@ def open_dataset(name: str, root_text: str | None, split: str | None) -> Source:
         )
     root = None if root_text is None else str(expand_path(root_text))
     if prefix == "torch/" and root is None:
-        raise DistproError(f"data.root is not set: {name} needs a folder where it lies or is put")
+        raise DistproError(f"data.root is not set: {name} needs the folder where it is or is to be downloaded")
     return _open_torch(name, root, split or "validation") if prefix == "torch/" else _open_hub(name, root, split)
 
 
@@ -71,7 +71,7 @@ def _open_torch(name: str, root: str | None, split: str) -> Source:
                 dataset = create_dataset(name, root=root, split=split)
             except (RuntimeError, OSError):
                 dataset = create_dataset(name, root=root, split=split, download=True)
-    except Exception as error:  # whatever the set and the net raise
+    except Exception as error:  # the data set and the network raise almost anything
         raise DistproError(
             f"data.name: '{name}', split '{split}' is not under '{root}' "
             f"and cannot be downloaded ({_first_line(error)})"
@@ -112,11 +112,11 @@ def _open_hub(name: str, root: str | None, split: str | None) -> Source:
                 reader = create_dataset(name, root=root, split=candidate).reader
         except ImportError as error:
             raise DistproError(f"data.name: '{name}' needs the package datasets: pip install datasets") from error
-        except Exception as error:  # whatever the hub and the net raise
+        except Exception as error:  # the hub and the network raise almost anything
             if "nknown split" in str(error):
                 unknown = error
                 continue
-            raise DistproError(f"data.name: '{name}' cannot be had ({_first_line(error)})") from error
+            raise DistproError(f"data.name: '{name}' cannot be loaded ({_first_line(error)})") from error
         targets = np.asarray(list(reader.dataset[reader.label_key]), dtype=np.int64)
         images = HubImages(f"{name}, {candidate}", reader)
         return Source(images.name, class_names(reader.class_to_idx), targets, images.read, images.label)

@@ -85,7 +85,7 @@ def _is_split_itself(root: Path) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _open(place: Path, _modified: int, _bytes: int) -> Source:
-    """Scans a folder or tar, once a process: the time of change in the arguments renews what has changed."""
+    """Scans a folder or tar, once per process: the time of change in the arguments renews what has changed."""
     tars = place.is_file() or (any(place.glob("*.tar")) and not any(entry.is_dir() for entry in place.iterdir()))
     if place.is_file() and place.suffix.lower() != ".tar":
         raise DistproError(f"{place}: neither a folder nor an uncompressed tar (.tar)")
@@ -152,7 +152,7 @@ class TarImages:
 
 @functools.cache
 def _descriptor(tar: str) -> int:
-    """Opens a tar once a process; reading at an offset needs no position, so forks may share it."""
+    """Opens a tar once per process; reading at an offset needs no position, so forks may share it."""
     return os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -193,7 +193,7 @@ def _index_kept(folder: Path) -> bool | None:
 
 def _checked_names(place: Path, numbers: dict[str, int]) -> tuple[str, ...]:
     if "" in numbers:
-        raise DistproError(f"{place}: images lie directly in it; each must lie in the folder of its class")
+        raise DistproError(f"{place}: images are directly in it; each must be in the folder of its class")
     return class_names(numbers)
 
 

@@ -29,7 +29,7 @@ class Source:
     Attributes:
         place: What the user knows it by, for messages.
         class_names: Name of each class, by number.
-        targets: Class numbers, one an image.
+        targets: Class numbers, one per image.
         read: Decodes image i to uint8 [H, W, 3].
         label: Names image i, for messages.
     """
@@ -54,7 +54,7 @@ class Source:
             return self.read(index)
         except Exception as error:  # decoders raise almost anything on broken files
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DistproError(f"{self.label(index)}: not a readable image ({reason}); mend or remove it") from error
+            raise DistproError(f"{self.label(index)}: not a readable image ({reason}); repair or remove it") from error
 
     def keep(self, indices: Iterable[int]) -> None:
         """Decodes these images once and holds them in memory; processes forked later share it."""
