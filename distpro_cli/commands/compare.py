@@ -18,7 +18,7 @@ from distpro_cli.commands.options import (
     parse_thresholds,
     with_run_options,
 )
-from distpro_cli.commands.running import print_json, read_recipe, in_context
+from distpro_cli.commands.running import in_context, print_json, read_recipe
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.recipe.scheme_names import SCHEME_NAMES
 

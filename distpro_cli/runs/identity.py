@@ -125,7 +125,7 @@ class Identity:
 def transfer_inputs(
     process: Process | str, threshold: float | None, keep: float | None, match: str
 ) -> dict[str, str | float | None]:
-    """Returns what determines a transfer besides its recipe: the process or the name of a scheme, and what is dropped."""
+    """Returns what determines a transfer besides its recipe; `process` may be the name of a scheme."""
     named = process if isinstance(process, str) else hashlib.sha256(to_bytes(process)).hexdigest()
     return {"process": named, "threshold": threshold, "keep": keep, "match": match}
 
