@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from distpro_cli.costs.complexity import feature_of, without_computing
+from distpro_cli.costs.complexity import NUM_IMAGES, feature_of, without_computing
 from distpro_cli.costs.operation_costs import OperationCosts
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.module import Pathways
@@ -21,8 +21,6 @@ from distpro_cli.process.pathway import LevelInfo
 # How often an update reads or writes as many bytes as the parameters hold: SGD with momentum reads the parameter,
 # its gradient and its momentum and writes two of them; weight decay mostly finds them in the cache.
 UPDATE_PASSES = 6
-# BatchNorm in train mode refuses a single image on maps of one cell.
-FEWEST_IMAGES = 2
 
 
 def step_parts(
@@ -44,7 +42,7 @@ def step_parts(
         student: Likewise.
         pathways: Between the two.
         image_size: Height and width of the images in pixels.
-        batch_size: Images a step, at least 1; the more, the less an update weighs.
+        batch_size: Images per step, at least 1; the more, the less an update weighs.
         in_channels: Channels of the images.
 
     Returns:
@@ -158,10 +156,10 @@ def _measured(module: nn.Module, run: Callable[[nn.Module, str, int], list[float
     def measure(copied: nn.Module, device: str) -> list[float]:
         copied.zero_grad(set_to_none=True)
         if device == "meta":
-            return run(copied, device, max(FEWEST_IMAGES, batch_size))
+            return run(copied, device, max(NUM_IMAGES, batch_size))
         # Of a batch everything but the weights' own bytes grows with its size, and in proportion.
-        few, more = (run(copied, device, number * FEWEST_IMAGES) for number in (1, 2))
-        beyond = (batch_size - FEWEST_IMAGES) / FEWEST_IMAGES
+        few, more = (run(copied, device, number * NUM_IMAGES) for number in (1, 2))
+        beyond = (batch_size - NUM_IMAGES) / NUM_IMAGES
         return [cost + (other - cost) * beyond for cost, other in zip(few, more, strict=True)]
 
     return without_computing(module, measure)

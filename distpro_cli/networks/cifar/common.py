@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class CifarNetwork(nn.Module):
-    """A classifier with timm's manners: `num_classes`, `feature_info`, `get_classifier`.
+    """A classifier with timm's conventions: `num_classes`, `feature_info`, `get_classifier`.
 
     Attributes:
         num_classes: Width of the logits.
-        feature_info: One entry a stage, shallow to deep: `module`, `num_chs`, `reduction`.
+        feature_info: One entry per stage, shallow to deep: `module`, `num_chs`, `reduction`.
     """
 
     classifier_name = "fc"
