@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from distpro_cli.costs.complexity import feature_of, without_computing
+from distpro_cli.costs.complexity import NUM_IMAGES, feature_of, without_computing
 from distpro_cli.costs.operation_costs import OperationCosts
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.module import Pathways
@@ -21,8 +21,6 @@ from distpro_cli.process.pathway import LevelInfo
 # How often an update reads or writes as many bytes as the parameters hold: SGD with momentum reads the parameter,
 # its gradient and its momentum and writes two of them; weight decay mostly finds them in the cache.
 UPDATE_PASSES = 6
-# BatchNorm in train mode refuses a single image on maps of one cell.
-FEWEST_IMAGES = 2
 
 
 def step_parts(
@@ -36,7 +34,7 @@ def step_parts(
     """Returns the parts of a plain distillation step; together they are the step with all pathways on.
 
     The student always runs. The teacher's forward is cut at its levels, each piece needed by the pathways from
-    that level or a deeper one. Every level of a block that pathways share is a separate part. What a
+    that level or a deeper one. Of a block that pathways share every level is a part of its own. What a
     pathway alone needs (transform and distance, forward, backward and update) is the part of its name.
 
     Args:
@@ -44,11 +42,11 @@ def step_parts(
         student: Likewise.
         pathways: Between the two.
         image_size: Height and width of the images in pixels.
-        batch_size: Images per step, at least 1; the more, the smaller the share of the update.
+        batch_size: Images per step, at least 1; the more, the less an update weighs.
         in_channels: Channels of the images.
 
     Returns:
-        The same for equal shapes, with any weights; the random state does not change.
+        The same for equal shapes, whatever the weights; the random state is left alone.
     """
     images = (in_channels, image_size, image_size)
     with torch.random.fork_rng(devices=[]):
@@ -158,10 +156,10 @@ def _measured(module: nn.Module, run: Callable[[nn.Module, str, int], list[float
     def measure(copied: nn.Module, device: str) -> list[float]:
         copied.zero_grad(set_to_none=True)
         if device == "meta":
-            return run(copied, device, max(FEWEST_IMAGES, batch_size))
+            return run(copied, device, max(NUM_IMAGES, batch_size))
         # Of a batch everything but the weights' own bytes grows with its size, and in proportion.
-        few, more = (run(copied, device, number * FEWEST_IMAGES) for number in (1, 2))
-        beyond = (batch_size - FEWEST_IMAGES) / FEWEST_IMAGES
+        few, more = (run(copied, device, number * NUM_IMAGES) for number in (1, 2))
+        beyond = (batch_size - NUM_IMAGES) / NUM_IMAGES
         return [cost + (other - cost) * beyond for cost, other in zip(few, more, strict=True)]
 
     return without_computing(module, measure)

@@ -171,7 +171,10 @@ def _single_call(model: nn.Module, trace: Trace, name: str) -> Call:
 
 
 def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
-    """The last run of the classifier: what the network calls so, else its last linear or convolution."""
+    """The last run of the classifier: what the network calls so, else its last linear or convolution.
+
+    None where the output is more than a vector per image: the last linear layer may then lie anywhere.
+    """
     getter = getattr(model, "get_classifier", None)
     classifier = getter() if callable(getter) else None
     if isinstance(classifier, (tuple, list)):  # distilled transformers: the class token's head comes first
@@ -179,6 +182,8 @@ def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
     for call in reversed(trace.calls):
         if call.module is classifier and call.input is not None:
             return call
+    if not isinstance(trace.output, Tensor) or trace.output.ndim > 2:
+        return None
     width = None if trace.logits is None else trace.logits.shape[1]
     for call in reversed(trace.calls):
         is_linear = isinstance(call.module, nn.Linear)

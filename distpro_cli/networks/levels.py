@@ -22,7 +22,7 @@ from distpro_cli.networks.dry_run import (
     title,
     trace_forward,
     version,
-)  # fmt: skip
+)
 from distpro_cli.networks.level_choice import LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.process.pathway import Grid, LevelInfo
 

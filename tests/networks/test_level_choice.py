@@ -185,6 +185,29 @@ def test_a_network_may_return_anything(kind: str) -> None:
     assert nothing is None and torch.equal(stopped[2], features[2])
 
 
+class Dense(nn.Module):
+    """Tokens in equal blocks that end in linear layers, given back as a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, 4)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = tokens + block(tokens)
+        return tokens.transpose(1, 2).reshape(-1, 8, 4, 4)
+
+
+def test_a_linear_layer_inside_a_dense_network_is_no_classifier() -> None:
+    network = TappedNetwork(Dense(), levels=[0, -1], mean=[0.5] * 3, std=[0.5] * 3, image_size=16)
+    assert [level.name for level in network.levels] == ["blocks.0", "blocks.4"]
+    assert [level.name for level in tap(Dense()).levels] == ["embed"]
+    with pytest.raises(DistproError, match="Dense: no classifier found, so there is no pooled vector; name a module"):
+        tap(Dense(), ["embed", "pooled"])
+
+
 @pytest.mark.parametrize(
     ("kind", "what"),
     [

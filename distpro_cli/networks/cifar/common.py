@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class CifarNetwork(nn.Module):
-    """A classifier with timm's interface: `num_classes`, `feature_info`, `get_classifier`.
+    """A classifier with timm's conventions: `num_classes`, `feature_info`, `get_classifier`.
 
     Attributes:
         num_classes: Width of the logits.
