@@ -122,8 +122,10 @@ class Registry(Generic[Entry]):
         if self._package is None:
             return
         package, self._package = self._package, None
+        own, self._known = self._known, []
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(module.name)
+        self._known += own  # what was registered before counts as later than what ships
 
 
 def is_user_file(name: str) -> bool:
