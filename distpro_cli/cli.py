@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     if given[:1] == ["--version"]:
-        print_version()
+        from importlib.metadata import version
+
+        print(f"distpro {version('distpro-cli')}")
         sys.exit(DONE)
     try:
         status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
@@ -89,14 +91,3 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return f"error: {error.filename or 'output'}: {error.strerror}"
     return None
-
-
-def print_version() -> None:
-    """Prints the version of distpro."""
-    from importlib.metadata import version
-
-    print(f"distpro {version('distpro-cli')}")
-
-
-if __name__ == "__main__":
-    main()

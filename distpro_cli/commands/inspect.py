@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from distpro_cli.commands.options import Force, Json, Quiet, parse_shares, parse_thresholds
+from distpro_cli.commands.running import print_json
 from distpro_cli.errors import DistproError
 
 _OWN_FOLDER = Path("processes")
@@ -65,14 +66,6 @@ def inspect(
         print(f"plot: {plot}", file=sys.stderr)
 
 
-def print_process(path: Path) -> None:
-    """Prints the process at `path` as `distpro inspect` does."""
-    from distpro_cli.process.file import load_process
-    from distpro_cli.report.process_table import print_process_table
-
-    print_process_table(str(path), load_process(path))
-
-
 def _import_numpy() -> None:
     # numpy's linear algebra starts one thread per core when it is imported: a third of the time of this import, and
     # nothing here needs them. A process started from here gets the environment as it was.
@@ -98,7 +91,10 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, for
     _plot(targets.sound, plot, force=force)
     listed = any(Path(path).is_dir() for path in paths)
     if json:
-        _print_json(_summaries(targets.processes, marks), reports, single=len(paths) == 1 and not listed)
+        processes = _summaries(targets.processes, marks)
+        recipes = [{"path": source, **report} for source, report in reports]
+        several = {"processes": processes, **({"recipes": recipes} if recipes else {})}
+        print_json([*processes, *recipes][0] if len(paths) == 1 and not listed else several)
         return
     from distpro_cli.report.process_table import print_process_list, print_process_table, print_side_by_side
 
@@ -132,8 +128,6 @@ def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) ->
     _plot(targets.sound, plot, force=force)
     summaries = _summaries(targets.processes, marks)
     if json:
-        from distpro_cli.commands.running import print_json
-
         print_json({"recipes": recipes, "processes": summaries})
         return
     from distpro_cli.report.process_table import print_process_list
@@ -181,21 +175,5 @@ def _plot(processes: Sequence[tuple[str, Any]], plot: Path | None, *, force: boo
         raise DistproError("--plot draws processes, and there is none; give a process file or a folder of them")
     from distpro_cli.report.plots import plot_processes
 
-    plot_processes([(_short(label), process) for label, process in processes], plot, force=force)
-
-
-def _short(label: str) -> str:
-    path = Path(label)
-    return path.stem if path.suffix == ".safetensors" else label
-
-
-def _print_json(
-    processes: list[dict[str, Any]], reports: Sequence[tuple[str, dict[str, Any]]], *, single: bool
-) -> None:
-    from distpro_cli.commands.running import print_json
-
-    recipes = [{"path": source, **report} for source, report in reports]
-    if single:
-        print_json([*processes, *recipes][0])
-        return
-    print_json({"processes": processes, **({"recipes": recipes} if recipes else {})})
+    names = [Path(label).stem if label.endswith(".safetensors") else label for label, _ in processes]
+    plot_processes([(name, process) for name, (_, process) in zip(names, processes, strict=True)], plot, force=force)

@@ -6,9 +6,9 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated
 
 import typer
 
@@ -53,18 +53,11 @@ def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**values: object) -> None:
-        command(options=RunOptions(**{name: values.pop(name) for name in names}), **values)  # type: ignore[arg-type]
+        command(options=RunOptions(**{name: values.pop(name) for name in shared}), **values)  # type: ignore[arg-type]
 
-    names = [field.name for field in fields(RunOptions)]
-    hints = get_type_hints(RunOptions, include_extras=True)
+    shared = inspect.signature(RunOptions, eval_str=True).parameters
     own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [parameter for parameter in own if parameter.name != "options"]
-    parameters += [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(RunOptions)
-    ]
+    parameters = [*(parameter for parameter in own if parameter.name != "options"), *shared.values()]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

@@ -44,9 +44,10 @@ def search(
     if options.json:
         print_json(summary)
         return
-    from distpro_cli.commands.inspect import print_process
+    from distpro_cli.process.file import load_process
+    from distpro_cli.report.process_table import print_process_table
 
-    print_process(Path(summary["process"]))
+    print_process_table(summary["process"], load_process(Path(summary["process"])))
     print_figures(summary, resolved)
     print(f"process: {summary['process']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
     print(f"next: distpro transfer --process {summary['process']}")

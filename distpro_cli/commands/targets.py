@@ -22,12 +22,10 @@ class Targets:
     Attributes:
         processes: Label and process; for a file found in a folder that cannot be read, label and reason.
         recipes: Paths or names of recipes.
-        others: Safetensors files in folders that hold something else.
     """
 
     processes: list[tuple[str, Process | str]] = field(default_factory=list)
     recipes: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> list[tuple[str, Process]]:
@@ -53,12 +51,12 @@ def find_targets(paths: Sequence[str]) -> Targets:
 
 
 def add_folder(targets: Targets, folder: Path) -> None:
-    """Adds the processes below `folder`; those that cannot be read with the reason, none of hidden folders."""
+    """Adds the processes below `folder`, hidden folders left out; those that cannot be read with the reason."""
     for path in _files_below(folder):
         try:
             targets.processes.append((str(path), load_process(path)))
-        except NotAProcessError:
-            targets.others.append(str(path))
+        except NotAProcessError:  # a network's weights
+            continue
         except ProcessError as error:
             targets.processes.append((str(path), str(error)))
 

@@ -85,7 +85,7 @@ def _print_heading(console: Console, label: str, process: Process) -> None:
         console.print(f"{side} levels: {', '.join(named)}")
     print_kinds(console, [(pathway.id, pathway.transform, pathway.distance) for pathway in process.pathways])
     if process.measured:
-        values = [f"{name} {_measured(value)}" for name, value in process.measured.items()]
+        values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in process.measured.items()]
         console.print(f"measured: {', '.join(values)}")
 
 
@@ -178,7 +178,3 @@ def _cells(process: Process, points: int, top: float, encoding: str) -> list[tup
         )
         for k, (pathway, mean, share) in enumerate(zip(process.pathways, process.mean, process.share, strict=True))
     ]
-
-
-def _measured(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
