@@ -37,7 +37,7 @@ from distpro_cli.tasks.classification.task import task_loss
 from distpro_cli.training.device import choose_device, describe_device
 from distpro_cli.training.hypergradients import BILEVEL_STEPS, CheapHypergradient, ExactHypergradient
 from distpro_cli.training.optimiser import make_optimizer
-from distpro_cli.training.step import Batch, Pair, Stepper
+from distpro_cli.training.step import Pair, Stepper
 
 # A network at its very start, or one that learns random labels, has a hypergradient that is all noise: the
 # cosines are taken after a short training on real images.
@@ -64,17 +64,15 @@ class Bench:
         self.pair = Pair(student.train(), teacher, pathways)
         self.weights_k = torch.ones(len(pathways.infos), device=device)
         digits = ClassificationData(data, seed)
-        self.batches = [self._batch(*batch) for batch in digits.train_batches(batch_size, NUM_BATCHES)]
+        self.batches = [
+            batch.to(device, torch.channels_last) for batch in digits.train_batches(batch_size, NUM_BATCHES)
+        ]
         self.inner, self.outer = self.batches[-2:]
 
     def stepper(self, precision: str = "float32", lr: float = 0.05) -> Stepper:
         """Makes a stepper with a fresh optimiser."""
         optimizer = make_optimizer(self.pair.trained_modules(), Optimizer(lr=lr))
         return Stepper(self.pair, optimizer, task_loss, device=self.device, precision=precision)
-
-    def _batch(self, images_bchw: Tensor, targets_b: Tensor) -> Batch:
-        images_bchw = images_bchw.to(self.device, memory_format=torch.channels_last)
-        return Batch(images_bchw, targets_b.to(self.device))
 
     def synchronize(self) -> None:
         """Waits for the device."""

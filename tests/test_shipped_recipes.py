@@ -10,6 +10,7 @@ from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.recipe.load import load_recipe
 from distpro_cli.recipe.shipped import shipped_recipes
+from distpro_cli.tasks.classification.data import known_num_classes
 from distpro_cli.tasks.classification.task import task_loss
 from distpro_cli.training.hypergradients import CheapHypergradient
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
@@ -39,7 +40,7 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     make_schedule(optimizer, training.schedule, total_steps=100, steps_per_epoch=10).step_update(50)
     stepper = Stepper(pair, optimizer, task_loss, device=torch.device("cpu"))
     images = torch.rand(BATCH_SIZE, 3, size, size)
-    batch = Batch(images, torch.arange(BATCH_SIZE) % data.known_num_classes())
+    batch = Batch(images, torch.arange(BATCH_SIZE) % known_num_classes(data))
     weights_k = torch.ones(len(pathways.infos))
     before = [p.detach().clone() for p in student.parameters()]
     losses, outer_losses, hypergradient_k = CheapHypergradient(stepper)(batch, batch, weights_k, 0)

@@ -18,6 +18,7 @@ from distpro_cli.networks.registry import find_network, network_names
 from distpro_cli.networks.user_file import call_factory, is_user_file, load_factory
 from distpro_cli.networks.weights import load_weights
 from distpro_cli.recipe import schema
+from distpro_cli.tasks.classification.data import known_num_classes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,9 +53,9 @@ def build_network(
     options = _checked_options(spec)
     pretrained = spec.weights == PRETRAINED
     if is_user_file(spec.name):
-        model = call_factory(load_factory(spec.name), spec.name, data.known_num_classes(), options)
+        model = call_factory(load_factory(spec.name), spec.name, known_num_classes(data), options)
     elif builder := find_network(spec.name):
-        model = call_factory(builder, spec.name, data.known_num_classes(), options)
+        model = call_factory(builder, spec.name, known_num_classes(data), options)
     else:
         model = _build_timm(spec, options, data, pretrained=pretrained and pretrained_ok)
         pretrained = False
@@ -73,10 +74,10 @@ def build_network(
         std=std,
         image_size=data.image_size,
     )
-    if network.num_classes != data.known_num_classes():
+    if network.num_classes != known_num_classes(data):
         raise DistproError(
             f"network {spec.name}: it returns logits of {network.num_classes} classes, data.num_classes is "
-            f"{data.known_num_classes()}; let its constructor take num_classes, or set data.num_classes"
+            f"{known_num_classes(data)}; let its constructor take num_classes, or set data.num_classes"
         )
     if spec.weights not in (None, PRETRAINED) and pretrained_ok:
         load_weights(model, expand_path(str(spec.weights)))
@@ -116,7 +117,7 @@ def _checked_options(spec: schema.Network) -> dict[str, Any]:
 def _build_timm(spec: schema.Network, options: dict[str, Any], data: schema.Data, *, pretrained: bool) -> nn.Module:
     if not timm.is_model(spec.name):
         raise DistproError(_unknown_name(spec.name))
-    given = {"num_classes": data.known_num_classes(), **options}
+    given = {"num_classes": known_num_classes(data), **options}
     try:
         given |= _size_option(spec.name, options, data.image_size)
         model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **given)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -78,8 +76,7 @@ def _common(session: Session, seed: int) -> dict[str, Any]:
         "precision": recipe.precision,
         "channels_last": recipe.channels_last,
         "data": recipe.data.model_dump(exclude=_FREE),
-        "images": [_stamp(place) for place in session.data.places],
-        "classes": session.data.class_names,
+        "images": session.data.identity,
         "student": _network(recipe.student),
         "versions": installed_versions(),
         # Sums over another number of threads, or on another kind of device, round differently.
@@ -111,26 +108,6 @@ def _user_files(names: Iterable[str]) -> dict[str, str]:
 
 def _split(name: str) -> tuple[str, str, str]:
     return name.rpartition(":")
-
-
-@functools.cache
-def _stamp(place: str) -> str:
-    """Returns names, sizes and times of change of the files at a place, hashed; a place that is no path as it is."""
-    path = Path(place)
-    if not path.exists():
-        return place
-    stamp = hashlib.sha256()
-    for file in [path] if path.is_file() else _files_below(path):
-        status = file.stat()
-        stamp.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "replace"))
-    return stamp.hexdigest()
-
-
-def _files_below(folder: Path) -> Iterable[Path]:
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        # timm writes an index beside large tars, which changes no image.
-        yield from (Path(parent) / name for name in sorted(files) if not name.endswith("_tarinfos.pickle"))
 
 
 def _content(file: Path) -> str:

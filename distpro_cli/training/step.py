@@ -15,18 +15,11 @@ from torch import Tensor, nn
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.randomness import derived_seed
+from distpro_cli.tasks.task import Batch as Batch
 from distpro_cli.training.device import autocast
 
 Features = dict[int, Tensor]
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images [B, C, H, W] in [0, 1] and their targets: [B] class numbers, or [B, classes] when mixed."""
-
-    images_bchw: Tensor
-    targets: Tensor
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.metrics import MetricsFile
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.classification.data import ClassificationData
-from distpro_cli.tasks.classification.mixing import Mixing
-from distpro_cli.tasks.classification.task import evaluate, task_loss
-from distpro_cli.tasks.registry import find_task
+from distpro_cli.tasks.classification.task import task_loss
+from distpro_cli.tasks.task import Task, find_task
 from distpro_cli.training.device import autocast, choose_device, make_deterministic
 from distpro_cli.training.loop import Batches, Plan, ScheduledWeights, Trainer, Weights
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
@@ -59,7 +58,7 @@ class Session:
     """A recipe made real: its data and networks on a device."""
 
     def __init__(self, recipe: Recipe, around: Surroundings, outer_share: float | None = None) -> None:
-        find_task(recipe.task)
+        self.task = find_task(recipe.task)(recipe, recipe.distill)
         self.recipe = recipe
         self.around = around
         self.device = around.device
@@ -88,15 +87,15 @@ class Session:
             module.to(memory_format=torch.channels_last)
         return module
 
-    def batches(self, part: str, batch_size: int, num_steps: int, mixer: Mixing | None = None) -> Batches:
+    def batches(self, part: str, batch_size: int, num_steps: int, task: Task | None = None) -> Batches:
         """Returns the maker of the batches of the `train` or the `outer` part, on the device."""
         source = self.data.train_batches if part == "train" else self.data.outer_batches
 
         def make(start_step: int) -> Iterator[Batch]:
-            for step, (images, targets) in enumerate(source(batch_size, num_steps, start_step), start=start_step):
-                if mixer is not None:
-                    images, targets = mixer(images, targets, step)
-                yield Batch(self.to_device(images), targets.to(self.device, non_blocking=True))
+            for step, batch in enumerate(source(batch_size, num_steps, start_step), start=start_step):
+                if task is not None:
+                    batch = task.augment(batch, step)
+                yield Batch(self.to_device(batch.images_bchw), batch.targets.to(self.device, non_blocking=True))
 
         return make
 
@@ -116,7 +115,7 @@ class Session:
             return cpu_logits
 
         with torch.no_grad(), autocast(self.device, self.recipe.precision):
-            return evaluate(forward, self.data.test_batches())
+            return self.task.evaluate(forward, self.data.test_batches())
 
     def trainer(
         self,
@@ -153,13 +152,13 @@ class Session:
             seed=seed,
         )
         weights = (make_weights or ScheduledWeights)(stepper, plan.total_steps)
-        mixer = Mixing(training.mixup, training.cutmix, self.data.num_classes, seed)
+        task = find_task(self.recipe.task)(self.recipe, training)
         return Trainer(
             plan,
             stepper,
             make_schedule(optimizer, training.schedule, plan.total_steps, steps_per_epoch),
             weights,
-            self.batches("train", training.batch_size, plan.total_steps, mixer),
+            self.batches("train", training.batch_size, plan.total_steps, task),
             lambda: self.evaluate(pair.student),
             reporter=self.around.reporter,
             metrics=metrics,

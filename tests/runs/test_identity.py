@@ -15,6 +15,7 @@ from distpro_cli.recipe.load import load_recipe
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs import identity
 from distpro_cli.runs.signals import Interruption
+from distpro_cli.tasks.images import folders
 from distpro_cli.workflows.session import Session, Surroundings
 from distpro_cli.workflows.transfer import set_up
 
@@ -22,7 +23,7 @@ AROUND = Surroundings(torch.device("cpu"), Reporter(), Interruption())
 
 
 def key(*overrides: str, seed: int = 0, source: Process | str = "uniform", **dropping: float) -> str:
-    identity._stamp.cache_clear()
+    folders._open.cache_clear()  # a process opens a folder once
     session = Session(load_recipe("tiny.yaml", overrides), AROUND)
     pair, process = set_up(session, source)
     assert pair.pathways is not None
@@ -81,7 +82,7 @@ def test_changed_images_matter(workplace: Path) -> None:
     write_images(workplace / "images", 10)
     before = key(*data)
     assert key(*data) == before
-    Image.fromarray(np.full((16, 16, 3), 99, np.uint8)).save(workplace / "images" / "test" / "a" / "0.png")
+    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(workplace / "images" / "test" / "a" / "0.png")
     assert key(*data) != before
 
 

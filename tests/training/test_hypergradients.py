@@ -122,7 +122,7 @@ def test_central_difference_points_the_same_way(groups: Sequence[PathwayGroup]) 
 
 def test_cheap_in_bfloat16_stays_close_to_exact_in_float32() -> None:
     """On real images: with random labels the hypergradient is all noise, in bfloat16 other noise."""
-    digits = [Batch(*batch) for batch in ClassificationData(DATA, 0).train_batches(64, 22)]
+    digits = list(ClassificationData(DATA, 0).train_batches(64, 22))
     trained = make_stepper()
     trained.pair.student.train()
     for step, batch in enumerate(digits[:-2]):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def open_dataset(name: str, root_text: str | None, split: str | None) -> Source:
         split: Name of the split; `None` looks for a test split by its usual names.
 
     Raises:
-        DistproError: The name, the root or the split is not known, or the set cannot be had.
+        DistproError: the name, the root or the split is not known, or the set cannot be had.
     """
     prefix = name.split("/", 1)[0].lower() + "/"
     if prefix in STREAMED:
@@ -62,6 +63,10 @@ class TorchImages:
         """Names image `index`."""
         return f"{self.name}, image {index}"
 
+    def content(self) -> str:
+        """Names the set, its split and the number of images."""
+        return f"{self.name}, {len(self.dataset)} images"
+
 
 @functools.lru_cache(maxsize=8)
 def _open_torch(name: str, root: str | None, split: str) -> Source:
@@ -82,14 +87,15 @@ def _open_torch(name: str, root: str | None, split: str) -> Source:
     images = TorchImages(f"{name}, {split}", dataset)
     # ImageNet's classes are tuples of synonyms
     labels = tuple(entry[0] if isinstance(entry, tuple) else str(entry) for entry in names)
-    return Source(images.name, labels, targets, images.read, images.label)
+    return Source(images.name, images, targets, strata=targets, class_names=labels)
 
 
 @dataclass(frozen=True)
 class HubImages:
-    """A Hugging Face data set behind timm's reader."""
+    """A split of a Hugging Face data set behind timm's reader; the set may be a folder on the disk."""
 
     name: str
+    split: str
     reader: Any
 
     def read(self, index: int) -> Pixels:
@@ -99,7 +105,13 @@ class HubImages:
 
     def label(self, index: int) -> str:
         """Names image `index`."""
-        return f"{self.name}, image {index}"
+        return f"{self.name}, {self.split}, image {index}"
+
+    def content(self) -> str:
+        """Names the set, its split and the number of images; of a folder, its own name alone."""
+        folder = Path(self.name.removeprefix("hfds/"))
+        name = f"hfds/{folder.name}" if folder.is_dir() else self.name
+        return f"{name}, {self.split}, {len(self.reader)} images"
 
 
 @functools.lru_cache(maxsize=8)
@@ -118,8 +130,9 @@ def _open_hub(name: str, root: str | None, split: str | None) -> Source:
                 continue
             raise DistproError(f"data.name: '{name}' cannot be had ({_first_line(error)})") from error
         targets = np.asarray(list(reader.dataset[reader.label_key]), dtype=np.int64)
-        images = HubImages(f"{name}, {candidate}", reader)
-        return Source(images.name, class_names(reader.class_to_idx), targets, images.read, images.label)
+        images = HubImages(name, candidate, reader)
+        names = class_names(reader.class_to_idx)
+        return Source(f"{name}, {candidate}", images, targets, strata=targets, class_names=names)
     quoted = " or ".join(f"'{candidate}'" for candidate in tried)
     raise DistproError(f"data: '{name}' has no split {quoted} ({_first_line(unknown)}); name one of its own")
 
