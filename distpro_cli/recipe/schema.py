@@ -104,15 +104,6 @@ class Data(Model):
         check_normalization(self.mean, self.std)
         return self
 
-    def known_num_classes(self) -> int:
-        """Returns the number of classes: as the recipe says, else known for digits and CIFAR, else 1000."""
-        if self.num_classes is not None:
-            return self.num_classes
-        name = self.name.lower()
-        if "cifar100" in name:
-            return 100
-        return 10 if name == "digits" or "cifar10" in name else 1000
-
 
 class Optimizer(Model):
     """A timm optimiser."""

@@ -152,20 +152,6 @@ def test_own_files_that_cannot_be_imported(tmp_path: Path) -> None:
         build_network(Network(name=f"{tmp_path}/syntax.py:Net"), DATA, TASK)
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (Data(name="digits"), 10),
-        (Data(name="hfds/uoft-cs/cifar10"), 10),
-        (Data(name="torch/cifar100"), 100),
-        (Data(name="torch/cifar100", num_classes=20), 20),
-        (Data(name="folder"), 1000),
-    ],
-)
-def test_number_of_classes(data: Data, expected: int) -> None:
-    assert data.known_num_classes() == expected
-
-
 def test_normalisation_comes_from_the_nearest_source() -> None:
     model = timm.create_model("mobilenetv2_100", pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
     own = [0.4, 0.4, 0.4]

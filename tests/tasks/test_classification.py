@@ -1,20 +1,28 @@
-"""Loss, metric, mixing and the registry."""
+"""Loss, scores, metric, mixing, and what is asked of a network."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from distpro_cli.errors import DistproError
+from distpro_cli.randomness import derived_seed
+from distpro_cli.recipe.schema import Data, Recipe, Training
 from distpro_cli.tasks.classification.mixing import Mixing
-from distpro_cli.tasks.classification.task import Classification, evaluate, task_loss
-from distpro_cli.tasks.registry import find_task, register_task, task_names
+from distpro_cli.tasks.classification.task import Classification, task_loss
+from distpro_cli.tasks.task import Batch
 
+DIGITS = {"data": {"name": "digits"}, "teacher": {"name": "wrn_10_1"}, "student": {"name": "wrn_10_1"}, "seed": 3}
 LOGITS = torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 1, 2, 3, 6, 5])
+
+
+def classification(**training: float) -> Classification:
+    return Classification(Recipe.model_validate(DIGITS), Training.model_validate(training))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -38,8 +46,8 @@ def test_loss_is_float32_in_mixed_precision() -> None:
 
 def test_evaluation_counts_over_all_batches() -> None:
     images = LOGITS[:, :, None, None]
-    batches = [(images[:4], TARGETS[:4]), (images[4:], TARGETS[4:])]
-    result = evaluate(lambda batch: batch.flatten(1), batches)
+    batches = [Batch(images[:4], TARGETS[:4]), Batch(images[4:], TARGETS[4:])]
+    result = classification().evaluate(lambda batch: batch.flatten(1), batches)
     order = LOGITS.argsort(dim=1, descending=True)
     assert result["images"] == 6
     assert math.isclose(result["top1"], 100 * (order[:, 0] == TARGETS).float().mean().item(), rel_tol=1e-6)
@@ -49,7 +57,8 @@ def test_evaluation_counts_over_all_batches() -> None:
 
 
 def test_few_classes_have_no_top5() -> None:
-    result = evaluate(lambda batch: batch.flatten(1), [(torch.eye(3)[:, :, None, None], torch.tensor([0, 1, 0]))])
+    batches = [Batch(torch.eye(3)[:, :, None, None], torch.tensor([0, 1, 0]))]
+    result = classification().evaluate(lambda batch: batch.flatten(1), batches)
     assert set(result) == {"top1", "loss", "images"}
     assert math.isclose(result["top1"], 200 / 3)
 
@@ -90,17 +99,52 @@ def test_no_mixing_leaves_batch_and_class_numbers() -> None:
     assert mixing(images, targets, 0)[1] is targets
 
 
-def test_tasks_are_found_by_name() -> None:
-    assert find_task("classification") is Classification
-    assert "classification" in task_names()
-    with pytest.raises(DistproError, match=r"did you mean 'classification'\?.*there are: classification"):
-        find_task("clasification")
+def test_augment_mixes_with_the_draws_of_seed_and_step() -> None:
+    images, targets = torch.rand(6, 3, 8, 8), torch.arange(6)
+    mixed = classification(mixup=0.8).augment(Batch(images, targets), step=5)
+    draws = np.random.RandomState(derived_seed(3, "mixing", 5) & 0xFFFFFFFF)
+    draws.rand()  # timm: whether this batch is mixed at all
+    share = float(draws.beta(0.8, 0.8))
+    assert torch.allclose(mixed.images_bchw, share * images + (1 - share) * images.flip(0), atol=1e-6)
+    one_hot = torch.eye(10)[:6]
+    assert torch.allclose(mixed.targets, share * one_hot + (1 - share) * one_hot.flip(0), atol=1e-6)
 
 
-def test_a_task_registers_with_one_decorator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distpro_cli.tasks.registry._TASKS", {})
+def test_without_mixing_a_batch_stays_as_it_is() -> None:
+    batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4))
+    assert classification().augment(batch, 0) is batch
 
-    @register_task("nothing")
-    class Nothing: ...
 
-    assert find_task("nothing") is Nothing
+def test_losses_are_smoothed_as_the_training_says() -> None:
+    losses = classification(label_smoothing=0.1).losses(LOGITS, TARGETS)
+    assert set(losses) == {"cross_entropy"}
+    assert losses["cross_entropy"] == task_loss(LOGITS, TARGETS, 0.1) != task_loss(LOGITS, TARGETS)
+
+
+def test_of_mixed_targets_the_larger_part_counts_as_correct() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
+    mixed = torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.7, 0.3]])
+    assert classification().scores(logits, mixed)["top1"] == 50.0
+    assert classification().scores(logits, torch.tensor([0, 2]))["top1"] == 100.0
+
+
+def test_a_network_is_asked_for_the_classes_of_the_recipe() -> None:
+    task = classification()
+    assert task.network_options(Data(name="torch/cifar100")) == {"num_classes": 100}
+    task.check_output("own", torch.zeros(2, 10), Data(name="digits"))
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        (
+            torch.zeros(2, 7),
+            r"network own: it returns logits of 7 classes, data.num_classes is 10; let its constructor",
+        ),
+        (torch.zeros(2, 10, 4), r"network own: it returns a tensor of shape \[2, 10, 4\]; classification needs logits"),
+        ((torch.zeros(2, 10),), r"network own: it returns a tuple; .* a tensor \[batch, classes\]"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_explained(output: Any, text: str) -> None:
+    with pytest.raises(DistproError, match=text):
+        classification().check_output("own", output, Data(name="digits"))

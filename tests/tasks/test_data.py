@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from distpro_cli.errors import DistproError
+from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import Augmentation, Data
 from distpro_cli.tasks.classification.data import ClassificationData
+from distpro_cli.tasks.images.data import ImageData
+from distpro_cli.tasks.images.digits import open_digits
+from distpro_cli.tasks.images.sources import Source
+from distpro_cli.tasks.task import Batch
 from tests.tasks.conftest import folder_data, random_image
 
 EVERYTHING = Augmentation(crop="resized", auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5)
 DIGITS = Data(name="digits", image_size=32, workers=0, augment=Augmentation(crop="pad", padding=2, flip=0.0))
 
 
-def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True)
+        torch.equal(a.images_bchw, b.images_bchw) and torch.equal(a.targets, b.targets)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -37,10 +43,10 @@ def test_digits_have_the_stated_split_and_range() -> None:
     assert data.num_classes == 10
     assert data.class_names == tuple("0123456789")
     batches = list(data.test_batches(100))
-    assert [len(targets) for _, targets in batches] == [100, 100, 100, 60]
-    targets = torch.cat([targets for _, targets in batches])
+    assert [len(batch.targets) for batch in batches] == [100, 100, 100, 60]
+    targets = torch.cat([batch.targets for batch in batches])
     assert targets.bincount().tolist() == [36] * 10
-    images, targets = batches[0]
+    images, targets = batches[0].images_bchw, batches[0].targets
     assert images.shape == (100, 3, 32, 32)
     assert images.dtype == torch.float32
     assert targets.dtype == torch.int64
@@ -73,10 +79,10 @@ def test_a_run_continues_in_the_middle_of_an_epoch(image_root: Path, workers: in
 def test_seed_and_epoch_change_order_and_augmentation(image_root: Path) -> None:
     spec = folder_data(image_root)
     first, second = (list(ClassificationData(spec, seed).train_batches(42, 2)) for seed in (0, 1))
-    assert not torch.equal(first[0][0], second[0][0])
-    assert not torch.equal(first[0][0], first[1][0])
+    assert not torch.equal(first[0].images_bchw, second[0].images_bchw)
+    assert not torch.equal(first[0].images_bchw, first[1].images_bchw)
     plain = folder_data(image_root, augment=Augmentation(crop="none", flip=0.0))
-    epochs = [images for images, _ in ClassificationData(plain, 0).train_batches(42, 2)]
+    epochs = [batch.images_bchw for batch in ClassificationData(plain, 0).train_batches(42, 2)]
     sums = [images.sum((1, 2, 3)).sort().values for images in epochs]
     assert not torch.equal(epochs[0], epochs[1])
     assert torch.equal(sums[0], sums[1])
@@ -89,7 +95,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(image_root: Path) ->
     )
     by_batch_of_42 = next(one.train_batches(42, 1))
     by_batch_of_6 = list(other.train_batches(6, 7))
-    assert torch.equal(by_batch_of_42[0], torch.cat([images for images, _ in by_batch_of_6]))
+    assert torch.equal(by_batch_of_42.images_bchw, torch.cat([batch.images_bchw for batch in by_batch_of_6]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -110,12 +116,12 @@ def test_epochs_cover_the_part_and_batches_are_full(image_root: Path) -> None:
     spec = folder_data(image_root, augment=Augmentation(crop="none", flip=0.0))
     data = ClassificationData(spec, 0)
     assert data.steps_per_epoch(21) == 2
-    targets = torch.cat([targets for _, targets in data.train_batches(21, 2)])
+    targets = torch.cat([batch.targets for batch in data.train_batches(21, 2)])
     assert targets.bincount().tolist() == [24, 12, 6]
     assert data.steps_per_epoch(10) == 4
-    assert {len(targets) for _, targets in data.train_batches(10, 9)} == {10}
+    assert {len(batch.targets) for batch in data.train_batches(10, 9)} == {10}
     assert data.steps_per_epoch(100) == 1
-    assert [len(targets) for _, targets in data.train_batches(100, 2)] == [42, 42]
+    assert [len(batch.targets) for batch in data.train_batches(100, 2)] == [42, 42]
 
 
 def test_inner_and_outer_part_are_stratified_and_do_not_depend_on_the_seed(image_root: Path) -> None:
@@ -123,7 +129,7 @@ def test_inner_and_outer_part_are_stratified_and_do_not_depend_on_the_seed(image
     train, outer, _ = part_indices(data)
     assert (data.train_size, data.outer_size) == (28, 14)
     assert not train & outer
-    assert np.bincount(data._train_source.targets[sorted(outer)]).tolist() == [8, 4, 2]
+    assert np.bincount(data.train_source.targets[sorted(outer)]).tolist() == [8, 4, 2]
     assert part_indices(ClassificationData(folder_data(image_root), seed=7, outer_share=1 / 3))[1] == outer
     other = ClassificationData(folder_data(image_root, subset_seed=1), seed=0, outer_share=1 / 3)
     assert part_indices(other)[1] != outer
@@ -132,8 +138,8 @@ def test_inner_and_outer_part_are_stratified_and_do_not_depend_on_the_seed(image
 def test_subsets_are_drawn_evenly(image_root: Path) -> None:
     data = ClassificationData(folder_data(image_root, train_images=20, test_images=6), seed=0)
     assert (data.train_size, data.test_size) == (20, 6)
-    assert np.bincount(data._train_source.targets[data._train]).tolist() == [7, 7, 6]
-    assert np.bincount(data._test_source.targets[data._test]).tolist() == [2, 2, 2]
+    assert np.bincount(data.train_source.targets[data._train]).tolist() == [7, 7, 6]
+    assert np.bincount(data.test_source.targets[data._test]).tolist() == [2, 2, 2]
     smaller = ClassificationData(folder_data(image_root, train_images=9), seed=0)
     assert part_indices(smaller)[0] < part_indices(data)[0]
     with pytest.raises(DistproError, match=r"data\.train_images: 43 asked for, .*train has 42"):
@@ -147,7 +153,37 @@ def test_held_out_images_come_from_train_and_are_not_trained_on(image_root: Path
     assert len(test) == 21
     assert not test & (train | outer)
     assert train | outer | test == set(range(42))
-    assert data._test_source is data._train_source
+    assert data.test_source is data.train_source
+
+
+def test_order_and_crops_are_those_of_the_named_seeds() -> None:
+    spec = Data(name="digits", image_size=8, workers=0, augment=Augmentation(crop="pad", padding=2, flip=0.5))
+    data = ClassificationData(spec, seed=3)
+    source = open_digits("train")
+    (batch,) = data.train_batches(50, 31, start_step=30)
+    epoch, within = divmod(30, 1437 // 50)
+    order = np.random.default_rng(derived_seed(derived_seed(3, "train"), epoch)).permutation(1437)
+    for row, index in enumerate(order[within * 50 : within * 50 + 50].tolist()):
+        draws = random.Random(derived_seed(3, epoch, index))
+        down, right = draws.randint(-2, 2), draws.randint(-2, 2)
+        padded = np.pad(source.load(index), ((2, 2), (2, 2), (0, 0)))
+        image = padded[2 - down : 10 - down, 2 - right : 10 - right]
+        image = image[:, ::-1] if draws.random() < 0.5 else image
+        assert torch.equal(batch.images_bchw[row], torch.from_numpy(image.copy()).permute(2, 0, 1) / 255)
+        assert batch.targets[row] == source.targets[index]
+
+
+def test_sources_without_strata_are_drawn_from_at_random() -> None:
+    def open_plain(spec: Data, split: str | None) -> Source:
+        source = open_digits(split or "test")
+        return replace(source, targets=np.zeros((len(source), 2, 3), dtype=np.float32), strata=None)
+
+    data = ImageData(DIGITS.model_copy(update={"train_images": 100}), 0, 0.2, open_plain)
+    assert (data.train_size, data.outer_size, data.test_size) == (80, 20, 360)
+    batch = next(data.outer_batches(20, 1))
+    assert batch.targets.shape == (20, 2, 3) and batch.targets.dtype == torch.float32
+    drawn = np.bincount(open_digits("train").targets[np.sort(np.concatenate([data._train, data._outer]))], minlength=10)
+    assert drawn.sum() == 100 and len(set(drawn.tolist())) > 1
 
 
 def test_stored_size_is_not_resampled(image_root: Path) -> None:
@@ -156,7 +192,7 @@ def test_stored_size_is_not_resampled(image_root: Path) -> None:
     )
     for crop in ("none", "pad"):
         spec = folder_data(image_root, augment=Augmentation(crop=crop, flip=0.0), test_split="train")
-        images = torch.cat([images for images, _ in ClassificationData(spec, 0).test_batches(42)])
+        images = torch.cat([batch.images_bchw for batch in ClassificationData(spec, 0).test_batches(42)])
         assert torch.equal(images, expected)
 
 
@@ -178,9 +214,9 @@ def test_cifar_is_shown_as_it_is_stored() -> None:
     data = ClassificationData(spec, 0, outer_share=0.2)
     assert (data.train_size, data.outer_size, data.test_size) == (800, 200, 10_000)
     assert data.class_names[:3] == ("airplane", "automobile", "bird")
-    images, targets = next(data.test_batches(4))
-    source = data._test_source
+    batch = next(data.test_batches(4))
+    source = data.test_source
     for row in range(4):
-        assert torch.equal(images[row], torch.from_numpy(source.load(row).copy()).permute(2, 0, 1) / 255)
-    assert targets.tolist() == [0, 0, 0, 0]
-    assert sum(len(targets) for _, targets in islice(data.train_batches(128, 6), 6)) == 768
+        assert torch.equal(batch.images_bchw[row], torch.from_numpy(source.load(row).copy()).permute(2, 0, 1) / 255)
+    assert batch.targets.tolist() == [0, 0, 0, 0]
+    assert sum(len(batch.targets) for batch in islice(data.train_batches(128, 6), 6)) == 768

@@ -11,7 +11,8 @@ from PIL import Image
 
 from distpro_cli.errors import DistproError
 from distpro_cli.recipe.schema import Data
-from distpro_cli.tasks.classification.data import ClassificationData, open_source
+from distpro_cli.tasks.classification.data import ClassificationData, known_num_classes
+from distpro_cli.tasks.images.data import open_source
 from distpro_cli.tasks.images.folders import open_folder
 from tests.tasks.conftest import folder_data, write_folder, write_tar
 
@@ -105,7 +106,7 @@ def test_a_broken_tar_is_named(tmp_path: Path) -> None:
 def test_images_outside_class_folders_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"a": 1})
     shutil.copy(tmp_path / "train" / "a" / "0.png", tmp_path / "train" / "0.png")
-    with pytest.raises(DistproError, match="images are directly in it"):
+    with pytest.raises(DistproError, match="images lie directly in it"):
         open_folder(str(tmp_path), "train")
 
 
@@ -114,7 +115,7 @@ def test_a_corrupt_image_is_named(image_root: Path, workers: int) -> None:
     broken = image_root / "train" / "b" / "3.png"
     broken.write_bytes(broken.read_bytes()[:200])
     data = ClassificationData(folder_data(image_root, workers=workers), 0)
-    with pytest.raises(DistproError, match=r"b/3\.png: not a readable image \(.*\); repair or remove it$"):
+    with pytest.raises(DistproError, match=r"b/3\.png: not a readable image \(.*\); fix or remove it$"):
         list(data.train_batches(10, 20))
 
 
@@ -179,6 +180,6 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 
 def test_known_class_counts() -> None:
-    names = {"digits": 10, "torch/cifar100": 100, "torch/cifar10": 10, "folder": 1000}
-    assert {name: Data(name=name).known_num_classes() for name in names} == names
-    assert Data(name="torch/cifar100", num_classes=7).known_num_classes() == 7
+    names = {"digits": 10, "torch/cifar100": 100, "hfds/uoft-cs/cifar10": 10, "folder": 1000}
+    assert {name: known_num_classes(Data(name=name)) for name in names} == names
+    assert known_num_classes(Data(name="torch/cifar100", num_classes=7)) == 7

@@ -1,1 +1,5 @@
-from distpro_cli.tasks.classification import task as task
+"""Images to one of N classes."""
+
+from distpro_cli.tasks.classification.task import Classification
+
+__all__ = ["Classification"]

@@ -1,4 +1,7 @@
-"""Mixup and CutMix of a batch, replayable by step. Shape letters: b images, chw an image, n classes."""
+"""Mixup and CutMix of a batch, replayable by step.
+
+Shape legend: b images, c channels, h height, w width, n classes.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,11 @@ def open_dataset(name: str, root_text: str | None, split: str | None) -> Source:
 
     Args:
         name: `torch/<name>` or `hfds/<name>`.
-        root_text: Where the data set is or is to be downloaded; optional for `hfds/`, which has its own cache.
+        root_text: Where the set lies or is put; may be left out for `hfds/`, which has a cache of its own.
         split: Name of the split; `None` looks for a test split by its usual names.
 
     Raises:
-        DistproError: The name, the root or the split is not known, or the set cannot be loaded.
+        DistproError: the name, the root or the split is not known, or the set cannot be had.
     """
     prefix = name.split("/", 1)[0].lower() + "/"
     if prefix in STREAMED:
@@ -43,7 +44,7 @@ def open_dataset(name: str, root_text: str | None, split: str | None) -> Source:
         )
     root = None if root_text is None else str(expand_path(root_text))
     if prefix == "torch/" and root is None:
-        raise DistproError(f"data.root is not set: {name} needs the folder where it is or is to be downloaded")
+        raise DistproError(f"data.root is not set: {name} needs a folder where it lies or is put")
     return _open_torch(name, root, split or "validation") if prefix == "torch/" else _open_hub(name, root, split)
 
 
@@ -62,6 +63,10 @@ class TorchImages:
         """Names image `index`."""
         return f"{self.name}, image {index}"
 
+    def content(self) -> str:
+        """Names the set, its split and the number of images."""
+        return f"{self.name}, {len(self.dataset)} images"
+
 
 @functools.lru_cache(maxsize=8)
 def _open_torch(name: str, root: str | None, split: str) -> Source:
@@ -71,7 +76,7 @@ def _open_torch(name: str, root: str | None, split: str) -> Source:
                 dataset = create_dataset(name, root=root, split=split)
             except (RuntimeError, OSError):
                 dataset = create_dataset(name, root=root, split=split, download=True)
-    except Exception as error:  # the data set and the network raise almost anything
+    except Exception as error:  # whatever the set and the net raise
         raise DistproError(
             f"data.name: '{name}', split '{split}' is not under '{root}' "
             f"and cannot be downloaded ({_first_line(error)})"
@@ -82,14 +87,15 @@ def _open_torch(name: str, root: str | None, split: str) -> Source:
     images = TorchImages(f"{name}, {split}", dataset)
     # ImageNet's classes are tuples of synonyms
     labels = tuple(entry[0] if isinstance(entry, tuple) else str(entry) for entry in names)
-    return Source(images.name, labels, targets, images.read, images.label)
+    return Source(images.name, images, targets, strata=targets, class_names=labels)
 
 
 @dataclass(frozen=True)
 class HubImages:
-    """A Hugging Face data set behind timm's reader."""
+    """A split of a Hugging Face data set behind timm's reader; the set may be a folder on the disk."""
 
     name: str
+    split: str
     reader: Any
 
     def read(self, index: int) -> Pixels:
@@ -99,7 +105,13 @@ class HubImages:
 
     def label(self, index: int) -> str:
         """Names image `index`."""
-        return f"{self.name}, image {index}"
+        return f"{self.name}, {self.split}, image {index}"
+
+    def content(self) -> str:
+        """Names the set, its split and the number of images; of a folder, its own name alone."""
+        folder = Path(self.name.removeprefix("hfds/"))
+        name = f"hfds/{folder.name}" if folder.is_dir() else self.name
+        return f"{name}, {self.split}, {len(self.reader)} images"
 
 
 @functools.lru_cache(maxsize=8)
@@ -112,14 +124,15 @@ def _open_hub(name: str, root: str | None, split: str | None) -> Source:
                 reader = create_dataset(name, root=root, split=candidate).reader
         except ImportError as error:
             raise DistproError(f"data.name: '{name}' needs the package datasets: pip install datasets") from error
-        except Exception as error:  # the hub and the network raise almost anything
+        except Exception as error:  # whatever the hub and the net raise
             if "nknown split" in str(error):
                 unknown = error
                 continue
-            raise DistproError(f"data.name: '{name}' cannot be loaded ({_first_line(error)})") from error
+            raise DistproError(f"data.name: '{name}' cannot be had ({_first_line(error)})") from error
         targets = np.asarray(list(reader.dataset[reader.label_key]), dtype=np.int64)
-        images = HubImages(f"{name}, {candidate}", reader)
-        return Source(images.name, class_names(reader.class_to_idx), targets, images.read, images.label)
+        images = HubImages(name, candidate, reader)
+        names = class_names(reader.class_to_idx)
+        return Source(f"{name}, {candidate}", images, targets, strata=targets, class_names=names)
     quoted = " or ".join(f"'{candidate}'" for candidate in tried)
     raise DistproError(f"data: '{name}' has no split {quoted} ({_first_line(unknown)}); name one of its own")
 

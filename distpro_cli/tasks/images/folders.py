@@ -19,7 +19,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.files import expand_path
-from distpro_cli.tasks.images.sources import Pixels, Source, decode
+from distpro_cli.tasks.images.sources import Pixels, Source, decode, hash_of_files
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "val", "valid")
@@ -35,7 +35,7 @@ def open_folder(root_text: str | None, split: str | None) -> Source:
         split: Name of the split; `None` looks for a test split by its usual names.
 
     Raises:
-        DistproError: The root or the split is not there, holds no images, or cannot be read.
+        DistproError: the root or the split is not there, holds no images, or cannot be read.
     """
     if root_text is None:
         raise DistproError("data.root is not set: name the folder or tar that holds the images")
@@ -116,8 +116,9 @@ def _is_empty(place: Path, tars: bool) -> bool:
 
 @dataclass(frozen=True)
 class FolderImages:
-    """Images as files of their own."""
+    """Images as files of their own, below a folder."""
 
+    folder: str
     paths: tuple[str, ...]
 
     def read(self, index: int) -> Pixels:
@@ -129,11 +130,33 @@ class FolderImages:
         """Names image `index` by its path."""
         return self.paths[index]
 
+    def content(self) -> str:
+        """Returns a hash over the files' names below the folder and their sizes.
+
+        Raises:
+            DistproError: a file is gone.
+        """
+        start = len(self.folder) + 1
+        try:
+            return hash_of_files((path[start:], Path(path).stat().st_size) for path in self.paths)
+        except OSError as error:
+            raise DistproError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
 
 @dataclass(frozen=True)
 class TarImages:
-    """Images inside uncompressed tars, read by offset: forked processes share no file position."""
+    """Images inside uncompressed tars, read by offset: forked processes share no file position.
 
+    Attributes:
+        tar_names: Names of the tars in their folder; one empty name for a single tar, whatever it is called.
+        tars: Paths of the tars.
+        names: Of the images in their tars.
+        tar_numbers: Which tar each image is in.
+        offsets: Where each image begins in its tar, in bytes.
+        sizes: Of each image, in bytes.
+    """
+
+    tar_names: tuple[str, ...]
     tars: tuple[str, ...]
     names: tuple[str, ...]
     tar_numbers: NDArray[np.int32]
@@ -149,6 +172,12 @@ class TarImages:
         """Names image `index` by tar and name."""
         return f"{self.tars[self.tar_numbers[index]]}: {self.names[index]}"
 
+    def content(self) -> str:
+        """Returns a hash over the images' names in their tars and their sizes."""
+        numbers, sizes = self.tar_numbers.tolist(), self.sizes.tolist()
+        places = (f"{self.tar_names[n]}/{name}" for n, name in zip(numbers, self.names, strict=True))
+        return hash_of_files((place.removeprefix("/"), size) for place, size in zip(places, sizes, strict=True))
+
 
 @functools.cache
 def _descriptor(tar: str) -> int:
@@ -159,9 +188,9 @@ def _descriptor(tar: str) -> int:
 def _open_images(place: Path) -> Source:
     reader = create_dataset("", root=str(place), search_split=False).reader
     paths, targets = zip(*reader.samples, strict=True)
-    images = FolderImages(paths)
+    numbers = np.array(targets, dtype=np.int64)
     names = _checked_names(place, reader.class_to_idx)
-    return Source(str(place), names, np.array(targets, dtype=np.int64), images.read, images.label)
+    return Source(str(place), FolderImages(str(place), paths), numbers, strata=numbers, class_names=names)
 
 
 def _open_tars(place: Path) -> Source:
@@ -169,12 +198,13 @@ def _open_tars(place: Path) -> Source:
         reader = create_dataset("", root=str(place)).reader
     else:  # the factory takes a folder for one of image files
         reader = ImageDataset(str(place), reader=ReaderImageInTar(str(place), cache_tarinfo=_index_kept(place))).reader
-    tars = sorted({str(place / (parent or "")) for _, parent, _ in reader.samples})
-    numbers = {tar: number for number, tar in enumerate(tars)}
+    tar_names = sorted({parent or "" for _, parent, _ in reader.samples})
+    numbers = {name: number for number, name in enumerate(tar_names)}
     images = TarImages(
-        tuple(tars),
+        tuple(tar_names),
+        tuple(str(place / name) for name in tar_names),
         tuple(info.name for info, _, _ in reader.samples),
-        np.array([numbers[str(place / (parent or ""))] for _, parent, _ in reader.samples], dtype=np.int32),
+        np.array([numbers[parent or ""] for _, parent, _ in reader.samples], dtype=np.int32),
         np.array(
             [info.offset_data + (child.offset_data if child else 0) for info, _, child in reader.samples],
             dtype=np.int64,
@@ -183,7 +213,7 @@ def _open_tars(place: Path) -> Source:
     )
     targets = np.array(reader.targets, dtype=np.int64)
     names = _checked_names(place, reader.class_name_to_idx)
-    return Source(str(place), names, targets, images.read, images.label)
+    return Source(str(place), images, targets, strata=targets, class_names=names)
 
 
 def _index_kept(folder: Path) -> bool | None:

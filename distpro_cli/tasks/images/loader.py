@@ -1,6 +1,6 @@
-"""Batches of a source in a planned order, in this process or in workers; the result is the same.
+"""Batches of a source in a given order, in this process or in workers; the result is the same.
 
-Shape letters: b images, chw or hwc an image.
+Shape legend: b images, c channels, h height, w width, s image size.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distpro_cli.errors import DistproError
 from distpro_cli.randomness import derived_seed, global_states_kept, seed_globals
-from distpro_cli.tasks.images.sources import Pixels, Source
+from distpro_cli.tasks.images.sources import Indices, Pixels, Source
+from distpro_cli.tasks.task import Batch
 
-Batch = tuple[Tensor, Tensor]
-Plan = Iterable[tuple[int, NDArray[np.int64]]]
+Order = Iterable[tuple[int, Indices]]  # epoch and image numbers of every batch
 
 
 @dataclass(frozen=True)
 class Samples(Dataset[Any]):
-    """Turns planned batches into tensors.
+    """Turns image numbers into tensors.
 
     Attributes:
         source: The images.
@@ -44,11 +43,11 @@ class Samples(Dataset[Any]):
     image_size: int
     seed: int | None = None
 
-    def read(self, epoch: int, indices: NDArray[np.int64]) -> Batch:
-        """Returns images uint8 [B, 3, S, S] and targets int64 [B]; leaves global random states as they were.
+    def read(self, epoch: int, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Returns images uint8 [B, 3, S, S] and targets [B, ...]; leaves global random states as they were.
 
         Raises:
-            DistproError: An image cannot be decoded.
+            DistproError: an image cannot be decoded.
         """
         size = self.image_size
         images_bchw = np.empty((len(indices), 3, size, size), dtype=np.uint8)
@@ -60,34 +59,33 @@ class Samples(Dataset[Any]):
                 images_bchw[row] = self.transform(image_hwc).transpose(2, 0, 1)
         return torch.from_numpy(images_bchw), torch.from_numpy(self.source.targets[indices])
 
-    def __getitems__(self, planned: Any) -> Batch | str:
-        """Reads one planned batch for torch's loader; an error of the user's comes back as its text."""
+    def __getitems__(self, ordered: Any) -> tuple[Tensor, Tensor] | str:
+        """Reads one batch for torch's loader; an error of the user's comes back as its text."""
         try:
-            return self.read(*planned)
+            return self.read(*ordered)
         except DistproError as error:  # an exception out of a worker would carry its traceback as its message
             return str(error)
 
 
-def load_batches(samples: Samples, plan: Plan, workers: int) -> Iterator[Batch]:
-    """Yields images float32 [B, 3, S, S] in [0, 1] and targets int64 [B], batch by batch of the plan.
+def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
+    """Yields images float32 [B, 3, S, S] in [0, 1] and targets [B, ...], batch by batch of the order.
 
-    Workers start at the first batch, live until the plan ends or the iterator is closed, and leave this
+    Workers start at the first batch, live until the order ends or the iterator is closed, and leave this
     process's random states alone.
 
     Args:
         samples: What to read from.
-        plan: Epoch and image numbers of every batch.
+        order: Epoch and image numbers of every batch.
         workers: Processes; 0 reads in this one.
 
     Raises:
-        DistproError: An image cannot be decoded, or a worker was killed.
+        DistproError: an image cannot be decoded, or a worker was killed.
     """
     if workers == 0:
-        for epoch, indices in plan:
-            images_bchw, targets_b = samples.read(epoch, indices)
-            yield _to_float(images_bchw), targets_b
+        for epoch, indices in order:
+            yield _as_batch(*samples.read(epoch, indices))
         return
-    batches = _start(samples, plan, workers)
+    batches = _start(samples, order, workers)
     try:
         while True:
             try:
@@ -104,19 +102,19 @@ def load_batches(samples: Samples, plan: Plan, workers: int) -> Iterator[Batch]:
                 ) from error
             if isinstance(batch, str):
                 raise DistproError(batch)
-            yield _to_float(batch[0]), batch[1]
+            yield _as_batch(*batch)
     finally:
         del batches  # torch's iterator stops its workers when it is dropped
 
 
-def _start(samples: Samples, plan: Plan, workers: int) -> Iterator[Batch | str]:
+def _start(samples: Samples, order: Order, workers: int) -> Iterator[tuple[Tensor, Tensor] | str]:
     context = multiprocessing.get_context("fork") if sys.platform == "linux" else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total.*")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
         loader: DataLoader[Any] = DataLoader(
             samples,
-            batch_sampler=plan,  # type: ignore[arg-type]  # __getitems__ takes what the plan yields
+            batch_sampler=order,  # type: ignore[arg-type]  # __getitems__ takes what the order yields
             num_workers=workers,
             collate_fn=_as_it_is,
             worker_init_fn=_set_signals,
@@ -126,8 +124,8 @@ def _start(samples: Samples, plan: Plan, workers: int) -> Iterator[Batch | str]:
         return iter(loader)
 
 
-def _to_float(images_bchw: Tensor) -> Tensor:
-    return images_bchw.to(torch.float32).div_(255)
+def _as_batch(images_bchw: Tensor, targets: Tensor) -> Batch:
+    return Batch(images_bchw.to(torch.float32).div_(255), targets)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,17 +1,18 @@
-"""Where images come from: the digits, and folders, tars and data sets through timm's dataset factory.
+"""Random access to the images of one split, and what is to be learnt about each.
 
-Shape letters: hwc an image. timm finds the images and their classes; they are decoded here, because timm's
-dataset silently takes the next image for one that it cannot read.
+timm finds the images and their classes; they are decoded here, because timm's dataset silently takes the next image
+for one that it cannot read.
+
+Shape legend: m images of the split, h height, w width, c channels.
 """
 
 from __future__ import annotations
 
-import functools
-import io
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import resources
-from typing import IO
+from functools import cached_property
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,42 +20,80 @@ from PIL import Image
 
 from distpro_cli.errors import DistproError
 
+Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
+
+
+class Images(Protocol):
+    """The images of a split, by number."""
+
+    def read(self, index: int) -> Pixels:
+        """Decodes image `index` to uint8 [H, W, 3]."""
+
+    def label(self, index: int) -> str:
+        """Names image `index` for messages."""
+
+    def content(self) -> str:
+        """Says what the images are, wherever they lie: the name of a data set, or a hash over the files."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One split: random access to decoded images.
+    """One split: images and their targets. `dataclasses.replace` gives it other targets.
 
     Attributes:
-        place: What the user knows it by, for messages.
-        class_names: Name of each class, by number.
-        targets: Class numbers, one per image.
-        read: Decodes image i to uint8 [H, W, 3].
-        label: Names image i, for messages.
+        place: What the user knows it by, for messages: a path, or the name of a data set.
+        images: The images.
+        targets: What is to be learnt, an array [M, ...].
+        strata: Groups [M], numbered from 0, which subsets and parts draw from evenly: the class of each image. None
+            where all images are alike.
+        class_names: Name of each class, by number; empty without classes.
     """
 
     place: str
-    class_names: tuple[str, ...]
-    targets: NDArray[np.int64]
-    read: Callable[[int], Pixels]
-    label: Callable[[int], str]
+    images: Images
+    targets: NDArray[Any]
+    strata: Indices | None = None
+    class_names: tuple[str, ...] = ()
     _kept: dict[int, Pixels] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the split is, by content and not by place: values that JSON knows.
+
+        It is computed once per source, and a source is opened once per process: files that change while a process
+        runs do not change it.
+        """
+        targets = np.ascontiguousarray(self.targets)
+        described = f"{targets.dtype.str} {targets.shape}\n".encode()
+        return {
+            "images": self.images.content(),
+            "targets": hashlib.sha256(described + targets.tobytes()).hexdigest(),
+            "class_names": list(self.class_names),
+        }
+
+    def strata_of(self, indices: Indices) -> Indices:
+        """Returns the strata of these images; all zeros where there are none."""
+        return np.zeros(len(indices), dtype=np.int64) if self.strata is None else self.strata[indices]
 
     def load(self, index: int) -> Pixels:
         """Returns image `index`, uint8 [H, W, 3], not to be written to.
 
         Raises:
-            DistproError: It cannot be decoded; the message names it.
+            DistproError: it cannot be decoded; the message names it.
         """
         kept = self._kept.get(index)
         if kept is not None:
             return kept
         try:
-            return self.read(index)
+            return self.images.read(index)
         except Exception as error:  # decoders raise almost anything on broken files
+            label = self.images.label(index)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DistproError(f"{self.label(index)}: not a readable image ({reason}); repair or remove it") from error
+            raise DistproError(f"{label}: not a readable image ({reason}); fix or remove it") from error
 
     def keep(self, indices: Iterable[int]) -> None:
         """Decodes these images once and holds them in memory; processes forked later share it."""
@@ -76,34 +115,9 @@ def as_pixels(image: Image.Image) -> Pixels:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-@dataclass(frozen=True)
-class DigitImages:
-    """The digits: grey 8×8 values of 0..16, spread over 0..255."""
-
-    images: Pixels
-
-    def read(self, index: int) -> Pixels:
-        """Returns image `index` as uint8 [8, 8, 3]."""
-        grey_hw = np.rint(self.images[index] * (255 / 16)).astype(np.uint8)
-        return np.repeat(grey_hw[:, :, None], 3, axis=2)
-
-    def label(self, index: int) -> str:
-        """Names image `index`."""
-        return f"digits, image {index}"
-
-
-@functools.cache
-def open_digits(split: str) -> Source:
-    """Opens the handwritten digits inside the package: splits `train` (1,437 images) and `test` (360).
-
-    Raises:
-        DistproError: There is no such split.
-    """
-    if split not in ("train", "test"):
-        raise DistproError(f"data: the digits have no split '{split}'; there are: train, test")
-    file = resources.files("distpro_cli.tasks.images").joinpath("digits/digits.npz")
-    with np.load(io.BytesIO(file.read_bytes())) as arrays:
-        chosen = arrays["test"] if split == "test" else ~arrays["test"]
-        images, targets = arrays["images"][chosen], arrays["labels"][chosen].astype(np.int64)
-    digits = DigitImages(images)
-    return Source(f"digits, {split}", tuple("0123456789"), targets, digits.read, digits.label)
+def hash_of_files(names_and_sizes: Iterable[tuple[str, int]]) -> str:
+    """Returns a hash over the relative names and the sizes in bytes of files, in their order."""
+    content = hashlib.sha256()
+    for name, size in names_and_sizes:
+        content.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+    return content.hexdigest()

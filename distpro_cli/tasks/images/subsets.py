@@ -1,48 +1,37 @@
-"""Which images are used for what: splits and subsets that treat all classes alike, drawn from a seed."""
+"""Which images are used for what: splits and subsets that treat all strata (classes) alike, drawn from a seed.
+
+Shape legend: m images.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distpro_cli.randomness import derived_seed
-
-Indices = NDArray[np.int64]
-
-
-def _ranks(targets: NDArray[np.int64], seed: int, name: str) -> tuple[Indices, Indices, Indices]:
-    """Returns a shuffled order, each image's rank within its class in it, and its class's size."""
-    order = np.random.default_rng(derived_seed(seed, name)).permutation(len(targets))
-    shuffled = targets[order]
-    by_class = np.argsort(shuffled, kind="stable")
-    sizes = np.bincount(shuffled)
-    starts = np.cumsum(sizes) - sizes
-    ranks = np.empty(len(targets), dtype=np.int64)
-    ranks[by_class] = np.arange(len(targets)) - starts[shuffled[by_class]]
-    return order, ranks, sizes[shuffled]
+from distpro_cli.tasks.images.sources import Indices
 
 
-def draw_evenly(targets: NDArray[np.int64], count: int, seed: int, name: str) -> Indices:
-    """Draws `count` images with as many of each class as its size allows.
+def draw_evenly(strata_m: Indices, count: int, seed: int, name: str) -> Indices:
+    """Draws `count` images with as many of each stratum as its size allows.
 
     Args:
-        targets: Class numbers [M].
+        strata_m: Number of each image's stratum, from 0.
         count: Images to draw, in 1..M.
         seed: Seed of the draw.
         name: What the draw is for; other names give other draws. A smaller draw is part of a larger.
 
     Returns:
-        Positions in `targets`, ascending.
+        Positions in `strata_m`, ascending.
     """
-    order, ranks, _ = _ranks(targets, seed, name)
+    order, ranks, _ = _ranks(strata_m, seed, name)
     return np.sort(order[np.argsort(ranks, kind="stable")[:count]])
 
 
-def split_off(targets: NDArray[np.int64], share: float, seed: int, name: str) -> tuple[Indices, Indices]:
-    """Splits images in two, each class in the same proportion.
+def split_off(strata_m: Indices, share: float, seed: int, name: str) -> tuple[Indices, Indices]:
+    """Splits images in two, each stratum in the same proportion.
 
     Args:
-        targets: Class numbers [M], M ≥ 2.
+        strata_m: Number of each image's stratum, from 0; M ≥ 2.
         share: Share in (0, 1) of the images that goes to the second part; at least one image stays in each.
         seed: Seed of the split.
         name: What the split is for; other names give other splits.
@@ -50,7 +39,19 @@ def split_off(targets: NDArray[np.int64], share: float, seed: int, name: str) ->
     Returns:
         Positions of the first and of the second part, ascending.
     """
-    order, ranks, sizes = _ranks(targets, seed, name)
-    count = min(max(round(share * len(targets)), 1), len(targets) - 1)
+    order, ranks, sizes = _ranks(strata_m, seed, name)
+    count = min(max(round(share * len(strata_m)), 1), len(strata_m) - 1)
     ranked = order[np.argsort((ranks + 0.5) / sizes, kind="stable")]
     return np.sort(ranked[count:]), np.sort(ranked[:count])
+
+
+def _ranks(strata_m: Indices, seed: int, name: str) -> tuple[Indices, Indices, Indices]:
+    """Returns a shuffled order, each image's rank within its stratum in it, and its stratum's size."""
+    order = np.random.default_rng(derived_seed(seed, name)).permutation(len(strata_m))
+    shuffled = strata_m[order]
+    by_stratum = np.argsort(shuffled, kind="stable")
+    sizes = np.bincount(shuffled)
+    starts = np.cumsum(sizes) - sizes
+    ranks = np.empty(len(strata_m), dtype=np.int64)
+    ranks[by_stratum] = np.arange(len(strata_m)) - starts[shuffled[by_stratum]]
+    return order, ranks, sizes[shuffled]

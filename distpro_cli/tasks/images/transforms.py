@@ -1,8 +1,9 @@
 """From a decoded image to what the networks see, in uint8 until the batch is made.
 
-Shape letters: hwc an image. Everything random is drawn from the global generators of Python, NumPy and
-torch, which the caller seeds for each sample: timm's transforms know no other way. Resizing is bilinear with
-antialias.
+Everything random is drawn from the global generators of Python, NumPy and torch, which the caller seeds for each
+sample: timm's transforms know no other way. Resizing is bilinear with antialias.
+
+Shape legend: h height, w width, c channels, s image size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
@@ -23,8 +23,8 @@ from torchvision.transforms import ColorJitter
 
 from distpro_cli.errors import DistproError
 from distpro_cli.recipe import schema
+from distpro_cli.tasks.images.sources import Pixels
 
-Pixels = NDArray[np.uint8]
 _BILINEAR = Image.Resampling.BILINEAR
 
 

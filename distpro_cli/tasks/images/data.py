@@ -1,0 +1,173 @@
+"""The images of a run: which train, which judge alpha, which test, and in what order they come.
+
+Shape legend: b images of a batch, m images of a split, s image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from distpro_cli.errors import DistproError
+from distpro_cli.randomness import derived_seed
+from distpro_cli.recipe import schema
+from distpro_cli.tasks.images.datasets import open_dataset
+from distpro_cli.tasks.images.digits import open_digits
+from distpro_cli.tasks.images.folders import open_folder
+from distpro_cli.tasks.images.loader import Order, Samples, load_batches
+from distpro_cli.tasks.images.sources import Indices, Source
+from distpro_cli.tasks.images.subsets import draw_evenly, split_off
+from distpro_cli.tasks.images.transforms import TestTransform, TrainTransform
+from distpro_cli.tasks.task import Batch
+
+SourceOpener = Callable[[schema.Data, str | None], Source]
+
+
+def open_source(spec: schema.Data, split: str | None) -> Source:
+    """Opens one split of the recipe's data, with class numbers as targets.
+
+    Args:
+        spec: The recipe's section.
+        split: Name of the split; None is the test split under its usual names.
+
+    Raises:
+        DistproError: it is not there or cannot be read.
+    """
+    if spec.name == "digits":
+        return open_digits(split or "test")
+    if spec.name == "folder":
+        return open_folder(spec.root, split)
+    return open_dataset(spec.name, spec.root, split)
+
+
+class ImageData:
+    """A `TaskData` of images that each have a row of targets.
+
+    Which image belongs to which part depends on `data.subset_seed` alone; order and augmentation depend on the run's
+    seed. With `test_on: held-out` a part of the train split is the test set, and the test split is not opened.
+
+    Attributes:
+        train_source: The train split.
+        test_source: The split that the test images come from.
+        train_size: Images to train on; the inner part where `outer_share` is set.
+        outer_size: Images of the outer part; 0 without.
+        test_size: Images to test on.
+    """
+
+    def __init__(
+        self, spec: schema.Data, seed: int, outer_share: float | None = None, open_source: SourceOpener = open_source
+    ) -> None:
+        """Opens the splits and draws the parts.
+
+        Args:
+            spec: The recipe's section.
+            seed: Of the run.
+            outer_share: Share in (0, 1) of the train images that judges alpha; None leaves all to training.
+            open_source: Opens a split, with the task's targets.
+
+        Raises:
+            DistproError: the data are not there, not readable, or fewer than the recipe asks for.
+        """
+        self._spec = spec
+        self._seed = seed
+        self._train_transform = TrainTransform(spec)
+        self.train_source = self.test_source = open_source(spec, spec.train_split)
+        train = np.arange(len(self.train_source))
+        if spec.test_on == "held-out":
+            train, test = self._split(train, spec.held_out, "held-out")
+        else:
+            self.test_source = open_source(spec, spec.test_split)
+            test = np.arange(len(self.test_source))
+        self.check_sources()
+        train = self._draw(train, self.train_source, spec.train_images, "train_images")
+        self._test = self._draw(test, self.test_source, spec.test_images, "test_images")
+        self._outer: Indices = np.empty(0, dtype=np.int64)
+        if outer_share is not None:
+            train, self._outer = self._split(train, outer_share, "outer")
+        self._train = train
+        self.train_size, self.outer_size, self.test_size = len(train), len(self._outer), len(self._test)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the splits are, by content and not by place, as values that JSON knows."""
+        return {"train": self.train_source.identity, "test": self.test_source.identity}
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Returns the batches in one pass over the train images: at least one, and none that is not full."""
+        return _steps_per_epoch(self.train_size, batch_size)
+
+    def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]:
+        """Returns the batches of steps start_step..num_steps-1 of a run of `num_steps`.
+
+        A batch never crosses an epoch; fewer images than `batch_size` make one batch per epoch. Batches depend on the
+        seed and the number of the step, not on `workers` or on where the iteration started.
+
+        Args:
+            batch_size: Images per batch.
+            num_steps: Steps of the whole run.
+            start_step: First step, in the middle of any epoch.
+
+        Yields:
+            Images float32 [B, 3, S, S] in [0, 1] and targets [B, ...].
+
+        Raises:
+            DistproError: an image cannot be decoded.
+        """
+        return self._augmented(self._train, "train", batch_size, num_steps, start_step)
+
+    def outer_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]:
+        """Returns batches of the outer part, which passes over its own images; else like `train_batches`."""
+        if not self.outer_size:
+            raise ValueError("there is no outer part: outer_share is None")
+        return self._augmented(self._outer, "outer", batch_size, num_steps, start_step)
+
+    def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
+        """Returns all test images once, in a fixed order, unaugmented; the last batch may be smaller."""
+        spec = self._spec
+        samples = Samples(self.test_source, TestTransform(spec), spec.image_size)
+        order = [(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
+        if spec.cache:
+            self.test_source.keep(self._test.tolist())
+        return load_batches(samples, order, 0 if spec.cache else min(spec.workers, len(order)))
+
+    def check_sources(self) -> None:
+        """Raises DistproError if the opened splits do not fit each other or the recipe; for subclasses."""
+
+    def _augmented(self, part: Indices, name: str, batch_size: int, num_steps: int, start: int) -> Iterator[Batch]:
+        if self._spec.cache:
+            self.train_source.keep(part.tolist())
+        samples = Samples(self.train_source, self._train_transform, self._spec.image_size, self._seed)
+        order = _order(part, derived_seed(self._seed, name), batch_size, num_steps, start)
+        return load_batches(samples, order, self._spec.workers)
+
+    def _split(self, indices: Indices, share: float, name: str) -> tuple[Indices, Indices]:
+        source = self.train_source
+        if len(indices) < 2:
+            raise DistproError(f"{source.place}: {len(indices)} train image cannot be split in two ({name})")
+        first, second = split_off(source.strata_of(indices), share, self._spec.subset_seed, name)
+        return indices[first], indices[second]
+
+    def _draw(self, indices: Indices, source: Source, count: int | None, key: str) -> Indices:
+        if count is None:
+            return indices
+        if count > len(indices):
+            raise DistproError(f"data.{key}: {count} asked for, {source.place} has {len(indices)}")
+        return indices[draw_evenly(source.strata_of(indices), count, self._spec.subset_seed, key)]
+
+
+def _steps_per_epoch(size: int, batch_size: int) -> int:
+    return max(size // batch_size, 1)
+
+
+def _order(part: Indices, seed: int, batch_size: int, num_steps: int, start_step: int) -> Order:
+    """Yields epoch and image numbers of each batch; each epoch is a permutation from (seed, epoch)."""
+    per_epoch = _steps_per_epoch(len(part), batch_size)
+    order, ordered_epoch = part, -1
+    for step in range(start_step, num_steps):
+        epoch, within = divmod(step, per_epoch)
+        if epoch != ordered_epoch:
+            order = part[np.random.default_rng(derived_seed(seed, epoch)).permutation(len(part))]
+            ordered_epoch = epoch
+        yield epoch, order[within * batch_size : (within + 1) * batch_size]
