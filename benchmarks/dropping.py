@@ -39,7 +39,8 @@ from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import relative_cost
 from distpro_cli.process.pathway import PathwayInfo
-from distpro_cli.process.process import Process, Schedule
+from distpro_cli.process.process import Process
+from distpro_cli.process.schedule import Schedule
 from distpro_cli.recipe.schema import Data, Network, Optimizer, PathwayGroup
 from distpro_cli.tasks.classification.task import task_loss
 from distpro_cli.training.device import choose_device, describe_device, make_deterministic

@@ -41,7 +41,9 @@ def transfer(
         float | None,
         typer.Option("--keep", min=0, max=1, help="Keep only the strongest share of the entries."),
     ] = None,
-    match: Annotated[str, typer.Option("--match", help="How pathways are matched: strict.")] = "strict",
+    match: Annotated[
+        str, typer.Option("--match", help="How pathways are matched: strict, or your own as file.py:Name.")
+    ] = "strict",
     device: Device = None,
     seed: Seed = None,
     run_dir: RunDir = None,

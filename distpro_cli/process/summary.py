@@ -1,4 +1,4 @@
-"""What `inspect` says of a process, as plain values."""
+"""What `inspect` reports of a process, as plain values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def summarize(
     `share` of the sum of the means, in [0, 1]. `remaining_percent` maps a threshold to the entries left,
     `relative_cost` to the cost of a step over that of a full one; `keep` maps the share of the entries kept to
     both. `step_cost` is the part of a full step's cost that the student, the teacher and the pathways have.
-    Costs are None where the process does not say what its steps cost.
+    Costs are None where the process does not hold what its steps cost.
     """
     columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, process.share, strict=True)
     return {
@@ -60,8 +60,7 @@ def relative_costs(process: Process, thresholds: Sequence[float]) -> dict[str, f
     """Returns the mean cost of a step over that of a full one, by the threshold as text; None if it is not known."""
     if not process.parts:
         return None
-    schedules = {f"{threshold:g}": process.schedule(threshold=threshold) for threshold in thresholds}
-    return {name: relative_cost(process.parts, schedule) for name, schedule in schedules.items()}
+    return {f"{x:g}": relative_cost(process.parts, process.schedule(threshold=x)) for x in thresholds}
 
 
 def _at_keep(process: Process, keep: float) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
 from distpro_cli.errors import DistproError, NonFiniteLossError
-from distpro_cli.process.process import Schedule
+from distpro_cli.process.schedule import Schedule
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from distpro_cli.runs.metrics import MetricsFile
@@ -51,24 +51,16 @@ class Weights(Protocol):
 class ScheduledWeights:
     """Weights read from a process at training progress step / total_steps; no process is plain training."""
 
-    def __init__(
-        self,
-        stepper: Stepper,
-        total_steps: int,
-        schedule: Schedule | None = None,
-        columns: list[int] | None = None,
-    ) -> None:
+    def __init__(self, stepper: Stepper, total_steps: int, schedule: Schedule | None = None) -> None:
         self.stepper = stepper
         self.total_steps = total_steps
         self.schedule = schedule
-        self.columns = columns or []
         self._current: list[float] = []
 
     def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
         """See `Weights`."""
         if self.schedule is not None:
-            row = self.schedule.at(step / self.total_steps)
-            self._current = [float(row[column]) for column in self.columns]
+            self._current = self.schedule.at(step / self.total_steps).tolist()
         return self.stepper.plain(batch, self._current, step), None
 
     def values(self) -> dict[str, float]:

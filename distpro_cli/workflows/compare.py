@@ -14,7 +14,7 @@ from distpro_cli.errors import DistproError, NonFiniteLossError, RecipeError
 from distpro_cli.files import write_atomically
 from distpro_cli.process.cost import relative_search_cost
 from distpro_cli.process.file import load_process
-from distpro_cli.process.matching import match
+from distpro_cli.process.matching import fit
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import dump_recipe, parse_recipe
 from distpro_cli.recipe.schema import Recipe
@@ -198,8 +198,7 @@ class Comparison:
         pair, process = set_up(self.session, source)
         assert pair.pathways is not None
         infos = pair.pathways.infos
-        match(process, infos)
-        process.schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
+        fit(process, infos).schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
         driven = process if process.weights.any() else None
         dropping = asdict(method.dropping)
         return {seed: transfer_key(self.session, seed, driven, infos, dropping) for seed in self.seeds}

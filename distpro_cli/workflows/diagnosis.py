@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from distpro_cli.errors import DistproError
-from distpro_cli.process.matching import match
+from distpro_cli.process.matching import fit
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.report.comparison import STUDENT
 from distpro_cli.runs.checkpoint import load_checkpoint
@@ -129,8 +129,8 @@ def gradient_directions(recipe: Recipe, method: Method, folder: Path, around: Su
     pair, process = set_up(session, method.source)
     assert pair.teacher is not None and pair.pathways is not None
     infos = pair.pathways.infos
-    schedule = process.schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
-    used = [k for k, column in enumerate(match(process, infos)) if schedule.ever_on[column]]
+    schedule = fit(process, infos).schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
+    used = [k for k, on in enumerate(schedule.ever_on) if on]
     state = load_checkpoint(run.checkpoint, session.device)
     pair.student.model.load_state_dict(state["student"])
     pair.pathways.load_state_dict(state["transforms"])

@@ -9,8 +9,9 @@ from distpro_cli.errors import RecipeError
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.pathways.connections import joins_logits
 from distpro_cli.process.file import save_process
-from distpro_cli.process.matching import match
-from distpro_cli.process.process import Process, Schedule
+from distpro_cli.process.matching import fit
+from distpro_cli.process.process import Process
+from distpro_cli.process.schedule import Schedule
 from distpro_cli.recipe.schema import PathwayGroup, Recipe
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.runs.metrics import MetricsFile
@@ -70,8 +71,8 @@ def transfer(
     session = Session(recipe, around)
     pair, process = set_up(session, source)
     assert pair.teacher is not None and pair.pathways is not None
-    schedule = process.schedule(threshold=dropping.threshold, keep=dropping.keep)
-    columns = match(process, pair.pathways.infos, mode)
+    fitted = fit(process, pair.pathways.infos, mode)
+    schedule = fitted.schedule(threshold=dropping.threshold, keep=dropping.keep)
     if isinstance(source, str):
         process = replace(process, parts=parts_of(session, pair, recipe.distill.batch_size))
     num_used = _num_used(schedule)
@@ -81,9 +82,9 @@ def transfer(
             teacher_top1 = session.evaluate(pair.teacher)["top1"]
             around.reporter.message(f"teacher {recipe.teacher.name}: top-1 {teacher_top1:.2f} %")
     else:
-        pair, columns, teacher_top1 = Pair(pair.student), [], None
+        pair, teacher_top1 = Pair(pair.student), None
     save_process(process, folder.process, force=True)
-    result = distil(session, pair, schedule if num_used else None, columns, folder, title=title)
+    result = distil(session, pair, schedule if num_used else None, folder, title=title)
     summary = {
         "student": {**result["top1"], "weights": str(folder.weights)},
         "teacher": teacher_summary(teacher_top1),
@@ -127,7 +128,7 @@ def train_student(recipe: Recipe, folder: RunFolder, around: Surroundings) -> di
     """Trains the recipe's student alone by `distill`; returns the summary."""
     session = Session(recipe, around)
     pair = Pair(session.build(recipe.student, "student"))
-    result = distil(session, pair, None, [], folder, title="train student")
+    result = distil(session, pair, None, folder, title="train student")
     summary = {
         "student": {**result["top1"], "weights": str(folder.weights)},
         "seconds": result["seconds"],
@@ -154,19 +155,11 @@ def train_teacher_alone(recipe: Recipe, folder: RunFolder, around: Surroundings)
     return summary
 
 
-def distil(
-    session: Session,
-    pair: Pair,
-    schedule: Schedule | None,
-    columns: list[int],
-    folder: RunFolder,
-    *,
-    title: str,
-) -> dict[str, Any]:
+def distil(session: Session, pair: Pair, schedule: Schedule | None, folder: RunFolder, *, title: str) -> dict[str, Any]:
     """Trains the pair's student by `distill` under `schedule`; writes its weights; returns top1 and times."""
 
     def make_weights(stepper: Stepper, total_steps: int) -> Weights:
-        return ScheduledWeights(stepper, total_steps, schedule, columns)
+        return ScheduledWeights(stepper, total_steps, schedule)
 
     trainer = session.trainer(
         pair,

@@ -126,9 +126,7 @@ def wanted(process: Process, step: int, *, threshold: float | None, keep: float 
 def test_calls_of_every_step(dropping: dict[str, float | None]) -> None:
     counted = Counted()
     process = random_process(counted)
-    source = ScheduledWeights(
-        counted.stepper, NUM_STEPS, process.schedule(**dropping), list(range(len(process.pathways)))
-    )
+    source = ScheduledWeights(counted.stepper, NUM_STEPS, process.schedule(**dropping))
     teacher_calls = []
     for step in range(NUM_STEPS):
         on = wanted(process, step, **dropping)
