@@ -1,8 +1,8 @@
 """The safetensors layout as far as a process needs it: float32 tables and string metadata, strictly read.
 
 8 bytes little-endian length of the header, the header as JSON, the tables one after the other.
-`safetensors` reads what this writes; the own writer makes equal input equal bytes, the own reader
-refuses everything else with a reason.
+`safetensors` reads what this writes. The own writer makes equal input equal bytes. The own reader refuses what
+that of `safetensors` lets pass: keys that occur twice, unknown keys, other types, no metadata.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,23 +21,6 @@ MAX_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 16 * 2**20
 LENGTH_BYTES = 8
 _ALIGNMENT = 8
-
-
-@dataclass(frozen=True)
-class Table:
-    """Where a table lies in the data, in bytes."""
-
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Header:
-    """A header whose metadata is checked and whose entries are not yet: other formats have other entries."""
-
-    metadata: dict[str, str]
-    entries: dict[str, Any]
 
 
 def to_json(value: object) -> str:
@@ -83,8 +65,8 @@ def encode(tables: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str
     return b"".join([len(text).to_bytes(LENGTH_BYTES, "little"), text, *data])
 
 
-def decode_header(text: bytes) -> Header:
-    """Reads a header.
+def decode_header(text: bytes) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the metadata, and the entries by tensor, which are not checked: other formats have other entries.
 
     Raises:
         ProcessError: it is not JSON, or has other than strings as metadata.
@@ -98,51 +80,43 @@ def decode_header(text: bytes) -> Header:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ProcessError("the header's __metadata__ is not a mapping of strings")
-    return Header(metadata, entries)
+    return metadata, entries
 
 
-def decode_layout(header: Header) -> dict[str, Table]:
-    """Returns where each table lies.
-
-    Raises:
-        ProcessError: an entry is malformed, or the tables are not float32 or have gaps between them.
-    """
-    tables = {name: _decode_table(name, entry) for name, entry in header.entries.items()}
-    position = 0
-    for name, table in sorted(tables.items(), key=lambda item: (item[1].start, item[1].end)):
-        if table.start != position:
-            raise ProcessError(f"tensor {name!r} starts at byte {table.start} of the data; expected {position}")
-        position = table.end
-    return tables
-
-
-def decode_tables(layout: Mapping[str, Table], data: bytes) -> dict[str, NDArray[np.float32]]:
+def decode_tables(entries: Mapping[str, Any], data: bytes) -> dict[str, NDArray[np.float32]]:
     """Returns the tables that lie in `data`.
 
     Raises:
-        ProcessError: the data is longer or shorter than the layout.
+        ProcessError: an entry is malformed, or the tables are not float32, have gaps between them, or are longer or
+            shorter than the data.
     """
-    expected = max((table.end for table in layout.values()), default=0)
-    if len(data) != expected:
-        state = "truncated" if len(data) < expected else "followed by something else"
-        raise ProcessError(f"{len(data)} bytes of data where the header says {expected}: the file is {state}")
+    for name, entry in entries.items():
+        _check_entry(name, entry)
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        start, end = entry["data_offsets"]
+        if start != position:
+            raise ProcessError(f"tensor {name!r} starts at byte {start} of the data; expected {position}")
+        position = end
+    if len(data) != position:
+        state = "truncated" if len(data) < position else "followed by something else"
+        raise ProcessError(f"{len(data)} bytes of data where the header says {position}: the file is {state}")
     return {
-        name: np.frombuffer(data[table.start : table.end], dtype="<f4").reshape(table.shape).astype(np.float32)
-        for name, table in layout.items()
+        name: np.frombuffer(data[slice(*entry["data_offsets"])], dtype="<f4").reshape(entry["shape"]).astype(np.float32)
+        for name, entry in entries.items()
     }
 
 
-def _decode_table(name: str, entry: object) -> Table:
+def _check_entry(name: str, entry: object) -> None:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ProcessError(f"tensor {name!r}: expected exactly dtype, shape and data_offsets")
     if entry["dtype"] != "F32":
-        raise ProcessError(f"tensor {name!r} is of type {entry['dtype']!r}; expected 'F32'")
+        raise ProcessError(f"tensor {name!r} is of type {ascii(entry['dtype'])[:40]}; expected 'F32'")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_sizes(shape) or len(shape) > 2:
         raise ProcessError(f"tensor {name!r}: the shape is not a list of at most two sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != 4 * math.prod(shape):
         raise ProcessError(f"tensor {name!r}: data_offsets do not fit the shape {shape}")
-    return Table(tuple(shape), offsets[0], offsets[1])
 
 
 def _are_sizes(value: object) -> bool:
@@ -164,5 +138,5 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} occurs twice")
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
     return result

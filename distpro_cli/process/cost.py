@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from distpro_cli.process.process import Schedule
+from distpro_cli.process.schedule import Schedule
 
 STUDENT_FORWARD = "student forward"
 STUDENT_BACKWARD = "student backward"

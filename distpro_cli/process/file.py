@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from distpro_cli.errors import ProcessError
 from distpro_cli.files import check_writable, write_atomically
@@ -17,25 +17,12 @@ from distpro_cli.process.container import (
     LENGTH_BYTES,
     MAX_BYTES,
     MAX_HEADER_BYTES,
-    Header,
     decode_header,
-    decode_layout,
     decode_tables,
     encode,
 )
 from distpro_cli.process.fields import MAX_PATHWAYS, decode_fields, encode_fields
 from distpro_cli.process.process import Process
-
-__all__ = [
-    "FORMAT",
-    "MAX_ROWS",
-    "VERSION",
-    "NotAProcessError",
-    "check_writable",
-    "load_process",
-    "save_process",
-    "write_atomically",
-]
 
 FORMAT = "distpro-process"
 VERSION = 1
@@ -105,21 +92,18 @@ def _open(path: Path) -> IO[bytes]:
 
 def _read(file: IO[bytes]) -> Process:
     size = os.fstat(file.fileno()).st_size
-    header = _read_header(file, size)
-    _check_format(header.metadata)
+    metadata, entries = _read_header(file, size)
+    _check_format(metadata)
     if size > MAX_BYTES:
         raise ProcessError(f"{size / 2**20:.0f} MiB; a process file has at most {MAX_BYTES // 2**20} MiB")
-    _check_names(header)
-    layout = decode_layout(header)
-    rows = layout["progress"].shape[:1]
-    if rows and rows[0] > MAX_ROWS:
-        raise ProcessError(f"{rows[0]} rows; at most {MAX_ROWS} are allowed")
-    fields = decode_fields(header.metadata)
-    tables = decode_tables(layout, file.read(MAX_BYTES))
-    return Process(tables["progress"], tables["weights"], tables["alpha"], **fields)
+    _check_names(entries)
+    tables = decode_tables(entries, file.read(MAX_BYTES))
+    if tables["progress"].size > MAX_ROWS:
+        raise ProcessError(f"{tables['progress'].size} rows; at most {MAX_ROWS} are allowed")
+    return Process(tables["progress"], tables["weights"], tables["alpha"], **decode_fields(metadata))
 
 
-def _read_header(file: IO[bytes], size: int) -> Header:
+def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, str], dict[str, Any]]:
     if size == 0:
         raise ProcessError("the file is empty")
     if size < LENGTH_BYTES:
@@ -148,10 +132,10 @@ def _check_format(metadata: Mapping[str, str]) -> None:
         )
 
 
-def _check_names(header: Header) -> None:
-    missing = [name for name in _TABLES if name not in header.entries]
+def _check_names(entries: Mapping[str, Any]) -> None:
+    missing = [name for name in _TABLES if name not in entries]
     if missing:
         raise ProcessError(f"the file lacks the tensor {', '.join(missing)}")
-    unknown = sorted(set(header.entries) - set(_TABLES))
+    unknown = sorted(set(entries) - set(_TABLES))
     if unknown:
         raise ProcessError(f"unknown tensor {unknown[0][:60]!r}; a process has {', '.join(_TABLES)}")

@@ -1,51 +1,125 @@
-"""Whether a process fits a pair: the same kinds of pathways between corresponding levels."""
+"""Fits a process to a pair: which of its columns drives which pathway.
+
+A new way of matching is a subclass of `Matching` under `@register_matching("name")`, here or in a file of the user's:
+`--match path/to/file.py:Name`.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
-from distpro_cli.errors import DistproError, ProcessError, nearest
+from typing_extensions import override
+
+from distpro_cli.errors import DistproError, ProcessError
+from distpro_cli.process.cost import Part
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
+from distpro_cli.registry import Registry
 
-MODES = ("strict",)
+
+class Matching(ABC):
+    """A way of finding a pair's pathways in a process."""
+
+    @abstractmethod
+    def columns(self, process: Process, pathways: Sequence[PathwayInfo]) -> list[int]:
+        """Returns for each of the pair's pathways its column in the process, from 0.
+
+        A column may serve several pathways, or none.
+
+        Args:
+            process: What is to drive the pair.
+            pathways: The pair's pathways, resolved.
+
+        Raises:
+            ProcessError: they do not match; the message names every difference.
+        """
 
 
-def match(process: Process, pathways: Sequence[PathwayInfo], mode: str = "strict") -> list[int]:
-    """Returns for each of a pair's pathways its column in the process.
+MATCHINGS: Registry[type[Matching]] = Registry("--match mode")
+register_matching = MATCHINGS.register
 
-    Strict: both have the same set of pathways, where two are the same when the level numbers, the numbers of
-    levels, the kinds of both levels, transform and distance agree. Names, channels and sizes may differ.
+
+def fit(process: Process, pathways: Sequence[PathwayInfo], mode: str = "strict") -> Process:
+    """Returns the process with the pair's pathways, and its columns in their order.
+
+    Its schedules are those of `process`, column by column: alpha that is left out still counts for thresholds and
+    shares (a file does not hold it: save `process` itself). Parts of a step that only columns left out need are left
+    out, too.
 
     Args:
         process: What is to drive the pair.
         pathways: The pair's pathways, resolved.
-        mode: `strict`.
+        mode: Name of a matching, or `Name` from `file.py:Name`.
 
     Raises:
-        ProcessError: they do not match; the message names every difference.
+        ProcessError: they do not match.
         DistproError: the mode is unknown.
     """
-    if mode not in MODES:
-        raise DistproError(f"--match is '{mode}'; allowed: {', '.join(MODES)}{nearest(mode, MODES)}")
-    free: dict[tuple[object, ...], list[int]] = {}
-    for column, pathway in enumerate(process.pathways):
-        free.setdefault(_key(pathway), []).append(column)
-    columns: list[int] = []
-    unmatched: list[PathwayInfo] = []
-    for pathway in pathways:
-        candidates = free.get(_key(pathway), [])
-        if not candidates:
-            unmatched.append(pathway)
-            continue
-        # Groups that differ by options alone share a key; the column with the same options goes first.
-        best = max(candidates, key=lambda column: _same_options(process.pathways[column], pathway))
-        candidates.remove(best)
-        columns.append(best)
-    left = [process.pathways[column] for rest in free.values() for column in rest]
-    if unmatched or left:
-        raise ProcessError(_differences(left, unmatched))
-    return columns
+    matching = MATCHINGS.find(mode)
+    if not (isinstance(matching, type) and issubclass(matching, Matching)):
+        raise DistproError(f"--match {mode}: it is no subclass of distpro_cli.process.matching.Matching")
+    columns = matching().columns(process, pathways)
+    own = range(len(process.pathways))
+    if len(columns) != len(pathways) or not all(column in own for column in columns):
+        expected = f"one per pathway of the pair ({len(pathways)}), each from 0 to {own[-1]}"
+        raise ProcessError(f"--match {mode} returned the columns {columns}; expected {expected}")
+    before = process.columns or own
+    return replace(
+        process,
+        weights=process.weights[:, columns],
+        alpha=process.alpha[:, columns],
+        pathways=tuple(pathways),
+        parts=_parts(process, columns),
+        whole_alpha=process.alpha if process.whole_alpha is None else process.whole_alpha,
+        columns=tuple(before[column] for column in columns),
+    )
+
+
+def _parts(process: Process, columns: Sequence[int]) -> tuple[Part, ...]:
+    """Returns the process's parts with the places that its columns have in `columns`."""
+    places: dict[int, list[int]] = {}
+    for place, column in enumerate(columns):
+        places.setdefault(column, []).append(place)
+    parts = []
+    for part in process.parts:
+        if part.pathways:
+            moved = sorted(place for column in set(part.pathways) for place in places.get(column, ()))
+            parts += [replace(part, pathways=tuple(moved))] if moved else []
+        else:
+            parts.append(part)
+    return tuple(parts)
+
+
+@register_matching("strict")
+class Strict(Matching):
+    """Process and pair have the same set of pathways.
+
+    Two are the same when the level numbers, the numbers of levels, the kinds of both levels, transform and distance
+    agree. Names, channels and sizes may differ.
+    """
+
+    @override
+    def columns(self, process: Process, pathways: Sequence[PathwayInfo]) -> list[int]:
+        free: dict[tuple[object, ...], list[int]] = {}
+        for column, pathway in enumerate(process.pathways):
+            free.setdefault(_key(pathway), []).append(column)
+        columns: list[int] = []
+        unmatched: list[PathwayInfo] = []
+        for pathway in pathways:
+            candidates = free.get(_key(pathway), [])
+            if not candidates:
+                unmatched.append(pathway)
+                continue
+            # Groups that differ by options alone share a key; the column with the same options goes first.
+            best = max(candidates, key=lambda column: _same_options(process.pathways[column], pathway))
+            candidates.remove(best)
+            columns.append(best)
+        left = [process.pathways[column] for rest in free.values() for column in rest]
+        if unmatched or left:
+            raise ProcessError(_differences(left, unmatched))
+        return columns
 
 
 def _key(pathway: PathwayInfo) -> tuple[object, ...]:

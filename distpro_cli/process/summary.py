@@ -1,4 +1,4 @@
-"""What `inspect` shows of a process, as plain values."""
+"""What `inspect` reports of a process, as plain values."""
 
 from __future__ import annotations
 
@@ -60,8 +60,7 @@ def relative_costs(process: Process, thresholds: Sequence[float]) -> dict[str, f
     """Returns the mean cost of a step over that of a full one, by the threshold as text; None if it is not known."""
     if not process.parts:
         return None
-    schedules = {f"{threshold:g}": process.schedule(threshold=threshold) for threshold in thresholds}
-    return {name: relative_cost(process.parts, schedule) for name, schedule in schedules.items()}
+    return {f"{x:g}": relative_cost(process.parts, process.schedule(threshold=x)) for x in thresholds}
 
 
 def _at_keep(process: Process, keep: float) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distpro_cli.process.process import rows_to_keep
+from distpro_cli.process.schedule import rows_to_keep
 from distpro_cli.recipe.schema import Search
 
 Normalization = Callable[[Tensor, float, float], Tensor]

@@ -33,6 +33,12 @@ def lower_pathways(count: int = 4) -> tuple[PathwayInfo, ...]:
     return tuple(make_pathway(i, j, count) for i in range(1, count + 1) for j in range(1, i + 1))
 
 
+def constant_process(pathways: Sequence[PathwayInfo], weight: float) -> Process:
+    """A process of one weight everywhere."""
+    table = np.full((2, len(pathways)), weight, dtype=np.float32)
+    return Process(np.array([0, 1]), table, table, tuple(pathways), "none", RECIPE)
+
+
 def make_process(num_rows: int = 21, pathways: Sequence[PathwayInfo] | None = None, seed: int = 0) -> Process:
     """A process in which low levels matter early and high ones late."""
     pathways = lower_pathways() if pathways is None else pathways

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from distpro_cli.errors import ProcessError
 from distpro_cli.process.cost import Part, relative_cost, relative_search_cost
 from distpro_cli.process.file import load_process, save_process
-from distpro_cli.process.process import Process, Schedule
-from tests.process.examples import lower_pathways, make_process
+from distpro_cli.process.schedule import Schedule
+from tests.process.examples import constant_process, lower_pathways, make_process
 
 NUM_STEPS = 20_000
 PARTS = (
@@ -57,7 +57,7 @@ def test_weights_of_zero_are_off_and_equal_scores_follow_keep() -> None:
     level = replace(process, alpha=np.ones_like(process.alpha))
     schedule = level.schedule(keep=0.5)
     assert relative_cost(PARTS, schedule) == pytest.approx(simulated(PARTS, schedule), abs=2e-3)
-    nothing = Process.constant(lower_pathways(), [0.0] * 10, "", 0)
+    nothing = constant_process(lower_pathways(), 0.0)
     assert relative_cost(PARTS, nothing.schedule()) == pytest.approx(31.5 / sum(part.cost for part in PARTS))
 
 

@@ -23,6 +23,7 @@ from distpro_cli.process.process import Process
 from tests.process.examples import make_process
 
 DOC = Path(__file__).parents[2] / "docs" / "process-format.md"
+SHIPPED = sorted((DOC.parents[1] / "processes").glob("**/*.safetensors"))
 
 
 @pytest.fixture
@@ -64,6 +65,12 @@ def test_equal_processes_give_equal_bytes_in_every_python(path: Path) -> None:
     assert path.read_bytes() == (path.parent / "again.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_process_is_written_again_byte_for_byte(shipped: Path, tmp_path: Path) -> None:
+    save_process(load_process(shipped), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == shipped.read_bytes()
+
+
 def test_an_existing_file_needs_force(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(DistproError, match="--force"):
@@ -95,6 +102,18 @@ def with_header(content: bytes, change: Callable[[dict[str, Any]], object]) -> b
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
+def with_text(content: bytes, old: bytes, new: bytes) -> bytes:
+    length = int.from_bytes(content[:8], "little")
+    text = content[8 : 8 + length]
+    assert old in text
+    text = text.replace(old, new, 1)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def shifted(header: dict[str, Any], name: str, num_bytes: int) -> None:
+    header[name]["data_offsets"] = [offset + num_bytes for offset in header[name]["data_offsets"]]
+
+
 def metadata(key: str, value: str) -> Callable[[bytes], bytes]:
     return lambda content: with_header(content, lambda header: header["__metadata__"].update({key: value}))
 
@@ -123,6 +142,24 @@ CORRUPTIONS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "float16": (lambda c: with_header(c, lambda h: h["alpha"].update({"dtype": "F16"})), "F16|float32|F32"),
     "shape": (lambda c: with_header(c, lambda h: h["alpha"].update({"shape": [3, 3]})), "alpha"),
     "negative shape": (lambda c: with_header(c, lambda h: h["alpha"].update({"shape": [-21, -10]})), "alpha"),
+    # What the reader of safetensors itself lets pass.
+    "tensor twice": (lambda c: with_text(c, b'"alpha":', b'"alpha":{},"alpha":'), "'alpha' occurs twice"),
+    "metadata twice": (lambda c: with_text(c, b'"seed":', b'"seed":"1","seed":'), "'seed' occurs twice"),
+    "key of an entry twice": (lambda c: with_text(c, b'"dtype":', b'"dtype":"F32","dtype":'), "'dtype' occurs twice"),
+    "unknown key": (lambda c: with_header(c, lambda h: h["alpha"].update({"order": "C"})), "'alpha': expected exactly"),
+    "entry as a list": (
+        lambda c: with_header(c, lambda h: h.update({"alpha": list(h["alpha"].values())})),
+        "'alpha': expected exactly",
+    ),
+    "no metadata": (lambda c: with_header(c, lambda h: h.update({"__metadata__": None})), "mapping of strings"),
+    "empty and huge": (
+        lambda c: with_header(c, lambda h: h["alpha"].update({"shape": [0, 2**62], "data_offsets": [0, 0]})),
+        "'alpha': the shape",
+    ),
+    # And what it refuses.
+    "a gap": (lambda c: with_header(c, lambda h: shifted(h, "weights", 4)), "'weights' starts at byte"),
+    "an overlap": (lambda c: with_header(c, lambda h: shifted(h, "weights", -4)), "'weights' starts at byte"),
+    "odd type": (lambda c: with_header(c, lambda h: h["alpha"].update({"dtype": ["F32"] * 99})), "'alpha' is of type"),
     "huge shape": (lambda c: with_header(c, lambda h: h["alpha"].update({"shape": [2**62, 2**62]})), "alpha"),
 }
 

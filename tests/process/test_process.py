@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from distpro_cli.errors import DistproError, ProcessError
-from distpro_cli.process.matching import match
-from distpro_cli.process.process import Process, rows_to_keep
-from tests.process.examples import RECIPE, lower_pathways, make_pathway, make_process
+from distpro_cli.process.schedule import rows_to_keep
+from tests.process.examples import constant_process, lower_pathways, make_process
 
 
 @pytest.mark.parametrize("u", [0.0, 0.013, 0.5, 0.731, 1.0])
@@ -49,7 +48,7 @@ def test_pathways_go_on_and_off_over_time() -> None:
 
 
 def test_equal_alpha_is_kept_whole() -> None:
-    constant = Process.constant(lower_pathways(), [0.9] * 10, RECIPE, 0)
+    constant = constant_process(lower_pathways(), 0.9)
     assert constant.schedule(threshold=0.9).remaining_percent == 100
     np.testing.assert_allclose(constant.at(0.3), 0.9)
 
@@ -83,24 +82,3 @@ def test_tables_that_do_not_fit_are_refused(field: str) -> None:
     process = make_process()
     with pytest.raises(ProcessError):
         replace(process, **{field: getattr(process, field)[:-1]})
-
-
-def test_matching_finds_the_columns_whatever_the_order_and_the_channels() -> None:
-    process = make_process()
-    shuffled = list(reversed(lower_pathways()))
-    wider = [replace(info, student=replace(info.student, shape=(99, *info.student.shape[1:]))) for info in shuffled]
-    assert match(process, wider) == list(range(9, -1, -1))
-
-
-def test_a_mismatch_names_every_difference() -> None:
-    process = make_process()
-    others = [make_pathway(1, 1, transform="conv1"), *lower_pathways()[2:]]
-    with pytest.raises(ProcessError) as error:
-        match(process, others)
-    text = str(error.value)
-    assert "1-1" in text and "conv1" in text and "conv2" in text and "2-1" in text
-    assert "3-3" not in text
-    with pytest.raises(ProcessError, match="level"):
-        match(process, lower_pathways(5)[:10])
-    with pytest.raises(DistproError, match="strict"):
-        match(process, lower_pathways(), mode="stric")

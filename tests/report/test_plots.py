@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from distpro_cli.errors import DistproError
-from distpro_cli.process.process import Process
 from distpro_cli.report import plots
-from tests.process.examples import RECIPE, lower_pathways, make_pathway, make_process
+from tests.process.examples import constant_process, lower_pathways, make_pathway, make_process
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +59,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, suffix: str) -> None:
 
 
 def test_weights_that_are_all_zero_can_be_drawn(tmp_path: Path) -> None:
-    zero = Process.constant([make_pathway(4, 2)], [0.0], RECIPE, 0)
+    zero = constant_process([make_pathway(4, 2)], 0.0)
     plots.plot_processes([("zero", zero)], tmp_path / "zero.png")
 
 

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from distpro_cli.process.process import Process
 from distpro_cli.process.summary import sample
 from distpro_cli.report.process_table import print_process_table, print_side_by_side
 from distpro_cli.report.recipe_table import print_recipe_table
 from distpro_cli.report.terminal import count, number, size, sparkline
-from tests.process.examples import RECIPE, lower_pathways, make_pathway, make_process
+from tests.process.examples import constant_process, lower_pathways, make_pathway, make_process
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_no_id_is_cut_in_eighty_columns(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_weights_that_are_all_zero_have_a_table_too(capsys: pytest.CaptureFixture[str]) -> None:
-    print_process_table("zero", Process.constant(lower_pathways(), [0.0] * 10, RECIPE, 0))
+    print_process_table("zero", constant_process(lower_pathways(), 0.0))
     assert "0.0%" in capsys.readouterr().out
 
 
