@@ -35,7 +35,7 @@ class NotAProcessError(ProcessError):
 
 
 def save_process(process: Process, path: Path, force: bool = False) -> None:
-    """Writes a process; equal processes give equal bytes.
+    """Writes a process, see `to_bytes`.
 
     Args:
         process: What to write.
@@ -47,13 +47,22 @@ def save_process(process: Process, path: Path, force: bool = False) -> None:
         ProcessError: the process cannot be expressed in the format.
     """
     check_writable(path, force=force)
+    content = to_bytes(process)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def to_bytes(process: Process) -> bytes:
+    """Returns the content of a process file; equal processes give equal bytes.
+
+    Raises:
+        ProcessError: the process cannot be expressed in the format.
+    """
     if len(process.progress) > MAX_ROWS or len(process.pathways) > MAX_PATHWAYS:
         raise ProcessError(f"a process file holds at most {MAX_ROWS} rows and {MAX_PATHWAYS} pathways")
     metadata = encode_fields(process)
     decode_fields(metadata)  # What could not be read back is not written.
     tables = {"alpha": process.alpha, "progress": process.progress, "weights": process.weights}
-    content = encode(tables, {"format": FORMAT, "version": str(VERSION), **metadata})
-    write_atomically(path, lambda file: file.write(content))
+    return encode(tables, {"format": FORMAT, "version": str(VERSION), **metadata})
 
 
 def load_process(path: Path) -> Process:
