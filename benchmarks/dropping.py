@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from distpro_cli.process.schedule import Schedule
 
 from distpro_cli.costs.step_costs import step_parts
 from distpro_cli.networks.build import build_network
@@ -41,6 +40,7 @@ from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import relative_cost
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
+from distpro_cli.process.schedule import Schedule
 from distpro_cli.recipe.load import parse_recipe
 from distpro_cli.tasks.task import Batch, find_task
 from distpro_cli.training.device import choose_device, describe_device, make_deterministic

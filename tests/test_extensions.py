@@ -30,21 +30,21 @@ def test_a_task_trains_searches_transfers_and_compares(distpro: Run, toys: Path)
     trained = distpro("train", "tiny.yaml", *task, "--json", "-q")
     assert trained.status == 0, trained.err
     student = trained.json["student"]
-    assert student["error_best"] == student["error_last"] > 0
+    assert student["ink_error_best"] == student["ink_error_last"] > 0
     assert trained.json["metric"]["higher_is_better"] is False
     found = distpro("search", "tiny.yaml", *task, "-o", "p.safetensors")
     assert found.status == 0, found.err
     assert "teacher ink error" in found.out and "top-1" not in found.out + found.err
     distilled = distpro("transfer", "-p", "p.safetensors", "--json", "-q")
     assert distilled.status == 0, distilled.err
-    assert distilled.json["teacher"]["error"] > 0
+    assert distilled.json["teacher"]["ink_error"] > 0
     methods = ["--methods", "student,uniform,process", "-p", "p.safetensors", "--seeds", 1]
     compared = distpro("compare", "tiny.yaml", *task, *methods, "--run-dir", "c")
     assert compared.status == 0, compared.err
     assert "ink error" in compared.out and "top-1" not in compared.out + (toys / "c" / "comparison.md").read_text()
     summary = json.loads((toys / "c" / "summary.json").read_text())
     by_name = {method["name"]: method for method in summary["methods"]}
-    assert by_name["student"]["error_last"]["values"] == [student["error_last"]]
+    assert by_name["student"]["ink_error_last"]["values"] == [student["ink_error_last"]]
     worse = {one["name"] for one in summary["worse"]}
     assert worse == {name for name, one in by_name.items() if (one["difference"] or {"mean": 0})["mean"] > 0}
 

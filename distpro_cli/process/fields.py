@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from distpro_cli.errors import ProcessError
 from distpro_cli.process.container import from_json, to_json
 from distpro_cli.process.cost import Part
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import Process
+
+Item = TypeVar("Item")
 
 MAX_PATHWAYS = 10_000
 MAX_PARTS = 50_000
@@ -29,7 +32,6 @@ def encode_fields(process: Process) -> dict[str, str]:
     Raises:
         ProcessError: a value is not one that JSON knows, or that `decode_fields` would refuse.
     """
-    parts = {"parts": to_json([asdict(part) for part in process.parts])} if process.parts else {}
     return {
         "pathways": to_json([_plain(pathway) for pathway in process.pathways]),
         "normalization": process.normalization,
@@ -37,7 +39,7 @@ def encode_fields(process: Process) -> dict[str, str]:
         "versions": to_json(dict(process.versions)),
         "seed": str(process.seed),
         "measured": to_json(dict(process.measured)),
-        **parts,
+        **({"parts": to_json([asdict(part) for part in process.parts])} if process.parts else {}),
     }
 
 
@@ -59,13 +61,13 @@ def _plain(pathway: PathwayInfo) -> dict[str, Any]:
     return plain | {side: {key: plain[side][key] for key in _LEVEL_KEYS} for side in ("teacher", "student")}
 
 
-def _pathways(text: str) -> tuple[PathwayInfo, ...]:
-    values = from_json(text, "the metadata's pathways")
+def _items(text: str, noun: str, most: int, decode: Callable[[Any, str], Item]) -> tuple[Item, ...]:
+    values = from_json(text, f"the metadata's {noun}s")
     if not isinstance(values, list):
-        raise ProcessError("the metadata's pathways are not a list")
-    if len(values) > MAX_PATHWAYS:
-        raise ProcessError(f"{len(values)} pathways; at most {MAX_PATHWAYS} are allowed")
-    return tuple(_pathway(value, f"pathway {number}") for number, value in enumerate(values, start=1))
+        raise ProcessError(f"the metadata's {noun}s are not a list")
+    if len(values) > most:
+        raise ProcessError(f"{len(values)} {noun}s; at most {most} are allowed")
+    return tuple(decode(value, f"{noun} {number}") for number, value in enumerate(values, start=1))
 
 
 def _pathway(value: Any, where: str) -> PathwayInfo:
@@ -76,8 +78,8 @@ def _pathway(value: Any, where: str) -> PathwayInfo:
         student=_level(value["student"], f"{where}: student"),
         transform=_name(value["transform"], f"{where}: transform"),
         distance=_name(value["distance"], f"{where}: distance"),
-        transform_options=_options(value["transform_options"], f"{where}: transform_options"),
-        distance_options=_options(value["distance_options"], f"{where}: distance_options"),
+        transform_options=_object(value["transform_options"], f"{where}: transform_options"),
+        distance_options=_object(value["distance_options"], f"{where}: distance_options"),
     )
 
 
@@ -106,8 +108,7 @@ def _level(value: Any, where: str) -> LevelInfo:
 
 
 def _check_keys(value: Any, keys: set[str], where: str) -> None:
-    if not isinstance(value, dict):
-        raise ProcessError(f"{where} is {_shown(value)}; expected an object")
+    _object(value, where)
     if missing := keys - value.keys():
         raise ProcessError(f"{where} lacks {', '.join(sorted(missing))}")
     if unknown := value.keys() - keys:
@@ -127,7 +128,7 @@ def _name(value: Any, where: str) -> str:
     return value
 
 
-def _options(value: Any, where: str) -> dict[str, Any]:
+def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProcessError(f"{where} is {_shown(value)}; expected an object")
     return value
@@ -142,32 +143,18 @@ def _recipe(text: str) -> str:
 
 
 def _versions(text: str) -> dict[str, str]:
-    values = from_json(text, "the metadata's versions")
-    if not isinstance(values, dict):
-        raise ProcessError("the metadata's versions are not an object")
+    values = _object(from_json(text, "the metadata's versions"), "the metadata's versions")
     return {_name(key, "a name in versions"): _name(value, f"version of {key}") for key, value in values.items()}
 
 
 def _measured(text: str) -> dict[str, float | int | str]:
-    values = from_json(text, "the metadata's measured")
-    if not isinstance(values, dict):
-        raise ProcessError("the metadata's measured is not an object")
+    values = _object(from_json(text, "the metadata's measured"), "the metadata's measured")
     for key, value in values.items():
         _name(key, "a name in measured")
-        if isinstance(value, str) and value.isprintable():
-            continue
-        if type(value) not in (int, float) or abs(value) > 1e300:
+        known = value.isprintable() if isinstance(value, str) else type(value) in (int, float) and abs(value) <= 1e300
+        if not known:
             raise ProcessError(f"measured {key} is {_shown(value)}; expected a finite number or text")
     return values
-
-
-def _parts(text: str) -> tuple[Part, ...]:
-    values = from_json(text, "the metadata's parts")
-    if not isinstance(values, list):
-        raise ProcessError("the metadata's parts are not a list")
-    if len(values) > MAX_PARTS:
-        raise ProcessError(f"{len(values)} parts; at most {MAX_PARTS} are allowed")
-    return tuple(_part(value, f"part {number}") for number, value in enumerate(values, start=1))
 
 
 def _part(value: Any, where: str) -> Part:
@@ -191,8 +178,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_DECODERS = {
-    "pathways": _pathways,
+_DECODERS: dict[str, Callable[[str], Any]] = {
+    "pathways": lambda text: _items(text, "pathway", MAX_PATHWAYS, _pathway),
     "normalization": lambda text: _name(text, "the metadata's normalization"),
     "recipe": _recipe,
     "versions": _versions,
@@ -200,4 +187,4 @@ _DECODERS = {
     "measured": _measured,
 }
 
-_OPTIONAL_DECODERS = {"parts": _parts}
+_OPTIONAL_DECODERS: dict[str, Callable[[str], Any]] = {"parts": lambda text: _items(text, "part", MAX_PARTS, _part)}

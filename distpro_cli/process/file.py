@@ -77,10 +77,8 @@ def load_process(path: Path) -> Process:
     try:
         with _open(path) as file:
             return _read(file)
-    except NotAProcessError as error:
-        raise NotAProcessError(f"{path}: {error}") from None
     except ProcessError as error:
-        raise ProcessError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     except OSError as error:
         raise ProcessError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # A path with a null character.

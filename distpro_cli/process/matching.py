@@ -71,25 +71,19 @@ def fit(process: Process, pathways: Sequence[PathwayInfo], mode: str = "strict")
         weights=process.weights[:, columns],
         alpha=process.alpha[:, columns],
         pathways=tuple(pathways),
-        parts=_parts(process, columns),
+        parts=_moved_parts(process, columns),
         whole_alpha=process.alpha if process.whole_alpha is None else process.whole_alpha,
         columns=tuple(before[column] for column in columns),
     )
 
 
-def _parts(process: Process, columns: Sequence[int]) -> tuple[Part, ...]:
-    """Returns the process's parts with the places that its columns have in `columns`."""
-    places: dict[int, list[int]] = {}
-    for place, column in enumerate(columns):
-        places.setdefault(column, []).append(place)
-    parts = []
+def _moved_parts(process: Process, columns: Sequence[int]) -> tuple[Part, ...]:
+    moved: list[Part] = []
     for part in process.parts:
-        if part.pathways:
-            moved = sorted(place for column in set(part.pathways) for place in places.get(column, ()))
-            parts += [replace(part, pathways=tuple(moved))] if moved else []
-        else:
-            parts.append(part)
-    return tuple(parts)
+        places = tuple(place for place, column in enumerate(columns) if column in (part.pathways or ()))
+        if places or not part.pathways:
+            moved.append(replace(part, pathways=places) if places else part)
+    return tuple(moved)
 
 
 @register_matching("strict")
@@ -122,10 +116,20 @@ class Strict(Matching):
         return columns
 
 
+def _kind(pathway: PathwayInfo) -> dict[str, object]:
+    """Returns by name what two pathways of one connection must have in common."""
+    return {
+        "teacher levels": pathway.teacher.count,
+        "student levels": pathway.student.count,
+        "kind of the teacher's level": pathway.teacher.kind,
+        "kind of the student's level": pathway.student.kind,
+        "transform": pathway.transform,
+        "distance": pathway.distance,
+    }
+
+
 def _key(pathway: PathwayInfo) -> tuple[object, ...]:
-    teacher, student = pathway.teacher, pathway.student
-    levels = (teacher.number, teacher.count, teacher.kind, student.number, student.count, student.kind)
-    return (*levels, pathway.transform, pathway.distance)
+    return (pathway.connection, *_kind(pathway).values())
 
 
 def _same_options(one: PathwayInfo, other: PathwayInfo) -> bool:
@@ -142,21 +146,11 @@ def _differences(of_process: list[PathwayInfo], of_pair: list[PathwayInfo]) -> s
             concerned.setdefault("only in the process", []).append(own.id)
             continue
         rest.remove(partner)
-        for difference in _compare(own, partner):
-            concerned.setdefault(difference, []).append(own.id)
+        in_pair = _kind(partner)
+        for name, value in _kind(own).items():
+            if value != in_pair[name]:
+                concerned.setdefault(f"{name} {value} in the process, {in_pair[name]} in the pair", []).append(own.id)
     for other in rest:
         concerned.setdefault("only in the pair", []).append(other.id)
     lines = [f"  {difference}: {', '.join(ids)}" for difference, ids in concerned.items()]
     return "\n".join(["the process does not fit this pair:", *lines])
-
-
-def _compare(own: PathwayInfo, other: PathwayInfo) -> list[str]:
-    pairs = [
-        ("teacher levels", own.teacher.count, other.teacher.count),
-        ("student levels", own.student.count, other.student.count),
-        ("kind of the teacher's level", own.teacher.kind, other.teacher.kind),
-        ("kind of the student's level", own.student.kind, other.student.kind),
-        ("transform", own.transform, other.transform),
-        ("distance", own.distance, other.distance),
-    ]
-    return [f"{name} {a} in the process, {b} in the pair" for name, a, b in pairs if a != b]

@@ -101,10 +101,9 @@ class Process:
         Raises:
             DistproError: both are given, or one is out of range.
         """
-        if self.whole_alpha is None:
-            return Schedule(self.progress, self.weights, *kept_entries(self.alpha, threshold, keep))
-        mask_tk, score_tk, cutoff = kept_entries(self.whole_alpha, threshold, keep)
-        columns = list(self.columns)
+        alpha_tk = self.alpha if self.whole_alpha is None else self.whole_alpha
+        mask_tk, score_tk, cutoff = kept_entries(alpha_tk, threshold, keep)
+        columns = list(self.columns or range(len(self.pathways)))
         return Schedule(self.progress, self.weights, mask_tk[:, columns], score_tk[:, columns], cutoff)
 
     def remaining_percent(self, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
@@ -118,8 +117,7 @@ class Process:
 
 def _mean_over_time(progress_t: Float32, table_tk: Float32) -> NDArray[np.float64]:
     widths_t = np.diff(progress_t.astype(np.float64))
-    middles_tk = (table_tk[:-1].astype(np.float64) + table_tk[1:]) / 2
-    mean: NDArray[np.float64] = widths_t @ middles_tk
+    mean: NDArray[np.float64] = widths_t @ ((table_tk[:-1].astype(np.float64) + table_tk[1:]) / 2)
     return mean
 
 
@@ -135,13 +133,11 @@ def _check_tables(process: Process) -> None:
         raise ProcessError(f"progress has the shape {list(progress.shape)}; expected [T] with at least 2 rows")
     if num_pathways == 0:
         raise ProcessError("there is no pathway; a process has at least one")
-    expected = (len(progress), num_pathways)
+    expected = [len(progress), num_pathways]
     for name, table in (("weights", weights), ("alpha", alpha)):
-        if table.shape != expected:
-            raise ProcessError(
-                f"{name} has the shape {list(table.shape)}; expected {list(expected)}: "
-                f"{len(progress)} rows of progress, {num_pathways} pathways"
-            )
+        if list(table.shape) != expected:
+            reason = f"{len(progress)} rows of progress, {num_pathways} pathways"
+            raise ProcessError(f"{name} has the shape {list(table.shape)}; expected {expected}: {reason}")
     for name, table in (("progress", progress), ("weights", weights), ("alpha", alpha)):
         if not np.isfinite(table).all():
             raise ProcessError(f"{name} holds a value that is not finite")
@@ -165,6 +161,5 @@ def _check_parts(process: Process) -> None:
         if not part.cost >= 0:
             raise ProcessError(f"part {part.name} has the cost {part.cost:g}; a cost is 0 or more")
         if beyond := [k for k in part.pathways or () if not 0 <= k < len(process.pathways)]:
-            raise ProcessError(
-                f"part {part.name} names pathway {beyond[0]}; there are 0 to {len(process.pathways) - 1}"
-            )
+            last = len(process.pathways) - 1
+            raise ProcessError(f"part {part.name} names pathway {beyond[0]}; there are 0 to {last}")

@@ -66,17 +66,16 @@ class Schedule:
     def kept_at(self, u: float) -> NDArray[np.bool_]:
         """Returns which pathways are kept at progress `u` in [0, 1]; [K]."""
         row, share = _position(self.progress, u)
-        if share == 0.0:
-            exact: NDArray[np.bool_] = self.mask[row].copy()
-            return exact
-        before, after = self.mask[row], self.mask[row + 1]
-        score = self.score[row] + share * (self.score[row + 1] - self.score[row])
-        kept: NDArray[np.bool_] = (before & after) | ((before | after) & (score >= self.cutoff))
+        kept: NDArray[np.bool_] = self.mask[row].copy()
+        if share > 0:
+            after = self.mask[row + 1]
+            score = self.score[row] + share * (self.score[row + 1] - self.score[row])
+            kept = (kept & after) | ((kept | after) & (score >= self.cutoff))
         return kept
 
     def at(self, u: float) -> Float32:
         """Returns the weights at progress `u` in [0, 1]; [K], dropped ones exactly 0."""
-        weights: Float32 = interpolate(self.progress, self.weights, u)
+        weights = interpolate(self.progress, self.weights, u)
         weights[~self.kept_at(u)] = 0
         return weights
 
@@ -110,12 +109,11 @@ def kept_entries(alpha_tk: Float32, threshold: float | None, keep: float | None)
 def interpolate(progress_t: Float32, table_tk: Float32, u: float) -> Float32:
     """Returns the row of a table at progress `u`, linearly interpolated; [K]."""
     row, share = _position(progress_t, u)
-    if share == 0.0:
-        exact: Float32 = table_tk[row].copy()
-        return exact
-    before, after = table_tk[row].astype(np.float64), table_tk[row + 1].astype(np.float64)
-    between: Float32 = (before * (1 - share) + after * share).astype(np.float32)
-    return between
+    table_k: Float32 = table_tk[row].copy()
+    if share > 0:
+        before, after = table_tk[row : row + 2].astype(np.float64)
+        table_k = (before * (1 - share) + after * share).astype(np.float32)
+    return table_k
 
 
 def _position(progress_t: Float32, u: float) -> tuple[int, float]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distpro_cli.process.cost import relative_cost
 from distpro_cli.process.file import FORMAT, VERSION
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.process.process import THRESHOLDS, Process
@@ -46,7 +45,11 @@ def summarize(
             for pathway, (start, middle, end, mean, share) in zip(process.pathways, columns, strict=True)
         ],
         "remaining_percent": process.remaining_percent(thresholds),
-        "relative_cost": relative_costs(process, thresholds),
+        "relative_cost": {
+            f"{threshold:g}": process.relative_cost(process.schedule(threshold=threshold)) for threshold in thresholds
+        }
+        if process.parts
+        else None,
         "keep": {f"{keep:g}": _at_keep(process, keep) for keep in keeps},
         "step_cost": _step_cost(process),
         "normalization": process.normalization,
@@ -54,13 +57,6 @@ def summarize(
         "versions": dict(process.versions),
         "measured": dict(process.measured),
     }
-
-
-def relative_costs(process: Process, thresholds: Sequence[float]) -> dict[str, float] | None:
-    """Returns the mean cost of a step over that of a full one, by the threshold as text; None if it is not known."""
-    if not process.parts:
-        return None
-    return {f"{x:g}": relative_cost(process.parts, process.schedule(threshold=x)) for x in thresholds}
 
 
 def _at_keep(process: Process, keep: float) -> dict[str, float | None]:

@@ -107,7 +107,7 @@ class Task(ABC):
         """Returns what the networks' constructors are given, where they take it; no data is read."""
         return {}
 
-    def check_output(self, name: str, output: Any, spec: Data) -> None:  # noqa: B027 - a task may leave it out
+    def check_output(self, name: str, output: Any, spec: Data) -> None:
         """Raises DistproError if what a network returns for a batch is not what the losses take.
 
         Args:

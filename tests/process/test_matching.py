@@ -20,7 +20,7 @@ from tests.conftest import Run
 from tests.process.examples import lower_pathways, make_pathway, make_process
 from tests.process.test_cost import PARTS
 
-LOOSE = f"{Path(__file__).with_name('loose_matching.py')}:Loose"
+LOOSE = f"{Path(__file__).parent.parent / 'toys' / 'matching.py'}:Loose"
 DROPPING: list[dict[str, float]] = [{}, {"threshold": 0.3}, {"threshold": 0.6}, {"keep": 0.5}, {"keep": 0.07}]
 MOMENTS = (0.0, 0.05, 0.21, 0.5, 0.777, 1.0)
 

@@ -250,4 +250,4 @@ class TaskSuite:
         assert again == pytest.approx(result, rel=1e-4)
 
 
-TOY = f"{Path(__file__).with_name('toy_regression.py')}:Ink"
+TOY = f"{Path(__file__).parent.parent / 'toys' / 'regression.py'}:Ink"

@@ -56,9 +56,7 @@ def test_a_task_is_found_in_a_users_file() -> None:
     ink = find_task(TOY)
     assert issubclass(ink, Task)
     assert ink.metric == Metric("ink_error", "ink error", higher_is_better=False)
-    with pytest.raises(
-        DistproError, match=r"toy_regression.py has no class or function 'Imk' \(did you mean 'Ink'\?\)"
-    ):
+    with pytest.raises(DistproError, match=r"regression.py has no class or function 'Imk' \(did you mean 'Ink'\?\)"):
         find_task(TOY.replace(":Ink", ":Imk"))
 
 

@@ -1,4 +1,4 @@
-"""A matching of a user's own: by connection alone, whatever else the process holds."""
+"""A matching of a user's own: level numbers alone count, and columns that the pair does not ask for are left out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from distpro_cli.process.process import Process
 
 @register_matching("loose")
 class Loose(Matching):
-    """Takes the first column of the same connection."""
+    """Takes for every pathway of the pair the column of the same connection."""
 
     def columns(self, process: Process, pathways: Sequence[PathwayInfo]) -> list[int]:
-        by_connection = {info.connection: k for k, info in reversed(list(enumerate(process.pathways)))}
-        if missing := [info.id for info in pathways if info.connection not in by_connection]:
-            raise ProcessError(f"only in the pair: {', '.join(missing)}")
-        return [by_connection[info.connection] for info in pathways]
+        """Returns the first column of each connection."""
+        connections = [info.connection for info in process.pathways]
+        if missing := [info.id for info in pathways if info.connection not in connections]:
+            raise ProcessError(f"the process has no pathway {', '.join(missing)}")
+        return [connections.index(info.connection) for info in pathways]
+
+
+class Careless(Matching):
+    """Forgets the last pathway."""
+
+    def columns(self, process: Process, pathways: Sequence[PathwayInfo]) -> list[int]:
+        """Returns one column too few."""
+        return list(range(len(pathways) - 1))

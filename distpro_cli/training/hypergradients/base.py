@@ -91,10 +91,11 @@ def outer_gradient(distiller: Distiller, outer: Batch, step: int) -> tuple[StepL
     return distiller.named(parts, task, {}, output, outer), direction
 
 
-def shift_along(direction: Sequence[Tensor], length: float) -> Tensor:
+def shift_along(direction: list[Tensor], length: float) -> Tensor:
     """Returns ξ with ‖ξ · direction‖ = length over all parameters, a scalar; finite where the direction is zero."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction)))
-    return length / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
+    shift: Tensor = length / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
+    return shift
 
 
 def inner_product(left: Sequence[Tensor], right: Sequence[Tensor | None]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A task of one's own: how much ink a digit has. A recipe names it as `task: toy_regression.py:Ink`."""
+"""A task of one's own: how much ink a digit has. A recipe names it as `task: regression.py:Ink`."""
 
 from dataclasses import replace
 
