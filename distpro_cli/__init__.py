@@ -45,7 +45,13 @@ def load_recipe(source: str | Path, *overrides: str) -> Recipe:
 
 
 def load_process(path: str | Path) -> Process:
-    """Reads a process file, without torch; `weights` and `alpha` are numpy tables [T, K].
+    """Reads a process file, without torch.
+
+    Args:
+        path: A `.safetensors` file that a search wrote.
+
+    Returns:
+        The process; its `weights` and `alpha` are numpy tables [T, K], `pathways` names their columns.
 
     Raises:
         ProcessError: it is missing, damaged, of a newer version, or no process.

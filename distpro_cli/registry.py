@@ -30,7 +30,7 @@ class _Known(Generic[Entry]):
 
 
 class Registry(Generic[Entry]):
-    """Classes or functions by name.
+    """Named entries: types, or functions that make something.
 
     Attributes:
         noun: What the entries are, as error messages call them: `transform`, `distance`.

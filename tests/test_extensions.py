@@ -97,5 +97,5 @@ def test_a_matching_mode_drives_another_set_of_pathways(distpro: Run, toys: Path
     first = json.loads((toys / "run" / "metrics.jsonl").read_text().splitlines()[0])["weights"]
     assert list(first) == ["1-1", "2-2", "3-3", "4-4"]
     np.testing.assert_allclose(list(first.values()), process["weights"][0][[0, 2, 5, 9]])
-    unknown = distpro(*other, "--match", "loose")
+    unknown = distpro(*other, "--match", "lose")
     assert unknown.status == 2 and "strict" in unknown.err

@@ -97,7 +97,7 @@ def worse_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def label_with_unit(metric: Metric) -> str:
-    """Returns what a table or an axis shows: `top-1 in %`."""
+    """Returns what a table or an axis shows: `accuracy in %`."""
     return f"{metric.label} in {metric.unit}" if metric.unit else metric.label
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from distpro_cli.errors import DistproError
 from distpro_cli.metric import Metric
 from distpro_cli.recipe.schema import Data
+from distpro_cli.tasks.classification.data import known_num_classes
 from distpro_cli.tasks.task import Batch, Task, TaskData
 
 
@@ -22,11 +23,11 @@ class Stub(Task):
         self.any_output = any_output
 
     def network_options(self, spec: Data) -> dict[str, Any]:
-        return {} if self.any_output else {"num_classes": spec.known_num_classes()}
+        return {} if self.any_output else {"num_classes": known_num_classes(spec)}
 
     def check_output(self, name: str, output: Any, spec: Data) -> None:
-        if not self.any_output and output.shape[1] != spec.known_num_classes():
-            raise DistproError(f"network {name}: {output.shape[1]} outputs for {spec.known_num_classes()}")
+        if not self.any_output and output.shape[1] != known_num_classes(spec):
+            raise DistproError(f"network {name}: {output.shape[1]} outputs for {known_num_classes(spec)}")
 
     def data(self, spec: Data, seed: int, outer_share: float | None = None) -> TaskData:
         raise NotImplementedError

@@ -13,9 +13,16 @@ from PIL import Image
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import load_recipe
 from distpro_cli.runs.identity import _network, differences
+from distpro_cli.tasks.images import folders
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import source_of
 from tests.helpers import CONTEXT
+
+
+@pytest.fixture(autouse=True)
+def _folders_are_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process reads a folder once; these tests change folders between two runs."""
+    monkeypatch.setattr(folders, "_open", folders._open.__wrapped__)
 
 
 def key(*overrides: str, seed: int = 0, source: Process | str = "uniform", **dropping: float) -> str:

@@ -106,7 +106,7 @@ def test_a_broken_tar_is_named(tmp_path: Path) -> None:
 def test_images_outside_class_folders_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"a": 1})
     shutil.copy(tmp_path / "train" / "a" / "0.png", tmp_path / "train" / "0.png")
-    with pytest.raises(DistproError, match="images lie directly in it"):
+    with pytest.raises(DistproError, match="images are directly in it"):
         open_folder(str(tmp_path), "train")
 
 

@@ -192,7 +192,9 @@ def test_a_plain_step_is_the_gradient_of_the_weighted_sum(groups: Sequence[Pathw
             if expected[key].grad is None:
                 assert parameter.grad is None, key
             else:
-                torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=1e-5, atol=1e-9, msg=key)
+                wanted = expected[key].grad
+                # Distances are float32 whatever comes in.
+                torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_the_teacher_is_never_touched() -> None:
