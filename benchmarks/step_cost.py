@@ -29,13 +29,15 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from distpro_cli.networks.build import build_network
+from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.module import Pathways
 from distpro_cli.recipe.load import parse_recipe
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.training.device import describe_device
 from distpro_cli.training.hypergradients import Hypergradient, make_hypergradient
-from distpro_cli.training.step import Distiller, Solo
-from distpro_cli.workflows.pairs import build_pair
+from distpro_cli.training.step import Distiller, Pair, Solo
 from distpro_cli.workflows.session import Session, run_context
 
 RECIPE = """\
@@ -59,9 +61,15 @@ class Bench:
         self.recipe = parse_recipe(RECIPE, [f"distill.batch_size={batch_size}"])
         self.session = Session(self.recipe, run_context(device, Reporter(), Interruption()))
         self.device = self.session.device
-        self.pair = build_pair(self.session, self.recipe.pathways)
-        self.pair.teacher.eval().requires_grad_(False)
-        self.pair.student.train()
+        torch.manual_seed(0)
+        student, teacher = (
+            build_network(spec, self.recipe.data, self.session.task)
+            for spec in (self.recipe.student, self.recipe.teacher)
+        )
+        pathways = Pathways(resolve_pathways(self.recipe.pathways, teacher.levels, student.levels))
+        for module in (student.train(), teacher.eval().requires_grad_(False), pathways):
+            self.session.place(module)
+        self.pair = Pair(student, teacher, pathways)
         self.distiller = self.session.distiller(self.pair, self.recipe.distill)
         self.weights_k = torch.ones(len(self.pair.infos), device=self.device)
         self.batches = list(self.session.batches("train", batch_size, NUM_BATCHES)(0))
