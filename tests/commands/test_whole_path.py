@@ -51,8 +51,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(distpro: Run
     assert first != third
 
 
-@pytest.mark.parametrize("mode", ["exact", "central-difference"])
-def test_reference_hypergradients_search_to_nearly_the_same_process(distpro: Run, process: Path, mode: str) -> None:
+# Central differences are taken at the student of a plain SGD step, so they drift from the others.
+@pytest.mark.parametrize(("mode", "cosine"), [("exact", 0.95), ("central-difference", 0.7)])
+def test_reference_hypergradients_search_to_nearly_the_same_process(
+    distpro: Run, process: Path, mode: str, cosine: float
+) -> None:
     overrides = ["search.epochs=1", f"search.hypergradient={mode}"]
     result = distpro("search", "tiny.yaml", *overrides, "--json", "-q", "-o", "reference.safetensors")
     assert result.status == 0, result.err
@@ -62,7 +65,7 @@ def test_reference_hypergradients_search_to_nearly_the_same_process(distpro: Run
     np.testing.assert_allclose(np.abs(moved), 0.1, rtol=1e-3)
     np.testing.assert_allclose(moved, cheap[1] - cheap[0], atol=1e-3)
     towards, ours = reference[-1] - reference[0], cheap[-1] - cheap[0]
-    assert towards @ ours > 0.9 * np.linalg.norm(towards) * np.linalg.norm(ours)
+    assert towards @ ours > cosine * np.linalg.norm(towards) * np.linalg.norm(ours)
 
 
 def test_interval_and_mixed_precision(distpro: Run) -> None:
