@@ -133,10 +133,10 @@ def dry_forward(model: nn.Module, images_bchw: Tensor, *, training: bool) -> Any
             ) from error
 
 
-def dry_images(image_size: int, in_channels: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Returns normalised noise [2, C, H, W] from a generator of its own."""
+def dry_images(image_size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Returns normalised noise [2, C, H, W] from a generator of its own; mean and std are [1, C, 1, 1]."""
     generator = torch.Generator().manual_seed(0)
-    images_bchw = torch.rand(BATCH, in_channels, image_size, image_size, generator=generator)
+    images_bchw = torch.rand(BATCH, mean.shape[1], image_size, image_size, generator=generator)
     return (images_bchw.to(mean.device) - mean) / std
 
 

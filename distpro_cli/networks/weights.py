@@ -54,14 +54,11 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
     Raises:
         DistproError: the folder is missing or read-only, or the disk full.
     """
-    tensors: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        plain = tensor.detach().cpu().contiguous()
-        if plain.untyped_storage().data_ptr() in memory:  # safetensors refuses tensors that share memory
-            plain = plain.clone()
-        memory.add(plain.untyped_storage().data_ptr())
-        tensors[name] = plain
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     content = _in_fixed_order(safetensors.torch.save(tensors, {"format": "pt", **metadata}))
     write_atomically(path, lambda file: file.write(content))
 
@@ -111,13 +108,9 @@ def _culprit(error: Exception) -> str:
 
 def _unwrapped(content: Any, source: Path) -> dict[str, Tensor]:
     """Returns the state dict inside any wrappers."""
-    for _ in range(5):
-        if not isinstance(content, Mapping):
-            break
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+    for _ in range(5):  # a file may hold a wrapper that holds itself
+        wrapped = content if isinstance(content, Mapping) else {}
+        content = next((wrapped[key] for key in WRAPPERS if isinstance(wrapped.get(key), Mapping)), content)
     if isinstance(content, Mapping):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
         if tensors:
