@@ -164,6 +164,14 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def stated_classifiers(model: nn.Module) -> list[nn.Module]:
+    """Returns what `get_classifier` gives; of distilled transformers several, the class token's head first."""
+    getter = getattr(model, "get_classifier", None)
+    stated = getter() if callable(getter) else None
+    heads = stated if isinstance(stated, (tuple, list)) else [stated]
+    return [head for head in heads if isinstance(head, nn.Module)]
+
+
 def title(model: nn.Module) -> str:
     """Returns what a network is called in messages."""
     return type(model).__name__

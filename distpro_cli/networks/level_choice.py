@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.networks.activations import Point, after_activation, before_activation
-from distpro_cli.networks.dry_run import Call, Trace, describe, title
+from distpro_cli.networks.dry_run import Call, Trace, describe, stated_classifiers, title
 
 POOLED = "pooled"
 LOGITS = "logits"
@@ -173,12 +173,9 @@ def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
 
     None where the output is more than a vector per image: the last linear layer may then lie anywhere.
     """
-    getter = getattr(model, "get_classifier", None)
-    classifier = getter() if callable(getter) else None
-    if isinstance(classifier, (tuple, list)):  # distilled transformers: the class token's head comes first
-        classifier = classifier[0]
+    stated = stated_classifiers(model)[:1]
     for call in reversed(trace.calls):
-        if call.module is classifier and call.input is not None:
+        if call.module in stated and call.input is not None:
             return call
     if not isinstance(trace.output, Tensor) or trace.output.ndim > 2:
         return None

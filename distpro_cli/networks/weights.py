@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError
 from distpro_cli.files import write_atomically
-from distpro_cli.networks.dry_run import first_line, title
+from distpro_cli.networks.dry_run import first_line, stated_classifiers, title
 
 # What training scripts wrap a state dict in; the averaged weights come first, as with timm.
 WRAPPERS = (
@@ -168,12 +168,9 @@ def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> N
 
 
 def _head_names(model: nn.Module) -> set[str]:
-    getter = getattr(model, "get_classifier", None)
-    heads = getter() if callable(getter) else None
-    if heads is None:
-        heads = next((part for part in reversed(list(model.modules())) if isinstance(part, nn.Linear)), None)
-    parts = heads if isinstance(heads, (tuple, list)) else [heads]
-    names = [name for name, module in model.named_modules() if any(module is part for part in parts)]
+    linears = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    heads = stated_classifiers(model) or linears[-1:]
+    names = [name for name, module in model.named_modules() if module in heads]
     return {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
 
 
