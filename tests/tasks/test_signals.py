@@ -15,11 +15,11 @@ SCRIPT = """
 import signal, sys
 signal.signal(signal.{name}, lambda *_: stopped.append(1))
 from distpro_cli.recipe.schema import Augmentation, Data
-from distpro_cli.tasks.classification.data import ClassificationData
+from distpro_cli.tasks.images.data import ImageData
 import multiprocessing
 stopped = []
 spec = Data(name="digits", image_size=32, workers=2, augment=Augmentation(crop="pad"))
-batches = ClassificationData(spec, 0).train_batches(32, 10**6)
+batches = ImageData(spec, 0).train_batches(32, 10**6)
 next(batches)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 after = 0
