@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 from dataclasses import replace
@@ -202,8 +203,9 @@ def test_outer_batches_need_an_outer_part() -> None:
 def test_abandoned_workers_end_with_the_iterator(image_root: Path) -> None:
     batches = ImageData(folder_data(image_root, workers=2), 0).train_batches(4, 10_000)
     next(batches)
+    assert len(multiprocessing.active_children()) == 2
     batches.close()  # type: ignore[attr-defined]
-    next(ImageData(folder_data(image_root, workers=2), 0).train_batches(4, 10_000))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif("CIFAR10" not in os.environ, reason="CIFAR10 names no folder with train.tar and test.tar")
