@@ -21,7 +21,7 @@ from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.step import Distiller, Pair
 from tests.helpers import CPU, classification
 
-NUM_CLASSES, SIZE, STEPS, BATCH = 4, 4, 150, 64
+NUM_CLASSES, SIZE, STEPS, BATCH = 4, 4, 80, 64
 
 
 class Noise(nn.Module):
