@@ -234,6 +234,10 @@ class PathwayGroup(Model):
         "l1, attention-map, kl (logits), or your own as path/to/file.py:Name",
     )
     distance_options: dict[str, Any] = Field({}, description="keyword arguments of the distance, such as temperature")
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="factor of the group's weights in a search and in the scheme uniform"
+    )
+    alpha_start: float | None = Field(None, description="alpha of the group at the start; default: search.alpha_start")
 
     @field_validator("connections")
     @classmethod
@@ -263,7 +267,27 @@ class Search(Model):
     outer_share: Fraction = Field(
         0.2, description="share of the train set used for the outer loss; the rest trains the student"
     )
-    alpha_lr: Annotated[float, Field(gt=0)] = Field(0.1, description="learning rate of Adam on alpha")
+    outer_batch_size: PositiveInt | None = Field(
+        None, description="images per outer batch; default: as many as per inner one"
+    )
+    alpha_lr: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="learning rate of Adam on alpha; default: 0.1, less in long searches, so that alpha remembers "
+        "alpha_memory of the search",
+    )
+    alpha_decay: NonNegative = Field(
+        0.5,
+        description="pull of alpha to its start, d in alpha - alpha_lr * d * (alpha - start); alpha stays within "
+        "1/d of its start. 0: no pull, as in the paper",
+    )
+    alpha_memory: Fraction = Field(
+        0.03, description="share of the search over which alpha averages what it sees, where alpha_lr follows from it"
+    )
+    lr_in_hypergradient: bool = Field(
+        False,
+        description="whether alpha sees the student's learning rate as a factor, as in the paper, so that it moves "
+        "less as the schedule falls",
+    )
     alpha_betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
         [0.5, 0.999], description="Adam's betas on alpha"
     )
@@ -273,6 +297,7 @@ class Search(Model):
     )
     bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="kappa, the distillation weight")
+    learn_weight: bool = Field(False, description="whether kappa is learnt beside alpha, starting at weight")
     hypergradient: Literal["cheap", "exact", "central-difference"] | UserFile = Field(
         "cheap",
         description="how d(outer loss)/d(alpha) is computed; exact and central-difference are slower references",

@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from distpro_cli.process.schedule import Schedule
 from distpro_cli.tasks.task import Batch
-from distpro_cli.training.alpha import AlphaOptimizer
+from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import Hypergradient
+from distpro_cli.training.optimiser import learning_rate
 from distpro_cli.training.step import Distiller, StepLosses, Stepper
 
 Batches = Callable[[int], Iterator[Batch]]  # makes the batches of a step and all that follow, on the device
@@ -88,14 +89,21 @@ class SearchedWeights(Weights):
     Args:
         distiller: Runs the steps between two moves.
         hypergradient: Runs the steps that move alpha.
-        alpha: What is moved, and the record of it.
+        alpha: What is moved.
+        record: Of it.
         outer_batches: By number of the move.
     """
 
     def __init__(
-        self, distiller: Distiller, hypergradient: Hypergradient, alpha: AlphaOptimizer, outer_batches: Batches
+        self,
+        distiller: Distiller,
+        hypergradient: Hypergradient,
+        alpha: AlphaOptimizer,
+        record: Record,
+        outer_batches: Batches,
     ) -> None:
         super().__init__(distiller)
+        self.record = record
         self.distiller = distiller
         self.hypergradient = hypergradient
         self.alpha = alpha
@@ -105,19 +113,22 @@ class SearchedWeights(Weights):
     @override
     def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
         weights_k = self.alpha.weights()
-        self.alpha.record(step)
+        self.record.write(step, self.alpha.alpha_k, weights_k)
         outer_losses = None
         interval = self.alpha.spec.interval
         if step % interval == 0:
             if self._outer is None:
                 self._outer = self.outer_batches(math.ceil(step / interval))
             losses, outer_losses, hypergradient_k = self.hypergradient.step(batch, next(self._outer), weights_k, step)
+            lr = learning_rate(self.stepper.optimizer)
+            if lr and not self.alpha.spec.lr_in_hypergradient:
+                hypergradient_k = hypergradient_k / lr
             self.alpha.update(hypergradient_k)
         else:
             self.hypergradient.observe(batch, step)
             losses = self.distiller.step(batch, weights_k, step)
-        if step + 1 == self.alpha.total_steps:
-            self.alpha.record(step + 1)
+        if step + 1 == self.record.total_steps:
+            self.record.write(step + 1, self.alpha.alpha_k, self.alpha.weights())
         return losses, outer_losses
 
     @override
@@ -127,9 +138,10 @@ class SearchedWeights(Weights):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**self.alpha.state_dict(), "hypergradient": self.hypergradient.state_dict()}
+        return {**self.alpha.state_dict(), **self.record.state_dict(), "hypergradient": self.hypergradient.state_dict()}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.alpha.load_state_dict(state)
+        self.record.load_state_dict(state)
         self.hypergradient.load_state_dict(state.get("hypergradient", {}))  # 0.1.0 wrote none

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.weights import save_weights
+from distpro_cli.pathways.connections import groups_of
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
 from distpro_cli.process.pathway import PathwayInfo
@@ -20,7 +22,7 @@ from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import Recipe, Training
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.training.alpha import AlphaOptimizer
+from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.step import Distiller
 from distpro_cli.training.weights import SearchedWeights
@@ -28,6 +30,8 @@ from distpro_cli.versions import installed_versions
 from distpro_cli.workflows.pairs import build_pair, parts_of
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import prepare_teacher
+
+MOST_SHARE = 0.9  # of all weight on one pathway, before a search warns
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext,
         f"teacher_{metric.name}": teacher_figure,
         **{f"student_{name}": value for name, value in metric.last_and_best(progress.history).items()},
     }
-    process = to_process(recipe, weights.alpha, pair.infos, parts, measured)
+    process = to_process(recipe, weights.record, pair.infos, parts, measured)
+    if collapsed := collapse(process):
+        context.reporter.message(collapsed)
     save_process(process, output, force=force or folder.resuming)
     save_weights(pair.student.model, folder.student, {"network": recipe.student.name})
     summary = {
@@ -95,22 +101,41 @@ def searched_weights(session: Session, distiller: Distiller, training: Training)
         DistproError: the hypergradient is unknown, or does not take its options.
     """
     spec, total_steps = session.recipe.search, session.total_steps(training)
-    alpha = AlphaOptimizer(len(distiller.trained.infos), spec, total_steps, session.device)
-    hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
+    groups = groups_of(session.recipe.pathways, distiller.teacher.levels, distiller.student.levels)
+    starts = [spec.alpha_start if group.alpha_start is None else group.alpha_start for group in groups]
+    factors = [group.weight for group in groups]
     num_updates = -(-total_steps // spec.interval)
-    outer_batches = session.batches("outer", training.batch_size, num_updates)
-    return SearchedWeights(distiller, hypergradient, alpha, outer_batches)
+    alpha = AlphaOptimizer(torch.tensor(starts), torch.tensor(factors), spec, num_updates, session.device)
+    record = Record(len(groups), total_steps, session.device)
+    hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
+    outer_batches = session.batches("outer", spec.outer_batch_size or training.batch_size, num_updates)
+    return SearchedWeights(distiller, hypergradient, alpha, record, outer_batches)
+
+
+def collapse(process: Process) -> str | None:
+    """Returns a warning where one pathway has nearly all of the weight for a part of the search."""
+    totals_t = process.weights.sum(axis=1)
+    share_tk = process.weights / np.where(totals_t > 0, totals_t, 1)[:, None]
+    if len(process.pathways) == 1 or share_tk.max() <= MOST_SHARE:
+        return None
+    t, k = np.unravel_index(share_tk.argmax(), share_tk.shape)
+    first = process.progress[share_tk[:, k] > MOST_SHARE][0]
+    return (
+        f"pathway {process.pathways[k].id} takes {100 * share_tk[t, k]:.0f} % of all weight (more than "
+        f"{100 * MOST_SHARE:.0f} % from {100 * first:.0f} % of the search on): the others hardly count; a larger "
+        "search.alpha_decay, or a smaller search.alpha_lr, spreads the weight"
+    )
 
 
 def to_process(
     recipe: Recipe,
-    alpha: AlphaOptimizer,
+    record: Record,
     infos: Sequence[PathwayInfo],
     parts: tuple[Part, ...],
     measured: Mapping[str, float | int | str],
 ) -> Process:
     """Returns the process that a finished search found."""
-    progress_t, weight_tk, alpha_tk = alpha.table()
+    progress_t, weight_tk, alpha_tk = record.table()
     if not np.isfinite(alpha_tk).all():
         raise DistproError("the search ended with an alpha that is not finite; try a smaller search.alpha_lr")
     return Process(
