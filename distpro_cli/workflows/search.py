@@ -24,8 +24,9 @@ from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import make_hypergradient
+from distpro_cli.training.rivals import RIVALS
 from distpro_cli.training.step import Distiller
-from distpro_cli.training.weights import SearchedWeights
+from distpro_cli.training.weights import MovedWeights, SearchedWeights
 from distpro_cli.versions import installed_versions
 from distpro_cli.workflows.pairs import build_pair, parts_of
 from distpro_cli.workflows.session import Session
@@ -43,7 +44,16 @@ class Searched:
     summary: dict[str, Any]
 
 
-def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext, *, force: bool) -> Searched:
+def search(
+    recipe: Recipe,
+    output: Path,
+    folder: RunFolder,
+    context: RunContext,
+    *,
+    force: bool,
+    teacher_figure: float | None = None,
+    title: str = "search",
+) -> Searched:
     """Runs a search; the process is then at `output`, the rest in the run folder.
 
     Args:
@@ -52,29 +62,32 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext,
         folder: Of this run; when it is resuming, the run starts from its checkpoint.
         context: Device, progress, signals.
         force: Whether `output` may be replaced; a resumed run may always replace its own.
+        teacher_figure: The teacher's, if it is known; else it is measured.
+        title: What progress shows.
 
     Raises:
         DistproError: anything wrong with the recipe's data, networks or pathways.
         NonFiniteLossError: the search diverged.
         Interrupted: a signal came.
     """
-    session = Session(recipe, context, outer_share=recipe.search.outer_share)
+    session = Session(recipe, context, outer_share=recipe.search.held_out_share)
     metric, training = session.task.metric, recipe.search_training
     pair = build_pair(session, recipe.pathways)
     distiller = session.distiller(pair, training)
     weights = searched_weights(session, distiller, training)
-    prepare_teacher(session, pair.teacher, folder)
-    teacher_figure = session.evaluate(pair.teacher)[metric.name]
-    context.reporter.message(f"teacher {recipe.teacher.name}: {metric.label} {metric.with_unit(teacher_figure)}")
+    prepare_teacher(session, pair.teacher, folder, announce=teacher_figure is None)
+    if teacher_figure is None:
+        teacher_figure = session.evaluate(pair.teacher)[metric.name]
+        context.reporter.message(f"teacher {recipe.teacher.name}: {metric.label} {metric.with_unit(teacher_figure)}")
     parts = parts_of(session, pair, training.batch_size)
-    progress = session.train(weights, training, "search", folder.checkpoint, folder.metrics, resume=folder.resuming)
+    progress = session.train(weights, training, title, folder.checkpoint, folder.metrics, resume=folder.resuming)
     measured = {
         "steps": progress.step,
         f"teacher_{metric.name}": teacher_figure,
         **{f"student_{name}": value for name, value in metric.last_and_best(progress.history).items()},
     }
     process = to_process(recipe, weights.record, pair.infos, parts, measured)
-    if collapsed := collapse(process):
+    if recipe.search.method == "hypergradient" and (collapsed := collapse(process)):
         context.reporter.message(collapsed)
     save_process(process, output, force=force or folder.resuming)
     save_weights(pair.student.model, folder.student, {"network": recipe.student.name})
@@ -86,7 +99,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext,
         "seconds": round(progress.train_seconds, 2),
         "device_seconds": round(progress.device_seconds, 2),
         "teacher": metric.fixed(teacher_figure),
-        "student": metric.last_and_best(progress.history),
+        "student": {**metric.last_and_best(progress.history), "weights": str(folder.student)},
         "metric": asdict(metric),
         "run_dir": str(folder.path),
     }
@@ -94,7 +107,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext,
     return Searched(process, pair.student.released(), summary)
 
 
-def searched_weights(session: Session, distiller: Distiller, training: Training) -> SearchedWeights:
+def searched_weights(session: Session, distiller: Distiller, training: Training) -> MovedWeights:
     """Makes the source of weights that the recipe's `search` describes.
 
     Raises:
@@ -102,13 +115,17 @@ def searched_weights(session: Session, distiller: Distiller, training: Training)
     """
     spec, total_steps = session.recipe.search, session.total_steps(training)
     groups = groups_of(session.recipe.pathways, distiller.teacher.levels, distiller.student.levels)
-    starts = [spec.alpha_start if group.alpha_start is None else group.alpha_start for group in groups]
-    factors = [group.weight for group in groups]
+    factor_k = torch.tensor([group.weight for group in groups])
     num_updates = -(-total_steps // spec.interval)
-    alpha = AlphaOptimizer(torch.tensor(starts), torch.tensor(factors), spec, num_updates, session.device)
     record = Record(len(groups), total_steps, session.device)
+    outer_size, inner = spec.outer_batch_size or training.batch_size, (training.batch_size, spec.interval)
+    outer_batches = session.batches("outer", outer_size, num_updates, inner=inner)
+    if spec.method != "hypergradient":
+        steps_per_epoch = session.data.steps_per_epoch(training.batch_size)
+        return RIVALS[spec.method](distiller, spec, factor_k, record, outer_batches, steps_per_epoch)
+    starts = [spec.alpha_start if group.alpha_start is None else group.alpha_start for group in groups]
+    alpha = AlphaOptimizer(torch.tensor(starts), factor_k, spec, num_updates, session.device)
     hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
-    outer_batches = session.batches("outer", spec.outer_batch_size or training.batch_size, num_updates)
     return SearchedWeights(distiller, hypergradient, alpha, record, outer_batches)
 
 
@@ -143,7 +160,7 @@ def to_process(
         weights=weight_tk,
         alpha=alpha_tk,
         pathways=tuple(infos),
-        normalization=recipe.search.normalization,
+        normalization=recipe.search.normalization if recipe.search.method == "hypergradient" else "none",
         recipe=dump_recipe(recipe),
         versions=installed_versions(),
         seed=recipe.seed,
