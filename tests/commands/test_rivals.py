@@ -44,7 +44,9 @@ def test_outer_batches_from_the_train_part_cost_no_image(distpro: Run) -> None:
     assert found.json["steps"] == 160 // 32
     process = load_process(Path(found.json["process"]))
     assert np.ptp(process.alpha, axis=0).min() > 0
-    whole = distpro("search", "tiny.yaml", *SHORT, "search.outer=train", "data.train_images=32", "--run-dir", "r", "-q")
+    whole = distpro(
+        "search", "tiny.yaml", *SHORT, "search.outer=train", "data.train_images=32", "-o", "other.safetensors", "-q"
+    )
     assert whole.status == 2 and "search.outer: train needs more than one batch of train images" in whole.err
 
 
