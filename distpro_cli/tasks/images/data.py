@@ -118,25 +118,32 @@ class ImageData:
         return self._augmented(self._train, "train", batch_size, num_steps, start_step)
 
     def outer_batches(
-        self, batch_size: int, num_moves: int, start_move: int = 0, inner: tuple[int, int] | None = None
+        self, batch_size: int, num_steps: int, start_step: int = 0, inner: tuple[int, int] | None = None
     ) -> Iterator[Batch]:
         """Returns batches that judge: of the outer part, which passes over its own images; else like `train_batches`.
 
         Without an outer part they come from the train part, and hold no image of the train batch of their step: they
         lie half an epoch away in the same permutation, and their augmentation is drawn on its own.
 
+        Args:
+            batch_size: Images per batch; fewer where the train batch leaves fewer.
+            num_steps: Outer batches of the whole run.
+            start_step: First of them.
+            inner: Size of a train batch and train steps per outer batch, of a run without an outer part; None: as many
+                images, one step.
+
         Raises:
             DistproError: also where all images are in one train batch.
         """
         if self.outer_size:
-            return self._augmented(self._outer, "outer", batch_size, num_moves, start_move)
+            return self._augmented(self._outer, "outer", batch_size, num_steps, start_step)
         inner_size, interval = inner or (batch_size, 1)
         if self.train_size <= inner_size:
             raise DistproError(
                 f"search.outer: train needs more than one batch of train images; there are {self.train_size} for a "
                 f"batch of {inner_size}: set a smaller batch_size, or outer: held-out"
             )
-        steps = range(start_move * interval, num_moves * interval, interval)
+        steps = range(start_step * interval, num_steps * interval, interval)
         order = _order_beside(self._train, derived_seed(self._seed, "train"), inner_size, batch_size, steps)
         return self._loaded(self._train, order, derived_seed(self._seed, "outer"))
 
