@@ -117,12 +117,18 @@ class AlphaOptimizer:
     def weights(self) -> Tensor:
         """Returns the weights in force, [K] ≥ 0, without gradient."""
         with torch.no_grad():
-            return self._weights()
+            return self._weights_at_start_of_kappa() * self.log_kappa.exp()
 
     def update(self, hypergradient_k: Tensor) -> None:
-        """Takes one step; `hypergradient_k` is d(outer loss)/d(weight), [K], up to a factor."""
+        """Takes one step; `hypergradient_k` is d(outer loss)/d(weight), [K], up to a factor.
+
+        A learnt κ moves by Σ_k weight_k / κ · d(outer loss)/d(weight_k), so that Adam does not see κ's own growth.
+        """
         self.adam.zero_grad(set_to_none=True)
-        self._weights().backward(hypergradient_k.to(self.alpha_k))
+        hypergradient_k = hypergradient_k.to(self.alpha_k)
+        weight_k = self._weights_at_start_of_kappa()
+        weight_k.backward(hypergradient_k)
+        self.log_kappa.grad = weight_k.detach() @ hypergradient_k if self.spec.learn_weight else None
         self.adam.step()
         pull = self.lr * self.spec.alpha_decay
         if pull:
@@ -143,9 +149,8 @@ class AlphaOptimizer:
                 self.log_kappa.copy_(state["log_kappa"])
         self.adam.load_state_dict(state["adam"])
 
-    def _weights(self) -> Tensor:
-        weight_k = NORMALIZATIONS[self.spec.normalization](self.alpha_k, self.spec.weight, self.spec.bias)
-        return weight_k * self.factor_k * self.log_kappa.exp()
+    def _weights_at_start_of_kappa(self) -> Tensor:
+        return NORMALIZATIONS[self.spec.normalization](self.alpha_k, self.spec.weight, self.spec.bias) * self.factor_k
 
 
 def alpha_lr(spec: Search, num_updates: int) -> float:
