@@ -169,7 +169,8 @@ def compare(
     Args:
         recipe: What to distil.
         processes: By label; None: one is searched.
-        methods: `student`, names of schemes, `process`, `process-mean` (averaged over time).
+        methods: `student`, names of schemes, `process`, `process-mean` (averaged over time), `online` (a
+            search in the run that counts) and its rivals, as `search.method` names them.
         thresholds: Under which each process is run, too.
         keep: Shares of its entries with which each process is run, too.
         seeds: Of every method, from the recipe's on.

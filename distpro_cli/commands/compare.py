@@ -20,7 +20,7 @@ from distpro_cli.commands.options import (
 )
 from distpro_cli.commands.running import in_context, print_json, read_recipe
 from distpro_cli.errors import DistproError, nearest
-from distpro_cli.recipe.scheme_names import SCHEME_NAMES
+from distpro_cli.recipe.scheme_names import ONLINE_METHODS, SCHEME_NAMES
 
 if TYPE_CHECKING:
     from distpro_cli.process.process import Process
@@ -37,7 +37,8 @@ def compare(
         typer.Option(
             "--methods",
             help="Separated by commas: student, a scheme (kd, uniform, hint, attention-transfer, reviewkd), process, "
-            "process-mean (its weights averaged over time).",
+            "process-mean (its weights averaged over time), online (a search in the run that counts) and its rivals "
+            f"({', '.join(name for name in ONLINE_METHODS if name != 'online')}).",
         ),
     ] = DEFAULT_METHODS,
     processes: Annotated[
@@ -130,7 +131,7 @@ def _write(path: Path, summary: dict[str, Any]) -> None:
 
 
 def _checked_names(text: str) -> list[str]:
-    allowed = ["student", *SCHEME_NAMES, "process", "process-mean"]
+    allowed = ["student", *SCHEME_NAMES, "process", "process-mean", *ONLINE_METHODS]
     names = [name.strip() for name in text.split(",") if name.strip()]
     problems = [
         f"--methods: there is no '{name}'{nearest(name, allowed)}; there are: {', '.join(allowed)}"

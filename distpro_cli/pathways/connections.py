@@ -75,6 +75,13 @@ def resolve_pathways(
     return tuple(pathways)
 
 
+def groups_of(
+    groups: Sequence[PathwayGroup], teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]
+) -> list[PathwayGroup]:
+    """Returns the group of every pathway that `resolve_pathways` returns, [K]."""
+    return [group for group in groups for _ in _joints("", group, teacher, student)]
+
+
 def _check_names(key: str, group: PathwayGroup) -> None:
     """Raises RecipeError with all that is wrong with a group's transform and distance, for any levels."""
     problems = []

@@ -25,6 +25,7 @@ from distpro_cli.recipe.base import (
     check_normalization,
     wrong,
 )
+from distpro_cli.recipe.scheme_names import SearchMethod
 from distpro_cli.recipe.schemes import Schemes
 
 
@@ -234,6 +235,10 @@ class PathwayGroup(Model):
         "l1, attention-map, kl (logits), or your own as path/to/file.py:Name",
     )
     distance_options: dict[str, Any] = Field({}, description="keyword arguments of the distance, such as temperature")
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="factor of the group's weights in a search and in the scheme uniform"
+    )
+    alpha_start: float | None = Field(None, description="alpha of the group at the start; default: search.alpha_start")
 
     @field_validator("connections")
     @classmethod
@@ -250,10 +255,18 @@ class PathwayGroup(Model):
 class Search(Model):
     """How the process is searched.
 
+    `method` says where the weights come from; formulas and sources are in docs/method.md. Those that do not judge by
+    outer images (all but hypergradient and cosine-outer) hold none out.
+
     Of `batch_size`, `optimizer` and `schedule`, what is left out is taken from `distill`: whole sections, and
     the missing keys of a section with the same `name`.
     """
 
+    method: SearchMethod = Field(
+        "hypergradient",
+        description="where the weights come from: hypergradient moves alpha by the outer loss; the others are rules "
+        "from the literature",
+    )
     epochs: PositiveInt = Field(40, description="passes over the inner part of the train set")
     batch_size: PositiveInt | None = Field(
         None, description="images per step, inner and outer; default: distill.batch_size"
@@ -263,7 +276,32 @@ class Search(Model):
     outer_share: Fraction = Field(
         0.2, description="share of the train set used for the outer loss; the rest trains the student"
     )
-    alpha_lr: Annotated[float, Field(gt=0)] = Field(0.1, description="learning rate of Adam on alpha")
+    outer: Literal["held-out", "train"] = Field(
+        "held-out",
+        description="where outer batches come from: a held-out part of the train set (outer_share), or all of the "
+        "train set, never from the train batch of the same step",
+    )
+    outer_batch_size: PositiveInt | None = Field(
+        None, description="images per outer batch; default: as many as per inner one"
+    )
+    alpha_lr: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="learning rate of Adam on alpha; default: 0.1, less in long searches, so that alpha remembers "
+        "alpha_memory of the search",
+    )
+    alpha_decay: NonNegative = Field(
+        0.5,
+        description="pull of alpha to its start, d in alpha - alpha_lr * d * (alpha - start); alpha stays within "
+        "1/d of its start. 0: no pull, as in the paper",
+    )
+    alpha_memory: Fraction = Field(
+        0.03, description="share of the search over which alpha averages what it sees, where alpha_lr follows from it"
+    )
+    lr_in_hypergradient: bool = Field(
+        False,
+        description="whether alpha sees the student's learning rate as a factor, as in the paper, so that it moves "
+        "less as the schedule falls",
+    )
     alpha_betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
         [0.5, 0.999], description="Adam's betas on alpha"
     )
@@ -272,7 +310,10 @@ class Search(Model):
         "biased-softmax", description="how alpha becomes weights"
     )
     bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
-    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="kappa, the distillation weight")
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="kappa, the distillation weight; method share: odds of distillation's part of the gradient"
+    )
+    learn_weight: bool = Field(False, description="whether kappa is learnt beside alpha, starting at weight")
     hypergradient: Literal["cheap", "exact", "central-difference"] | UserFile = Field(
         "cheap",
         description="how d(outer loss)/d(alpha) is computed; exact and central-difference are slower references",
@@ -281,6 +322,12 @@ class Search(Model):
         {}, description="keyword arguments of the hypergradient, such as shift_length"
     )
     interval: PositiveInt = Field(1, description="steps between two updates of alpha")
+
+    @property
+    def held_out_share(self) -> float | None:
+        """Share of the train images that judges alpha and does not train; None: none does."""
+        judged = self.method in ("hypergradient", "cosine-outer")
+        return self.outer_share if judged and self.outer == "held-out" else None
 
 
 class Recipe(Model):

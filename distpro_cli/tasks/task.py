@@ -50,7 +50,8 @@ class TaskData(Protocol):
     """The train, outer and test images of a run, as batches on the CPU; `ImageData` is one for images with targets.
 
     A batch is a function of the seed and its step alone, wherever the iteration starts and however many processes
-    load it.
+    load it. The steps of outer batches are moves of alpha; `inner` is the size of a train batch and the steps from one
+    move to the next, for data without an outer part, whose outer batch holds no image of the train batch of its step.
 
     Attributes:
         train_size: Images to train on; the inner part where there is an outer one.
@@ -70,7 +71,9 @@ class TaskData(Protocol):
 
     def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]: ...
 
-    def outer_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]: ...
+    def outer_batches(
+        self, batch_size: int, num_steps: int, start_step: int = 0, inner: tuple[int, int] | None = None
+    ) -> Iterator[Batch]: ...
 
     def test_batches(self) -> Iterator[Batch]: ...
 

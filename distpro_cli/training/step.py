@@ -21,6 +21,7 @@ from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.randomness import derived_seed
 from distpro_cli.tasks.task import Batch, Task
 from distpro_cli.training.device import autocast
+from distpro_cli.training.feature_gradients import FeatureGradients, feature_gradients
 
 Features = dict[int, Tensor]
 Starts = dict[Start, Tensor]
@@ -177,7 +178,12 @@ class Distiller(Stepper):
         return losses
 
     def backward(
-        self, batch: Batch, weights: Sequence[float] | Tensor, step: int, gradients: dict[int, Tensor] | None = None
+        self,
+        batch: Batch,
+        weights: Sequence[float] | Tensor,
+        step: int,
+        gradients: dict[int, Tensor] | None = None,
+        at_student: dict[int, FeatureGradients] | None = None,
     ) -> tuple[StepLosses, Starts]:
         """Fills the gradients of one step; every step of a distillation and of a search goes through here.
 
@@ -190,6 +196,8 @@ class Distiller(Stepper):
             weights: As in `step`.
             step: Number of the step.
             gradients: Is given g_k = ∂D_k/∂start, by pathway, where that is wanted.
+            at_student: Is given the task's gradient and g_k at the student's level of each pathway, where that is
+                wanted; the task then goes back to the levels once more, without the gradients of parameters.
 
         Returns:
             The losses, and what the pathways started from, without graph.
@@ -200,6 +208,8 @@ class Distiller(Stepper):
         with autocast(self.device, self.precision):
             starts = self.pathways.starts(features, active)
         parts, task = self.task_loss(output, batch.targets)
+        if gradients is None and at_student is not None:
+            gradients = {}
         distances: dict[int, Tensor] = {}
         pulls: Starts = {}
         for k in active:
@@ -209,6 +219,9 @@ class Distiller(Stepper):
             pulls[start] = pulls[start].add_(pull) if start in pulls else pull
             if gradients is not None:
                 gradients[k] = gradient
+        if at_student is not None:
+            assert gradients is not None
+            at_student |= feature_gradients(self.pathways, task, features, starts, gradients)
         reached = [start for start in pulls if starts[start].requires_grad]
         torch.autograd.backward(
             [task, *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]

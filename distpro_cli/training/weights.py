@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
 from typing_extensions import override
 
 from distpro_cli.process.schedule import Schedule
 from distpro_cli.tasks.task import Batch
-from distpro_cli.training.alpha import AlphaOptimizer
+from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import Hypergradient
+from distpro_cli.training.optimiser import learning_rate
 from distpro_cli.training.step import Distiller, StepLosses, Stepper
 
 Batches = Callable[[int], Iterator[Batch]]  # makes the batches of a step and all that follow, on the device
@@ -82,54 +84,126 @@ class ScheduledWeights(Weights):
         return self._current
 
 
-class SearchedWeights(Weights):
-    """Weights that a search moves: alpha is updated every `interval` steps by its hypergradient.
+class MovedWeights(Weights):
+    """Weights that what the student learns moves, every `interval` steps, and whose way is recorded.
 
     Args:
-        distiller: Runs the steps between two moves.
-        hypergradient: Runs the steps that move alpha.
-        alpha: What is moved, and the record of it.
+        distiller: Runs the steps.
+        record: Of the weights.
+        interval: Steps from one move to the next.
         outer_batches: By number of the move.
     """
 
-    def __init__(
-        self, distiller: Distiller, hypergradient: Hypergradient, alpha: AlphaOptimizer, outer_batches: Batches
-    ) -> None:
+    def __init__(self, distiller: Distiller, record: Record, interval: int, outer_batches: Batches) -> None:
         super().__init__(distiller)
         self.distiller = distiller
-        self.hypergradient = hypergradient
-        self.alpha = alpha
+        self.record = record
+        self.interval = interval
         self.outer_batches = outer_batches
         self._outer: Iterator[Batch] | None = None
 
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """Returns the weights in force, [K] ≥ 0, without gradient."""
+
+    def scores(self) -> Tensor:
+        """Returns the raw scores behind the weights, [K]; by default the weights themselves."""
+        return self.weights()
+
+    @abstractmethod
+    def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
+        """Trains on one batch with the weights in force, then moves them; returns as `step` does."""
+
+    def between(self, batch: Batch, weights_k: Tensor, step: int) -> StepLosses:
+        """Trains on one batch between two moves."""
+        return self.distiller.step(batch, weights_k, step)
+
+    def next_outer(self, step: int) -> Batch:
+        """Returns the outer batch of a step that moves the weights."""
+        if self._outer is None:
+            self._outer = self.outer_batches(math.ceil(step / self.interval))
+        return next(self._outer)
+
     @override
     def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
-        weights_k = self.alpha.weights()
-        self.alpha.record(step)
+        weights_k = self.weights()
+        self.record.write(step, self.scores(), weights_k)
         outer_losses = None
-        interval = self.alpha.spec.interval
-        if step % interval == 0:
-            if self._outer is None:
-                self._outer = self.outer_batches(math.ceil(step / interval))
-            losses, outer_losses, hypergradient_k = self.hypergradient.step(batch, next(self._outer), weights_k, step)
-            self.alpha.update(hypergradient_k)
+        if step % self.interval == 0:
+            losses, outer_losses = self.move(batch, weights_k, step)
         else:
-            self.hypergradient.observe(batch, step)
-            losses = self.distiller.step(batch, weights_k, step)
-        if step + 1 == self.alpha.total_steps:
-            self.alpha.record(step + 1)
+            losses = self.between(batch, weights_k, step)
+        if step + 1 == self.record.total_steps:
+            self.record.write(step + 1, self.scores(), self.weights())
         return losses, outer_losses
 
     @override
     def current(self) -> Sequence[float]:
-        weights: list[float] = self.alpha.weights().tolist()
+        weights: list[float] = self.weights().tolist()
         return weights
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**self.alpha.state_dict(), "hypergradient": self.hypergradient.state_dict()}
+        return self.record.state_dict()
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.record.load_state_dict(state)
+
+
+class SearchedWeights(MovedWeights):
+    """Weights that a search moves: alpha is updated by its hypergradient.
+
+    Args:
+        distiller: Runs the steps between two moves.
+        hypergradient: Runs the steps that move alpha.
+        alpha: What is moved.
+        record: Of it.
+        outer_batches: By number of the move.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        hypergradient: Hypergradient,
+        alpha: AlphaOptimizer,
+        record: Record,
+        outer_batches: Batches,
+    ) -> None:
+        super().__init__(distiller, record, alpha.spec.interval, outer_batches)
+        self.hypergradient = hypergradient
+        self.alpha = alpha
+
+    @override
+    def weights(self) -> Tensor:
+        return self.alpha.weights()
+
+    @override
+    def scores(self) -> Tensor:
+        return self.alpha.alpha_k
+
+    @override
+    def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
+        outer = self.next_outer(step)
+        losses, outer_losses, hypergradient_k = self.hypergradient.step(batch, outer, weights_k, step)
+        lr = learning_rate(self.stepper.optimizer)
+        if lr and not self.alpha.spec.lr_in_hypergradient:
+            hypergradient_k = hypergradient_k / lr
+        self.alpha.update(hypergradient_k)
+        return losses, outer_losses
+
+    @override
+    def between(self, batch: Batch, weights_k: Tensor, step: int) -> StepLosses:
+        self.hypergradient.observe(batch, step)
+        return super().between(batch, weights_k, step)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        own = {**self.alpha.state_dict(), "hypergradient": self.hypergradient.state_dict()}
+        return {**own, **super().state_dict()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.alpha.load_state_dict(state)
         self.hypergradient.load_state_dict(state.get("hypergradient", {}))  # 0.1.0 wrote none

@@ -23,7 +23,7 @@ from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.device import describe_device
 from distpro_cli.workflows.diagnosis import explain_worse
-from distpro_cli.workflows.methods import Method
+from distpro_cli.workflows.methods import Method, online_recipe
 from distpro_cli.workflows.pairs import build_pair, pathway_groups
 from distpro_cli.workflows.search import search
 from distpro_cli.workflows.session import Session
@@ -40,7 +40,7 @@ class Run:
     Attributes:
         method: With its process.
         seed: Of the run.
-        key: Of all that determines it, see `Identity.transfer`.
+        key: Of all that determines it, see `Identity.transfer` and, of one online, `Identity.search`.
     """
 
     method: Method
@@ -156,7 +156,7 @@ class Comparison:
         if self.anew:
             forget_runs(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        if any(method.origin is None for method in self.methods):
+        if any(method.is_to_be_searched for method in self.methods):
             self.search = self._searched()
             self.methods = [method.with_process(self.search.source) for method in self.methods]
             keys = self._checked()
@@ -199,7 +199,10 @@ class Comparison:
     def _keys(self, method: Method) -> dict[int, str]:
         if method.origin is None:
             build_pair(self.session, self.recipe.pathways)
-            return {}
+            if method.online is None:
+                return {}
+            identity = self.session.under(online_recipe(self.recipe, method.online)).identity
+            return {seed: identity.search(seed) for seed in self.seeds}
         pair, process = method.source.set_up(self.session)
         dropping = asdict(method.dropping)
         fit(process, pair.infos).schedule(**dropping)
@@ -220,23 +223,24 @@ class Comparison:
     def _finished(self, run: Run) -> dict[str, Any] | None:
         folder = self._folder(run.key, run.method.name, run.seed)
         summary = folder.finished_summary()
+        if summary is not None and run.method.online is not None:
+            summary = as_distilled(summary)
         if summary is None or not summary.keys() >= MADE:  # damaged: it is made again
             return None
         return {**summary, "run_dir": str(folder.path)}  # the folder may have been moved since
 
     def _distilled(self, run: Run, title: str) -> dict[str, Any]:
-        recipe = self.recipe.model_copy(update={"seed": run.seed})
-        folder = self._folder(run.key, run.method.name, run.seed)
-        self._make(folder, recipe)
-        summary = transfer(
-            recipe,
-            run.method.source,
-            run.method.dropping,
-            folder,
-            self.context,
-            teacher_figure=self.teacher_figure,
-            title=title,
-        ).summary
+        method, recipe = run.method, self.recipe.model_copy(update={"seed": run.seed})
+        folder = self._folder(run.key, method.name, run.seed)
+        known: dict[str, Any] = {"teacher_figure": self.teacher_figure, "title": title}
+        if method.online is None:
+            self._make(folder, recipe)
+            summary = transfer(recipe, method.source, method.dropping, folder, self.context, **known).summary
+        else:
+            recipe = online_recipe(recipe, method.online)
+            self._make(folder, recipe)
+            found = search(recipe, folder.process, folder, self.context, force=True, **known)
+            summary = as_distilled(found.summary)
         self._see_teacher(summary)
         return summary
 
@@ -261,6 +265,11 @@ class Comparison:
                     checkpoint.unlink()
         folder.path.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.recipe, lambda file: file.write(dump_recipe(recipe).encode()))
+
+
+def as_distilled(summary: dict[str, Any]) -> dict[str, Any]:
+    """Returns the summary of a search whose student counts, with what is known of a distilled one."""
+    return {**summary, "remaining_percent": 100.0, "pathways_used": summary.get("pathways")}
 
 
 def with_pathways_of(methods: Sequence[Method], recipe: Recipe) -> Recipe:

@@ -122,7 +122,7 @@ def gradient_directions(session: Session, method: Method, folder: Path) -> dict[
         DistproError: its checkpoint cannot be read.
     """
     run = RunFolder(folder, resuming=True)
-    pair, process = method.source.set_up(session)
+    pair, process = method.set_up(session, run)
     schedule = fit(process, pair.infos).schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
     used = [k for k, on in enumerate(schedule.ever_on) if on]
     state = load_checkpoint(run.checkpoint, session.device)

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from distpro_cli.process.file import load_process
 from distpro_cli.process.process import Process
+from distpro_cli.recipe.schema import Recipe
+from distpro_cli.recipe.scheme_names import ONLINE_METHODS, SearchMethod
 from distpro_cli.report.comparison import STUDENT
+from distpro_cli.runs.folder import RunFolder
+from distpro_cli.training.step import Pair
+from distpro_cli.workflows.pairs import build_pair
+from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import ProcessSource, SchemeSource, Source
 from distpro_cli.workflows.transfer import Dropping
 
@@ -21,15 +28,17 @@ class Method:
 
     Attributes:
         name: As the table shows it.
-        origin: Of its process; None: the comparison searches it.
+        origin: Of its process; None: the comparison searches it first, or the run itself finds it.
         averaged: Whether the process is averaged over time.
         dropping: What of the process is left out.
+        online: `search.method` of a run that finds its process while it distils; None: the process is there before.
     """
 
     name: str
     origin: Source | None
     averaged: bool = False
     dropping: Dropping = NOTHING_DROPPED
+    online: SearchMethod | None = None
 
     @property
     def source(self) -> Source:
@@ -48,9 +57,31 @@ class Method:
         """Whether it is a process as it was found."""
         return self.process is not None and not self.averaged and self.dropping == NOTHING_DROPPED
 
+    @property
+    def is_to_be_searched(self) -> bool:
+        """Whether the comparison has to search its process first."""
+        return self.origin is None and self.online is None
+
     def with_process(self, searched: Source) -> Method:
         """Returns the method with `searched` in the place of a process that is still to be searched."""
-        return self if self.origin is not None else replace(self, origin=searched)
+        return replace(self, origin=searched) if self.is_to_be_searched else self
+
+    def set_up(self, session: Session, folder: RunFolder) -> tuple[Pair, Process]:
+        """Builds the pair and returns the process of a finished run in its folder.
+
+        Raises:
+            DistproError: the pair cannot be built, or the process is not there.
+        """
+        if self.online is None:
+            return self.source.set_up(session)
+        return build_pair(session, session.recipe.pathways), load_process(folder.process)
+
+
+def online_recipe(recipe: Recipe, method: SearchMethod) -> Recipe:
+    """Returns the recipe of a search that is a run of `distill`, by all train images."""
+    own = {"epochs": recipe.distill.epochs, "batch_size": None, "optimizer": None, "schedule": None}
+    search = recipe.search.model_copy(update={**own, "method": method, "outer": "train"})
+    return recipe.model_copy(update={"search": search})
 
 
 def make_methods(
@@ -62,7 +93,7 @@ def make_methods(
     """Returns the methods by name; thresholds and shares kept come after every `process`.
 
     Args:
-        names: `student`, names of schemes, `process`, `process-mean`.
+        names: `student`, names of schemes, `process`, `process-mean`, `online` and its rivals.
         processes: Label and process; empty: one is to be searched.
         thresholds: Of the processes, see `Process.schedule`.
         keeps: Likewise.
@@ -70,6 +101,9 @@ def make_methods(
     found: list[Method] = []
     known: list[tuple[str, Source | None]] = [(label, ProcessSource(process)) for label, process in processes]
     for name in names:
+        if name in ONLINE_METHODS:
+            found.append(Method(name, None, online=ONLINE_METHODS[name]))
+            continue
         if name not in (SEARCHED, AVERAGED):
             found.append(Method(name, SchemeSource("plain" if name == STUDENT else name)))
             continue

@@ -63,10 +63,17 @@ def scheme_recipe(name: str, recipe: Recipe, teacher: Levels, student: Levels) -
     return recipe if groups is None else recipe.model_copy(update={"pathways": groups(recipe, teacher, student)})
 
 
-def scheme_process(name: str, recipe: Recipe, infos: Sequence[PathwayInfo]) -> Process:
-    """Returns the scheme as a process over the resolved pathways of `scheme_recipe`."""
+def scheme_process(name: str, recipe: Recipe, infos: Sequence[PathwayInfo], factors: Sequence[float]) -> Process:
+    """Returns the scheme as a process over the resolved pathways of `scheme_recipe`.
+
+    Args:
+        name: Of the scheme.
+        recipe: As `scheme_recipe` returns it.
+        infos: The pathways.
+        factors: What multiplies the weight of each, [K].
+    """
     progress, weights = zip(*SCHEMES[name].rows(recipe, len(infos)), strict=True)
-    table = np.repeat(np.asarray(weights, dtype=np.float32)[:, None], len(infos), axis=1)
+    table = np.outer(weights, factors).astype(np.float32)
     return Process(
         progress=np.asarray(progress, dtype=np.float32),
         weights=table,

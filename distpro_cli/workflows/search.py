@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.weights import save_weights
+from distpro_cli.pathways.connections import groups_of
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
 from distpro_cli.process.pathway import PathwayInfo
@@ -20,14 +22,17 @@ from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import Recipe, Training
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.training.alpha import AlphaOptimizer
+from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import make_hypergradient
+from distpro_cli.training.rivals import RIVALS
 from distpro_cli.training.step import Distiller
-from distpro_cli.training.weights import SearchedWeights
+from distpro_cli.training.weights import MovedWeights, SearchedWeights
 from distpro_cli.versions import installed_versions
 from distpro_cli.workflows.pairs import build_pair, parts_of
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import prepare_teacher
+
+MOST_SHARE = 0.9  # of all weight on one pathway, before a search warns
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,16 @@ class Searched:
     summary: dict[str, Any]
 
 
-def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext, *, force: bool) -> Searched:
+def search(
+    recipe: Recipe,
+    output: Path,
+    folder: RunFolder,
+    context: RunContext,
+    *,
+    force: bool,
+    teacher_figure: float | None = None,
+    title: str = "search",
+) -> Searched:
     """Runs a search; the process is then at `output`, the rest in the run folder.
 
     Args:
@@ -48,28 +62,33 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext,
         folder: Of this run; when it is resuming, the run starts from its checkpoint.
         context: Device, progress, signals.
         force: Whether `output` may be replaced; a resumed run may always replace its own.
+        teacher_figure: The teacher's, if it is known; else it is measured.
+        title: What progress shows.
 
     Raises:
         DistproError: anything wrong with the recipe's data, networks or pathways.
         NonFiniteLossError: the search diverged.
         Interrupted: a signal came.
     """
-    session = Session(recipe, context, outer_share=recipe.search.outer_share)
+    session = Session(recipe, context, outer_share=recipe.search.held_out_share)
     metric, training = session.task.metric, recipe.search_training
     pair = build_pair(session, recipe.pathways)
     distiller = session.distiller(pair, training)
     weights = searched_weights(session, distiller, training)
-    prepare_teacher(session, pair.teacher, folder)
-    teacher_figure = session.evaluate(pair.teacher)[metric.name]
-    context.reporter.message(f"teacher {recipe.teacher.name}: {metric.label} {metric.with_unit(teacher_figure)}")
+    prepare_teacher(session, pair.teacher, folder, announce=teacher_figure is None)
+    if teacher_figure is None:
+        teacher_figure = session.evaluate(pair.teacher)[metric.name]
+        context.reporter.message(f"teacher {recipe.teacher.name}: {metric.label} {metric.with_unit(teacher_figure)}")
     parts = parts_of(session, pair, training.batch_size)
-    progress = session.train(weights, training, "search", folder.checkpoint, folder.metrics, resume=folder.resuming)
+    progress = session.train(weights, training, title, folder.checkpoint, folder.metrics, resume=folder.resuming)
     measured = {
         "steps": progress.step,
         f"teacher_{metric.name}": teacher_figure,
         **{f"student_{name}": value for name, value in metric.last_and_best(progress.history).items()},
     }
-    process = to_process(recipe, weights.alpha, pair.infos, parts, measured)
+    process = to_process(recipe, weights.record, pair.infos, parts, measured)
+    if recipe.search.method == "hypergradient" and (collapsed := collapse(process)):
+        context.reporter.message(collapsed)
     save_process(process, output, force=force or folder.resuming)
     save_weights(pair.student.model, folder.student, {"network": recipe.student.name})
     summary = {
@@ -80,7 +99,7 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext,
         "seconds": round(progress.train_seconds, 2),
         "device_seconds": round(progress.device_seconds, 2),
         "teacher": metric.fixed(teacher_figure),
-        "student": metric.last_and_best(progress.history),
+        "student": {**metric.last_and_best(progress.history), "weights": str(folder.student)},
         "metric": asdict(metric),
         "run_dir": str(folder.path),
     }
@@ -88,29 +107,52 @@ def search(recipe: Recipe, output: Path, folder: RunFolder, context: RunContext,
     return Searched(process, pair.student.released(), summary)
 
 
-def searched_weights(session: Session, distiller: Distiller, training: Training) -> SearchedWeights:
+def searched_weights(session: Session, distiller: Distiller, training: Training) -> MovedWeights:
     """Makes the source of weights that the recipe's `search` describes.
 
     Raises:
         DistproError: the hypergradient is unknown, or does not take its options.
     """
     spec, total_steps = session.recipe.search, session.total_steps(training)
-    alpha = AlphaOptimizer(len(distiller.trained.infos), spec, total_steps, session.device)
-    hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
+    groups = groups_of(session.recipe.pathways, distiller.teacher.levels, distiller.student.levels)
+    factor_k = torch.tensor([group.weight for group in groups])
     num_updates = -(-total_steps // spec.interval)
-    outer_batches = session.batches("outer", training.batch_size, num_updates)
-    return SearchedWeights(distiller, hypergradient, alpha, outer_batches)
+    record = Record(len(groups), total_steps, session.device)
+    outer_size, inner = spec.outer_batch_size or training.batch_size, (training.batch_size, spec.interval)
+    outer_batches = session.batches("outer", outer_size, num_updates, inner=inner)
+    if spec.method != "hypergradient":
+        steps_per_epoch = session.data.steps_per_epoch(training.batch_size)
+        return RIVALS[spec.method](distiller, spec, factor_k, record, outer_batches, steps_per_epoch)
+    starts = [spec.alpha_start if group.alpha_start is None else group.alpha_start for group in groups]
+    alpha = AlphaOptimizer(torch.tensor(starts), factor_k, spec, num_updates, session.device)
+    hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
+    return SearchedWeights(distiller, hypergradient, alpha, record, outer_batches)
+
+
+def collapse(process: Process) -> str | None:
+    """Returns a warning where one pathway has nearly all of the weight for a part of the search."""
+    totals_t = process.weights.sum(axis=1)
+    share_tk = process.weights / np.where(totals_t > 0, totals_t, 1)[:, None]
+    if len(process.pathways) == 1 or share_tk.max() <= MOST_SHARE:
+        return None
+    t, k = np.unravel_index(share_tk.argmax(), share_tk.shape)
+    first = process.progress[share_tk[:, k] > MOST_SHARE][0]
+    return (
+        f"pathway {process.pathways[k].id} takes {100 * share_tk[t, k]:.0f} % of all weight (more than "
+        f"{100 * MOST_SHARE:.0f} % from {100 * first:.0f} % of the search on): the others hardly count; a larger "
+        "search.alpha_decay, or a smaller search.alpha_lr, spreads the weight"
+    )
 
 
 def to_process(
     recipe: Recipe,
-    alpha: AlphaOptimizer,
+    record: Record,
     infos: Sequence[PathwayInfo],
     parts: tuple[Part, ...],
     measured: Mapping[str, float | int | str],
 ) -> Process:
     """Returns the process that a finished search found."""
-    progress_t, weight_tk, alpha_tk = alpha.table()
+    progress_t, weight_tk, alpha_tk = record.table()
     if not np.isfinite(alpha_tk).all():
         raise DistproError("the search ended with an alpha that is not finite; try a smaller search.alpha_lr")
     return Process(
@@ -118,7 +160,7 @@ def to_process(
         weights=weight_tk,
         alpha=alpha_tk,
         pathways=tuple(infos),
-        normalization=recipe.search.normalization,
+        normalization=recipe.search.normalization if recipe.search.method == "hypergradient" else "none",
         recipe=dump_recipe(recipe),
         versions=installed_versions(),
         seed=recipe.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,7 +87,14 @@ class Session:
             module.to(memory_format=torch.channels_last)
         return module
 
-    def batches(self, part: str, batch_size: int, num_steps: int, task: Task | None = None) -> Batches:
+    def batches(
+        self,
+        part: str,
+        batch_size: int,
+        num_steps: int,
+        task: Task | None = None,
+        inner: tuple[int, int] | None = None,
+    ) -> Batches:
         """Returns the maker of the batches of the `train` or the `outer` part, on the device.
 
         Args:
@@ -94,8 +102,11 @@ class Session:
             batch_size: Images per step.
             num_steps: Of the whole run.
             task: Augments whole batches; None: nothing does.
+            inner: Of outer batches, see `TaskData`.
         """
         source = self.data.train_batches if part == "train" else self.data.outer_batches
+        if part == "outer" and not self.data.outer_size:
+            source = partial(self.data.outer_batches, inner=inner)
 
         def make(start_step: int) -> Iterator[Batch]:
             for step, batch in enumerate(source(batch_size, num_steps, start_step), start=start_step):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from distpro_cli.errors import RecipeError
-from distpro_cli.pathways.connections import joins_logits
+from distpro_cli.pathways.connections import groups_of, joins_logits
 from distpro_cli.process.process import Process
 from distpro_cli.training.step import Pair
 from distpro_cli.workflows.pairs import build_networks, build_pair, join, pathway_groups
@@ -70,7 +70,8 @@ class SchemeSource(Source):
             pair = join(session, student, teacher, recipe.pathways)
         except RecipeError as error:
             raise error if scheme.groups is None else under_its_name(self.name, error) from None
-        return pair, scheme_process(self.name, recipe, pair.infos)
+        groups = groups_of(recipe.pathways, teacher.levels, student.levels)
+        return pair, scheme_process(self.name, recipe, pair.infos, [group.weight for group in groups])
 
 
 @dataclass(frozen=True)

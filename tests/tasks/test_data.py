@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from distpro_cli.tasks.images.digits import open_digits
 from distpro_cli.tasks.images.sources import Source
 from distpro_cli.tasks.task import Batch
 from tests.tasks.conftest import folder_data, random_image
+from tests.tasks.suite import images_of
 
 EVERYTHING = Augmentation(crop="resized", auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, random_erasing=0.5)
 DIGITS = Data(name="digits", image_size=32, workers=0, augment=Augmentation(crop="pad", padding=2, flip=0.0))
@@ -195,9 +197,36 @@ def test_stored_size_is_not_resampled(image_root: Path) -> None:
         assert torch.equal(images, expected)
 
 
-def test_outer_batches_need_an_outer_part() -> None:
-    with pytest.raises(ValueError, match="outer_share"):
-        ImageData(DIGITS, 0).outer_batches(4, 1)
+@pytest.mark.parametrize(("inner", "outer", "interval"), [(5, 5, 1), (10, 10, 1), (4, 8, 3), (8, 42, 2), (21, 21, 1)])
+def test_without_an_outer_part_no_image_of_the_train_batch_judges_it(
+    image_root: Path, inner: int, outer: int, interval: int
+) -> None:
+    data = ImageData(folder_data(image_root, augment=Augmentation(crop="none", flip=0.0)), 0)
+    assert data.outer_size == 0
+    num_steps = 3 * data.steps_per_epoch(inner)
+    num_moves = -(-num_steps // interval)
+    train = list(data.train_batches(inner, num_steps))
+    judging = list(data.outer_batches(outer, num_moves, 0, (inner, interval)))
+    assert len(judging) == num_moves
+    seen: Counter[bytes] = Counter()
+    for move, batch in enumerate(judging):
+        judges = images_of([batch])
+        assert len(judges) == min(outer, 42 - inner)
+        assert not judges & images_of([train[move * interval]])
+        seen |= judges
+    assert len(seen) > 42 // 2
+    assert same(judging[2:], list(data.outer_batches(outer, num_moves, 2, (inner, interval))))
+
+
+def test_outer_images_of_the_train_part_are_augmented_on_their_own(image_root: Path) -> None:
+    data = ImageData(folder_data(image_root, augment=EVERYTHING), 0)
+    train = images_of(data.train_batches(42, 1))
+    assert not train & images_of(data.outer_batches(21, 2))
+
+
+def test_one_train_batch_leaves_no_image_to_judge_it(image_root: Path) -> None:
+    with pytest.raises(DistproError, match=r"search\.outer: train needs more than one batch .* 42 for a batch of 50"):
+        ImageData(folder_data(image_root), 0).outer_batches(50, 1)
 
 
 def test_abandoned_workers_end_with_the_iterator(image_root: Path) -> None:

@@ -78,11 +78,11 @@ def test_the_search_raises_what_helps_and_sinks_noise(seed: int) -> None:
     optimizer = torch.optim.SGD([p for m in pair.modules().values() for p in m.parameters()], lr=0.05)
     distiller = Distiller(pair, optimizer, classification(), device=CPU, seed=seed)
     hypergradient = make_hypergradient("cheap", distiller)
-    alpha = AlphaOptimizer(2, Search(alpha_lr=0.05), STEPS, CPU)
+    alpha = AlphaOptimizer(torch.ones(2), torch.ones(2), Search(alpha_lr=0.05), STEPS, CPU)
+    start = alpha.weights()[0]
     for step in range(STEPS):
         inner, outer = draw(patterns, generator, wrong_share=0.8), draw(patterns, generator, wrong_share=0.0)
         alpha.update(hypergradient.step(inner, outer, alpha.weights(), step)[2])
     noise, clean = alpha.weights().tolist()
-    start = AlphaOptimizer(2, Search(), 1, CPU).weights()[0]
     assert clean > 1.2 * start
     assert noise < 0.8 * start

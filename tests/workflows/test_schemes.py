@@ -45,7 +45,8 @@ def recipe(**schemes: Any) -> Recipe:
 
 def process_of(name: str, **schemes: Any) -> Process:
     resolved = scheme_recipe(name, recipe(**schemes), TEACHER, STUDENT)
-    return scheme_process(name, resolved, resolve_pathways(resolved.pathways, TEACHER, STUDENT))
+    infos = resolve_pathways(resolved.pathways, TEACHER, STUDENT)
+    return scheme_process(name, resolved, infos, [1.0] * len(infos))
 
 
 def parts_of(process: Process) -> list[tuple[str, str, str]]:

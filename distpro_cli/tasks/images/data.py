@@ -116,11 +116,35 @@ class ImageData:
         """
         return self._augmented(self._train, "train", batch_size, num_steps, start_step)
 
-    def outer_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]:
-        """Returns batches of the outer part, which passes over its own images; else like `train_batches`."""
-        if not self.outer_size:
-            raise ValueError("there is no outer part: outer_share is None")
-        return self._augmented(self._outer, "outer", batch_size, num_steps, start_step)
+    def outer_batches(
+        self, batch_size: int, num_steps: int, start_step: int = 0, inner: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
+        """Returns batches that judge: of the outer part, which passes over its own images; else like `train_batches`.
+
+        Without an outer part they come from the train part, and hold no image of the train batch of their step: they
+        lie half an epoch away in the same permutation, and their augmentation is drawn on its own.
+
+        Args:
+            batch_size: Images per batch; fewer where the train batch leaves fewer.
+            num_steps: Outer batches of the whole run.
+            start_step: First of them.
+            inner: Size of a train batch and train steps per outer batch, of a run without an outer part; None: as many
+                images, one step.
+
+        Raises:
+            DistproError: also where all images are in one train batch.
+        """
+        if self.outer_size:
+            return self._augmented(self._outer, "outer", batch_size, num_steps, start_step)
+        inner_size, interval = inner or (batch_size, 1)
+        if self.train_size <= inner_size:
+            raise DistproError(
+                f"search.outer: train needs more than one batch of train images; there are {self.train_size} for a "
+                f"batch of {inner_size}: set a smaller batch_size, or outer: held-out"
+            )
+        steps = range(start_step * interval, num_steps * interval, interval)
+        order = _order_beside(self._train, derived_seed(self._seed, "train"), inner_size, batch_size, steps)
+        return self._loaded(self._train, order, derived_seed(self._seed, "outer"))
 
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Returns all test images once, in a fixed order, unaugmented; the last batch may be smaller."""
@@ -132,10 +156,13 @@ class ImageData:
         return load_batches(samples, order, 0 if spec.cache else min(spec.workers, len(order)))
 
     def _augmented(self, part: Indices, name: str, batch_size: int, num_steps: int, start: int) -> Iterator[Batch]:
+        order = _order(part, derived_seed(self._seed, name), batch_size, num_steps, start)
+        return self._loaded(part, order, self._seed)
+
+    def _loaded(self, part: Indices, order: Order, seed: int) -> Iterator[Batch]:
         if self._spec.cache:
             self.train_source.keep(part.tolist())
-        samples = Samples(self.train_source, self._train_transform, self._seed)
-        order = _order(part, derived_seed(self._seed, name), batch_size, num_steps, start)
+        samples = Samples(self.train_source, self._train_transform, seed)
         return load_batches(samples, order, self._spec.workers)
 
     def _split(self, indices: Indices, share: float, name: str) -> tuple[Indices, Indices]:
@@ -158,10 +185,26 @@ def _steps_per_epoch(size: int, batch_size: int) -> int:
 
 
 def _order(part: Indices, seed: int, batch_size: int, num_steps: int, start_step: int) -> Order:
-    """Yields epoch and image numbers of each batch; each epoch is a permutation from (seed, epoch)."""
+    """Yields epoch and image numbers of each batch."""
+    for epoch, order, start in _places(part, seed, batch_size, range(start_step, num_steps)):
+        yield epoch, order[start : start + batch_size]
+
+
+def _order_beside(part: Indices, seed: int, inner_size: int, batch_size: int, steps: range) -> Order:
+    """Yields, for each step, epoch and the numbers of images that are farthest from its batch of `inner_size`."""
+    for epoch, order, start in _places(part, seed, inner_size, steps):
+        others = np.roll(order, -(start + inner_size))[:-inner_size]
+        first = max((len(others) - batch_size) // 2, 0)
+        yield epoch, others[first : first + batch_size]
+
+
+def _places(part: Indices, seed: int, batch_size: int, steps: range) -> Iterator[tuple[int, Indices, int]]:
+    """Yields, for each step, its epoch, that epoch's permutation, from (seed, epoch), and where its batch starts."""
     per_epoch = _steps_per_epoch(len(part), batch_size)
-    for step in range(start_step, num_steps):
+    order, ordered_epoch = part, -1
+    for step in steps:
         epoch, within = divmod(step, per_epoch)
-        if within == 0 or step == start_step:
+        if epoch != ordered_epoch:
             order = part[np.random.default_rng(derived_seed(seed, epoch)).permutation(len(part))]
-        yield epoch, order[within * batch_size : (within + 1) * batch_size]
+            ordered_epoch = epoch
+        yield epoch, order, within * batch_size

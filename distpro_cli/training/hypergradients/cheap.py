@@ -41,19 +41,25 @@ class CheapHypergradient(Hypergradient):
 
     @override
     def step(self, inner: Batch, outer: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses, Tensor]:
+        lr = learning_rate(self.distiller.optimizer)
+        losses, outer_losses, pairs, shift = self.differentiate(inner, outer, weights_k, step)
+        products = [torch.sum(gradient.to(change.dtype) * change) for gradient, change in pairs]
+        return losses, outer_losses, torch.stack(products) * (-lr / shift)
+
+    def differentiate(
+        self, inner: Batch, outer: Batch, weights_k: Tensor, step: int
+    ) -> tuple[StepLosses, StepLosses, list[tuple[Tensor, Tensor]], Tensor]:
+        """Takes the step; returns both losses, g_k and ξḞ of every pathway where it starts, and ξ."""
         distiller, start_of = self.distiller, self.distiller.pathways.start_of
         gradients: dict[int, Tensor] = {}
         losses, starts = distiller.backward(inner, weights_k, step, gradients)
         # v is known only after the update; then both the student and the shared blocks go back to where they were.
         before = [p.detach().clone() for p in self._moved_parameters()]
-        lr = learning_rate(distiller.optimizer)
         distiller.update()
         outer_losses, direction = outer_gradient(distiller, outer, step)
         changes, shift = self._changes(inner, starts, before, direction, step)
-        products = [
-            torch.sum(gradients[k].to(changes[start].dtype) * changes[start]) for k, start in enumerate(start_of)
-        ]
-        return losses, outer_losses, torch.stack(products) * (-lr / shift)
+        pairs = [(gradients[k], changes[start]) for k, start in enumerate(start_of)]
+        return losses, outer_losses, pairs, shift
 
     def _changes(
         self, inner: Batch, starts: Starts, before: list[Tensor], direction: list[Tensor], step: int

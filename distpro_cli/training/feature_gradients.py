@@ -1,0 +1,93 @@
+"""The gradients of the task and of every pathway at one and the same place: the student's feature.
+
+Shape legend: k pathways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from distpro_cli.pathways.module import Pathways, Start
+
+
+@dataclass(frozen=True)
+class FeatureGradients:
+    """What pulls at the student's level of one pathway, over the whole batch; both have the shape of its feature.
+
+    Attributes:
+        task: g_0 = ∂L_task/∂F; zeros where the task does not depend on the feature.
+        pathway: g_k = ∂D_k/∂F, without the weight.
+    """
+
+    task: Tensor
+    pathway: Tensor
+
+
+def feature_gradients(
+    pathways: Pathways,
+    task: Tensor,
+    features: Mapping[int, Tensor],
+    starts: Mapping[Start, Tensor],
+    gradients: Mapping[int, Tensor],
+) -> dict[int, FeatureGradients]:
+    """Returns g_0 and g_k by pathway, and keeps the graph.
+
+    g_k is at hand where a pathway starts at the student's feature. One that starts at a shared block goes back through
+    it, and through the student as far as its level, on its own.
+
+    Args:
+        pathways: Of the pair.
+        task: The task loss, with its graph.
+        features: The student's, by level, with the same graph.
+        starts: What the pathways start from, likewise.
+        gradients: ∂D_k/∂start, by pathway.
+    """
+    on_the_way = _ancestors(task)
+    edges = {level: _edge(feature, on_the_way) for level, feature in features.items()}
+    levels = {k: pathways.infos[k].student.number for k in gradients}
+    wanted = {level: edge for level in sorted(set(levels.values())) if (edge := edges.get(level)) is not None}
+    found = torch.autograd.grad(task, list(wanted.values()), retain_graph=True) if wanted else ()
+    of_task = dict(zip(wanted, found, strict=True))
+    at_student = {}
+    for k, gradient in gradients.items():
+        level, start = levels[k], starts[pathways.start_of[k]]
+        edge = edges.get(level)
+        if edge is None:
+            at_student[k] = FeatureGradients(torch.zeros_like(gradient), gradient)
+            continue
+        if edge[:2] != get_gradient_edge(start)[:2]:
+            (gradient,) = torch.autograd.grad(start, edge, gradient, retain_graph=True)
+        at_student[k] = FeatureGradients(of_task[level], gradient)
+    return at_student
+
+
+def _ancestors(loss: Tensor) -> set[Node]:
+    """Returns the nodes of the graph behind a loss."""
+    found: set[Node] = set()
+    todo = [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [before for before, _ in node.next_functions]
+    return found
+
+
+def _edge(feature: Tensor, on_the_way: set[Node]) -> GradientEdge | None:
+    """Returns where the feature lies on the way of the task, None if nowhere.
+
+    A tap may have copied, permuted or averaged what the network itself goes on with; that is then looked for behind it.
+    """
+    if not feature.requires_grad:
+        return None
+    node, number = get_gradient_edge(feature)[:2]
+    while node not in on_the_way:
+        if not node.next_functions or node.next_functions[0][0] is None:
+            return None
+        node, number = node.next_functions[0]  # type: ignore[assignment]
+    return GradientEdge(node, number)
