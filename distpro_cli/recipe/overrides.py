@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from distpro_cli.errors import Problem
-from distpro_cli.recipe.base import Model
 from distpro_cli.recipe.describe import shorten
 from distpro_cli.recipe.problems import locate
 from distpro_cli.recipe.strict_yaml import KeyPath, StrictYamlError, read_yaml
@@ -90,8 +90,5 @@ def _start(path: KeyPath, following: str) -> Any:
     """Returns what an override finds at an unset `path`: the default of a list, an empty section."""
     if not following.isdecimal():
         return {}
-    field = locate(path, None).field
-    default = field.get_default() if field is not None else []
-    if not isinstance(default, list):
-        return []
-    return [item.model_dump() if isinstance(item, Model) else item for item in default]
+    default = locate(path, None).schema.get("default")
+    return deepcopy(default) if isinstance(default, list) else []

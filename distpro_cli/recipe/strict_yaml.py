@@ -107,11 +107,17 @@ class CoreDumper(yaml.SafeDumper):
         return True
 
 
-def write_yaml(value: Any) -> str:
-    """Returns `value` (dicts, lists, scalars) as YAML in the order of its keys; `read_yaml` gives it back."""
+def write_yaml(value: Any, *, flow: bool = False) -> str:
+    """Returns `value` (dicts, lists, scalars) as YAML in the order of its keys; `read_yaml` gives it back.
+
+    Args:
+        value: What to write.
+        flow: Whether lists and sections are written in brackets, all on one line.
+    """
 
     def dump(allow_unicode: bool) -> str:
-        text: str = yaml.dump(value, Dumper=CoreDumper, sort_keys=False, allow_unicode=allow_unicode, width=10_000)
+        options: dict[str, Any] = {"sort_keys": False, "default_flow_style": flow, "allow_unicode": allow_unicode}
+        text: str = yaml.dump(value, Dumper=CoreDumper, width=10_000, **options)
         return text
 
     text = dump(allow_unicode=True)
