@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,65 +26,6 @@ from distpro_cli.recipe.strict_yaml import (
 )
 
 Section = TypeVar("Section", bound=Model)
-
-OVERRIDES_LAST = MAX_BYTES + 1
-
-
-@dataclass(frozen=True)
-class Origins:
-    """Where each value of a recipe comes from.
-
-    Attributes:
-        filename: What error messages call the text.
-        document: The text's values, with their lines.
-        set_by: The overrides by the path that they set.
-    """
-
-    filename: str
-    document: Document
-    set_by: dict[KeyPath, str]
-
-    def override(self, path: KeyPath) -> str | None:
-        """Returns the override that set `path` or what it lies in, or that made a section of it."""
-        for prefix in _prefixes(path):
-            if prefix in self.set_by:
-                return self.set_by[prefix]
-        for prefix in _prefixes(path):
-            if prefix in self.document.lines:
-                return None
-            for where, override in self.set_by.items():
-                if where[: len(prefix)] == prefix:
-                    return override
-        return None
-
-    def line(self, path: KeyPath) -> int | None:
-        """Returns the line of `path` or of what it lies in; None at the top and for overrides."""
-        if self.override(path):
-            return None
-        return next((self.document.lines[p] for p in _prefixes(path) if p in self.document.lines), None)
-
-    def unread(self, path: KeyPath) -> bool:
-        """Returns whether `path` lies in a value that could not be read, which has been reported as such."""
-        unread = any(prefix in self.document.unread for prefix in _prefixes(path))
-        return unread and self.override(path) is None
-
-    def place(self, path: KeyPath) -> str:
-        """Returns the place of `path` for an error message: the override's text, or file and line."""
-        return self.override(path) or _place(self.filename, self.line(path))
-
-
-def _no_section(document: Document, filename: str) -> list[Problem]:
-    """Returns what is wrong with a document that is not a section of keys."""
-    if document.mistakes:
-        return [Problem("", m.message, _place(filename, m.line)) for m in document.mistakes]
-    found = "is empty" if document.value is None else f"found {written(document.value)}"
-    message = f"{found}; a recipe is a section of keys with at least data, teacher and student"
-    return [Problem("", message, filename)]
-
-
-def _prefixes(path: KeyPath) -> list[KeyPath]:
-    """Returns `path` and what it lies in, deepest first, without the whole recipe."""
-    return [path[:end] for end in range(len(path), 0, -1)]
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -148,15 +88,19 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), filename: str = "<rec
     data = document.value
     if not isinstance(data, dict):
         raise RecipeError(_no_section(document, filename))
-    set_by, override_problems = apply_overrides(data, overrides)
-    origins = Origins(filename, document, set_by)
+    places: dict[KeyPath, int | str] = dict(document.lines)
+    unset = apply_overrides(data, overrides, places)
     found = [(m.line, Problem(dotted(m.path), m.message, _place(filename, m.line))) for m in document.mistakes]
+    overridden: list[Problem] = []
     recipe, mistakes = _validate(data)
     for path, message in mistakes:
-        if not origins.unread(path):
-            order = OVERRIDES_LAST if origins.override(path) else origins.line(path) or 0
-            found.append((order, Problem(dotted(path), message, origins.place(path))))
-    problems = [problem for _, problem in sorted(found, key=lambda item: item[0])] + override_problems
+        around = [path[:end] for end in range(len(path), 0, -1)]
+        place = next((places[one] for one in around if one in places), 0)
+        if isinstance(place, str):
+            overridden.append(Problem(dotted(path), message, place))
+        elif document.unread.isdisjoint(around):  # else it has been reported as unreadable
+            found.append((place, Problem(dotted(path), message, _place(filename, place))))
+    problems = [problem for _, problem in sorted(found, key=lambda item: item[0])] + overridden + unset
     if problems or recipe is None:
         raise RecipeError(problems)
     return complete_search(recipe)
@@ -212,6 +156,15 @@ def _check_together(data: dict[str, Any]) -> list[tuple[KeyPath, str]]:
                 there, missing = ("std", "mean") if mean is None else ("mean", "std")
                 mistakes.append(((name, there), f"is given without {missing}; give both or none"))
     return mistakes
+
+
+def _no_section(document: Document, filename: str) -> list[Problem]:
+    """Returns what is wrong with a document that is not a section of keys."""
+    if document.mistakes:
+        return [Problem("", m.message, _place(filename, m.line)) for m in document.mistakes]
+    found = "is empty" if document.value is None else f"found {written(document.value)}"
+    message = f"{found}; a recipe is a section of keys with at least data, teacher and student"
+    return [Problem("", message, filename)]
 
 
 def _place(filename: str, line: int | None) -> str:
