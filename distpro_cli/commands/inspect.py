@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +17,8 @@ from distpro_cli.errors import DistproError
 _OWN_FOLDER = Path("processes")
 
 
-@dataclass(frozen=True)
-class Marks:
-    """How much of a process is dropped in what is shown of it."""
-
-    thresholds: tuple[float, ...]
-    keeps: tuple[float, ...]
+# The thresholds and the shares kept under which a process is shown: `thresholds` and `keeps` of `summarize`.
+Marks = Mapping[str, tuple[float, ...]]
 
 
 def inspect(
@@ -53,7 +48,7 @@ def inspect(
 ) -> None:
     """Show processes, one in full or several side by side, and what a recipe resolves to."""
     _import_numpy()
-    marks = Marks(parse_thresholds(thresholds), parse_shares(keep) if keep is not None else ())
+    marks = {"thresholds": parse_thresholds(thresholds), "keeps": parse_shares(keep) if keep is not None else ()}
     if plot is not None:
         from distpro_cli.report.plots import check_plot_path
 
@@ -67,15 +62,13 @@ def inspect(
 
 
 def _import_numpy() -> None:
-    # numpy's linear algebra starts one thread per core when it is imported: a third of the time of this import, and
+    # numpy's linear algebra starts one thread per core when it is imported: half of the time of this import, and
     # nothing here needs them. A process started from here gets the environment as it was.
     name = "OPENBLAS_NUM_THREADS"
-    if "numpy" in sys.modules or name in os.environ:
-        return
-    os.environ[name] = "1"
-    try:
+    if name not in os.environ:
+        os.environ[name] = "1"
         import numpy  # noqa: F401
-    finally:
+
         del os.environ[name]
 
 
@@ -101,9 +94,10 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, for
     if listed:
         print_process_list("processes", _summaries(targets.processes, marks))
     elif len(targets.sound) == 1:
-        print_process_table(*targets.sound[0], marks.thresholds, marks.keeps)
+        label, process = targets.sound[0]
+        print_process_table(label, process, **marks)
     elif targets.sound:
-        print_side_by_side(targets.sound, marks.thresholds, marks.keeps)
+        print_side_by_side(targets.sound, **marks)
     if reports:
         from distpro_cli.report.recipe_table import print_recipe_table
 
@@ -143,7 +137,7 @@ def _summaries(processes: Sequence[tuple[str, Any]], marks: Marks) -> list[dict[
     return [
         {"path": label, "error": process}
         if isinstance(process, str)
-        else {"path": label, **summarize(process, marks.thresholds, marks.keeps)}
+        else {"path": label, **summarize(process, **marks)}
         for label, process in processes
     ]
 
@@ -151,7 +145,7 @@ def _summaries(processes: Sequence[tuple[str, Any]], marks: Marks) -> list[dict[
 def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:
     from distpro_cli.recipe.load import load_recipe
 
-    recipe = load_recipe(source, overrides)
+    recipe = load_recipe(source, overrides)  # first: what is wrong with it is said before torch is imported
     from distpro_cli.costs.complexity import recipe_report
 
     return recipe_report(recipe)
@@ -160,7 +154,7 @@ def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:
 def _recipe_entry(name: str, path: Path) -> dict[str, Any]:
     from distpro_cli.recipe.load import load_recipe
 
-    entry: dict[str, Any] = {"name": name, "path": str(path)}
+    entry = {"name": name, "path": str(path)}
     try:
         recipe = load_recipe(path)
     except DistproError as error:
@@ -175,5 +169,5 @@ def _plot(processes: Sequence[tuple[str, Any]], plot: Path | None, *, force: boo
         raise DistproError("--plot draws processes, and there is none; give a process file or a folder of them")
     from distpro_cli.report.plots import plot_processes
 
-    names = [Path(label).stem if label.endswith(".safetensors") else label for label, _ in processes]
-    plot_processes([(name, process) for name, (_, process) in zip(names, processes, strict=True)], plot, force=force)
+    named = [(Path(label).stem if label.endswith(".safetensors") else label, process) for label, process in processes]
+    plot_processes(named, plot, force=force)

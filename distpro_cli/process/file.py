@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -73,28 +72,21 @@ def load_process(path: Path) -> Process:
             process; one line that begins with the path.
         NotAProcessError: it is a safetensors file of another kind.
     """
-    path = Path(path)
     try:
-        with _open(path) as file:
+        if path.is_dir():
+            raise ProcessError("is a folder, not a process file")
+        if path.exists() and not path.is_file():
+            raise ProcessError("is not a regular file")
+        with path.open("rb") as file:
             return _read(file)
     except ProcessError as error:
         raise type(error)(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise ProcessError(f"{path}: no such file") from None
     except OSError as error:
         raise ProcessError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # A path with a null character.
         raise ProcessError(f"{str(path)!r}: cannot be read: {error}") from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise ProcessError("no such file") from None
-    if stat.S_ISDIR(mode):
-        raise ProcessError("is a folder, not a process file")
-    if not stat.S_ISREG(mode):
-        raise ProcessError("is not a regular file")
-    return path.open("rb")
 
 
 def _read(file: IO[bytes]) -> Process:

@@ -134,11 +134,11 @@ def _check_tables(process: Process) -> None:
     if num_pathways == 0:
         raise ProcessError("there is no pathway; a process has at least one")
     expected = [len(progress), num_pathways]
-    for name, table in (("weights", weights), ("alpha", alpha)):
-        if list(table.shape) != expected:
+    tables = {"progress": progress, "weights": weights, "alpha": alpha}
+    for name, table in tables.items():
+        if name != "progress" and list(table.shape) != expected:
             reason = f"{len(progress)} rows of progress, {num_pathways} pathways"
             raise ProcessError(f"{name} has the shape {list(table.shape)}; expected {expected}: {reason}")
-    for name, table in (("progress", progress), ("weights", weights), ("alpha", alpha)):
         if not np.isfinite(table).all():
             raise ProcessError(f"{name} holds a value that is not finite")
     if progress[0] != 0 or progress[-1] != 1 or not (np.diff(progress) > 0).all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,10 +84,14 @@ def sample(process: Process, num_points: int) -> NDArray[np.float64]:
     return means
 
 
-def levels(process: Process, side: str) -> list[LevelInfo]:
-    """Returns the levels that pathways use on one `side` (`teacher` or `student`), shallow to deep."""
+def levels(processes: Iterable[Process], side: str) -> list[LevelInfo]:
+    """Returns the levels that pathways use on one `side` (`teacher` or `student`), shallow to deep.
+
+    Where several processes have a level of the same number, the first decides.
+    """
     used: dict[int, LevelInfo] = {}
-    for pathway in process.pathways:
-        level = pathway.teacher if side == "teacher" else pathway.student
-        used.setdefault(level.number, level)
+    for process in processes:
+        for pathway in process.pathways:
+            level = pathway.teacher if side == "teacher" else pathway.student
+            used.setdefault(level.number, level)
     return [used[number] for number in sorted(used)]

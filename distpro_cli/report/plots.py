@@ -92,7 +92,7 @@ def write_figure(draw: Callable[[], Figure], path: Path, *, force: bool) -> None
 def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:
     from matplotlib.figure import Figure
 
-    teacher, student = _all_levels(processes, "teacher"), _all_levels(processes, "student")
+    teacher, student = (levels((process for _, process in processes), side) for side in ("teacher", "student"))
     width = min(2.1, max(0.95, 12 / len(student)))
     figure = Figure(figsize=(1.3 + width * len(student), 1.2 + 0.68 * width * len(teacher)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)  # type: ignore[union-attr,call-arg]
@@ -112,14 +112,8 @@ def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:
     figure.supylabel("weight of the pathway", fontsize=9)
     if len(handles) > 1:
         columns = min(len(handles), max(1, len(student)), 4)
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            ncols=columns,
-            frameon=False,
-            fontsize=8,
-        )
+        style: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
+        figure.legend(handles.values(), handles.keys(), ncols=columns, **style)
     return figure
 
 
@@ -171,11 +165,6 @@ def _label(
     for level in student:
         first = min(row for row, column in used if column == level.number)
         panels[first, level.number].set_title(f"student {_level(level)}", fontsize=8, color="#333333")
-
-
-def _all_levels(processes: Sequence[tuple[str, Process]], side: str) -> list[LevelInfo]:
-    found = {level.number: level for _, process in reversed(processes) for level in levels(process, side)}
-    return [found[number] for number in sorted(found)]
 
 
 def _kind(pathway: PathwayInfo) -> str:

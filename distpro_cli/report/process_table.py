@@ -80,7 +80,7 @@ def _print_heading(console: Console, label: str, process: Process) -> None:
     for side in ("teacher", "student"):
         named = [
             f"{level.number} {level.name}" + (f" /{level.reduction}" if level.reduction is not None else "")
-            for level in levels(process, side)
+            for level in levels([process], side)
         ]
         console.print(f"{side} levels: {', '.join(named)}")
     print_kinds(console, [(pathway.id, pathway.transform, pathway.distance) for pathway in process.pathways])
@@ -136,17 +136,16 @@ def _print_thresholds(
     """Prints what dropping leaves of each process, entries and cost of a step beside each other."""
     table = make_table("entries left / cost of a step, %, at a threshold" + (" or a share kept" if keeps else ""))
     add_columns(table, "process")
-    names = [f"{threshold:g}" for threshold in thresholds] + [f"keep {keep:g}" for keep in keeps]
-    add_columns(table, *names, numbers=True)
+    add_columns(
+        table, *(f"{threshold:g}" for threshold in thresholds), *(f"keep {keep:g}" for keep in keeps), numbers=True
+    )
     for label, process in processes:
         schedules = [process.schedule(threshold=threshold) for threshold in thresholds]
         schedules += [process.schedule(keep=keep) for keep in keeps]
         costs = [process.relative_cost(schedule) for schedule in schedules]
-        cells = [
-            f"{schedule.remaining_percent:.0f} / {'-' if cost is None else f'{100 * cost:.0f}'}"
-            for schedule, cost in zip(schedules, costs, strict=True)
-        ]
-        table.add_row(label, *cells)
+        shown = ["-" if cost is None else f"{100 * cost:.0f}" for cost in costs]
+        left = [f"{schedule.remaining_percent:.0f}" for schedule in schedules]
+        table.add_row(label, *(f"{a} / {b}" for a, b in zip(left, shown, strict=True)))
     console.print(table)
 
 
@@ -158,23 +157,15 @@ def _print_beside(
     console: Console, processes: Sequence[tuple[str, Process]], ids: Sequence[str], top: float, room: int
 ) -> None:
     points = min(_LONGEST_SPARKLINE, max(_SHORTEST_SPARKLINE, room // len(processes) - 18))
-    columns = [dict(_cells(process, points, top, console.encoding)) for _, process in processes]
+    cells: dict[str, list[str]] = {name: ["      -"] * len(processes) for name in ids}
+    for column, (_, process) in enumerate(processes):
+        over_time = sample(process, points)
+        for k, (pathway, mean, share) in enumerate(zip(process.pathways, process.mean, process.share, strict=True)):
+            bars = sparkline(over_time[:, k].tolist(), top, console.encoding)
+            cells[pathway.id][column] = f"{number(mean):>7} {100 * share:5.1f}% {bars}"
     table = make_table()
-    add_columns(table, "pathway")
-    for label, _ in processes:
-        add_columns(table, label)
-    for name in ids:
-        table.add_row(name, *(column.get(name, "      -") for column in columns))
+    add_columns(table, "pathway", *(label for label, _ in processes))
+    for name, row in cells.items():
+        table.add_row(name, *row)
     console.print(table)
     console.print()
-
-
-def _cells(process: Process, points: int, top: float, encoding: str) -> list[tuple[str, str]]:
-    over_time = sample(process, points)
-    return [
-        (
-            pathway.id,
-            f"{number(mean):>7} {100 * share:5.1f}% {sparkline(over_time[:, k].tolist(), top, encoding)}",
-        )
-        for k, (pathway, mean, share) in enumerate(zip(process.pathways, process.mean, process.share, strict=True))
-    ]
