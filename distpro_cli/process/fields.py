@@ -85,10 +85,7 @@ def _pathway(value: Any, where: str) -> PathwayInfo:
 
 def _level(value: Any, where: str) -> LevelInfo:
     _check_keys(value, _LEVEL_KEYS, where)
-    number, count = (
-        _positive(value["number"], f"{where}: number"),
-        _positive(value["count"], f"{where}: count"),
-    )
+    number, count = (_positive(value[key], f"{where}: {key}") for key in ("number", "count"))
     if number > count:
         raise ProcessError(f"{where}: number is {number}, beyond the count of {count}")
     if value["kind"] not in KINDS:

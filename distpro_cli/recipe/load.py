@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,16 +16,7 @@ from distpro_cli.recipe.overrides import apply_overrides
 from distpro_cli.recipe.problems import explain
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.recipe.shipped import shipped_recipes
-from distpro_cli.recipe.strict_yaml import (
-    MAX_BYTES,
-    Document,
-    KeyPath,
-    StrictYamlError,
-    read_yaml,
-    write_yaml,
-)
-
-Section = TypeVar("Section", bound=Model)
+from distpro_cli.recipe.strict_yaml import MAX_BYTES, Document, KeyPath, StrictYamlError, read_yaml, write_yaml
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -116,20 +107,12 @@ def complete_search(recipe: Recipe) -> Recipe:
 
     A section with another `name` than distill's (another optimiser or schedule) is left as it is.
     """
-    search = recipe.search
     completed: dict[str, Model] = {}
-    if search.optimizer is not None:
-        completed["optimizer"] = _complete(search.optimizer, recipe.distill.optimizer)
-    if search.schedule is not None:
-        completed["schedule"] = _complete(search.schedule, recipe.distill.schedule)
-    return recipe.model_copy(update={"search": search.model_copy(update=completed)})
-
-
-def _complete(section: Section, pattern: Section) -> Section:
-    given = {key: getattr(section, key) for key in section.model_fields_set}
-    if given.get("name", getattr(pattern, "name", None)) != getattr(pattern, "name", None):
-        return section
-    return pattern.model_copy(update=given)
+    for key in ("optimizer", "schedule"):
+        section, pattern = getattr(recipe.search, key), getattr(recipe.distill, key)
+        if section is not None and ("name" not in section.model_fields_set or section.name == pattern.name):
+            completed[key] = pattern.model_copy(update=section.model_dump(exclude_unset=True))
+    return recipe.model_copy(update={"search": recipe.search.model_copy(update=completed)})
 
 
 def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPath, str]]]:

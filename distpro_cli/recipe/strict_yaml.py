@@ -35,15 +35,15 @@ PATTERNS = {
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     "merge": r"<<",
 }
-REGEXES = {name: re.compile(f"(?:{pattern})") for name, pattern in PATTERNS.items()}
+REGEXES = {name: re.compile(f"^(?:{pattern})$") for name, pattern in PATTERNS.items()}
 
 
 class CoreResolver(BaseResolver):
     """Decides which plain scalars are numbers, booleans and null; the same for reading and for writing."""
 
 
-for _name, _pattern in PATTERNS.items():
-    CoreResolver.add_implicit_resolver(f"{CORE}{_name}", re.compile(f"^(?:{_pattern})$"), None)
+for _name, _regex in REGEXES.items():
+    CoreResolver.add_implicit_resolver(f"{CORE}{_name}", _regex, None)
 
 
 class StrictYamlError(Exception):
@@ -82,7 +82,7 @@ class Document:
 
 
 class NodeLoader(yaml.SafeLoader):
-    """PyYAML's parser with the core resolver and a bound on nesting; only `get_single_node` is used of it."""
+    """PyYAML's parser with the core resolver and a bound on nesting."""
 
     yaml_implicit_resolvers = CoreResolver.yaml_implicit_resolvers
     depth = 0
@@ -135,11 +135,7 @@ def read_yaml(text: str) -> Document:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise StrictYamlError(f"larger than {MAX_BYTES // 1024} KiB, the limit for a recipe")
     try:
-        loader = NodeLoader(text)
-        try:
-            node = loader.get_single_node()
-        finally:
-            loader.dispose()
+        node = yaml.compose(text, Loader=NodeLoader)
     except yaml.MarkedYAMLError as error:
         raise _explain(error) from None
     except yaml.YAMLError as error:

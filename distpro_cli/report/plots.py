@@ -12,6 +12,7 @@ from distpro_cli.files import check_writable, write_atomically
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.process.summary import levels
+from distpro_cli.report.terminal import with_reduction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,7 +173,7 @@ def _kind(pathway: PathwayInfo) -> str:
 
 
 def _level(level: LevelInfo) -> str:
-    return f"{level.number}\n{level.name}" + (f" /{level.reduction}" if level.reduction is not None else "")
+    return with_reduction(f"{level.number}\n{level.name}", level.reduction)
 
 
 def _title(processes: Sequence[tuple[str, Process]]) -> str:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from distpro_cli.process.process import THRESHOLDS, Process
 from distpro_cli.process.summary import levels, sample, summarize
-from distpro_cli.report.terminal import GAP, add_columns, make_console, make_table, number, print_kinds, sparkline
+from distpro_cli.report.terminal import (
+    GAP,
+    add_columns,
+    make_console,
+    make_table,
+    number,
+    print_kinds,
+    sparkline,
+    with_reduction,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,10 +87,8 @@ def _print_heading(console: Console, label: str, process: Process) -> None:
     ]
     console.print(", ".join(facts))
     for side in ("teacher", "student"):
-        named = [
-            f"{level.number} {level.name}" + (f" /{level.reduction}" if level.reduction is not None else "")
-            for level in levels([process], side)
-        ]
+        used = levels([process], side)
+        named = [with_reduction(f"{level.number} {level.name}", level.reduction) for level in used]
         console.print(f"{side} levels: {', '.join(named)}")
     print_kinds(console, [(pathway.id, pathway.transform, pathway.distance) for pathway in process.pathways])
     if process.measured:

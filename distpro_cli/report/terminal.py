@@ -89,23 +89,27 @@ def number(value: float) -> str:
 
 def count(value: float) -> str:
     """Writes a count with a decimal unit: 812, 12.3 k, 4.56 M."""
-    for unit in ("", " k", " M", " G", " T"):
-        if abs(value) < 999.5 or unit == " T":
-            break
-        value /= 1000
-    return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
+    return _scaled(value, 1000, ("", " k", " M", " G", " T"))
 
 
 def size(num_bytes: float) -> str:
     """Writes a number of bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1023.5 or unit == "GiB":
+    return _scaled(num_bytes, 1024, (" B", " KiB", " MiB", " GiB"))
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    for unit in units:
+        if value < base - 0.5 or unit == units[-1]:
             break
-        num_bytes /= 1024
-    return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.3g} {unit}"
+        value /= base
+    return f"{value:.0f}{unit}" if unit == units[0] else f"{value:.3g}{unit}"
 
 
 def shape(sizes: Sequence[int], reduction: int | None) -> str:
     """Writes a level's shape and reduction: 64x32x32 /4."""
-    text = "x".join(str(one) for one in sizes)
+    return with_reduction("x".join(map(str, sizes)), reduction)
+
+
+def with_reduction(text: str, reduction: int | None) -> str:
+    """Writes how many input pixels a cell of a level has behind what the level is called; vectors have none."""
     return text if reduction is None else f"{text} /{reduction}"
