@@ -149,21 +149,18 @@ def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:
     """Returns every process with a unique label: its file's name, with a number where that is taken."""
     from distpro_cli.process.file import load_process
 
-    loaded: list[tuple[str, Process]] = []
+    loaded: dict[str, Process] = {}
     problems = []
     for path in paths:
-        taken = [label for label, _ in loaded]
-        label, number = path.stem, 1
-        while label in taken:
-            number += 1
-            label = f"{path.stem}-{number}"
+        labels = [path.stem, *(f"{path.stem}-{number}" for number in range(2, len(paths) + 1))]
+        label = next(label for label in labels if label not in loaded)
         try:
-            loaded.append((label, load_process(path)))
+            loaded[label] = load_process(path)
         except DistproError as error:
             problems.append(str(error))
     if problems:
         raise DistproError("\n".join(problems))
-    return loaded
+    return list(loaded.items())
 
 
 def _refuse_unused(processes: list[Path] | None, thresholds: str | None, keep: str | None) -> None:

@@ -49,11 +49,10 @@ def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
     Raises:
         ProcessError: one is missing or malformed.
     """
-    missing = [name for name in _DECODERS if name not in metadata]
+    missing = [name for name in _DECODERS if name not in metadata and name != _OPTIONAL]
     if missing:
         raise ProcessError(f"the metadata lacks {', '.join(missing)}")
-    fields = {name: decode(metadata[name]) for name, decode in _DECODERS.items()}
-    return fields | {name: decode(metadata[name]) for name, decode in _OPTIONAL_DECODERS.items() if name in metadata}
+    return {name: decode(metadata[name]) for name, decode in _DECODERS.items() if name in metadata}
 
 
 def _plain(pathway: PathwayInfo) -> dict[str, Any]:
@@ -182,6 +181,6 @@ _DECODERS: dict[str, Callable[[str], Any]] = {
     "versions": _versions,
     "seed": _seed,
     "measured": _measured,
+    "parts": lambda text: _items(text, "part", MAX_PARTS, _part),
 }
-
-_OPTIONAL_DECODERS: dict[str, Callable[[str], Any]] = {"parts": lambda text: _items(text, "part", MAX_PARTS, _part)}
+_OPTIONAL = "parts"

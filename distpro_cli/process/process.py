@@ -6,7 +6,7 @@ Shape legend: t rows, k pathways.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -105,10 +105,6 @@ class Process:
         mask_tk, score_tk, cutoff = kept_entries(alpha_tk, threshold, keep)
         columns = list(self.columns or range(len(self.pathways)))
         return Schedule(self.progress, self.weights, mask_tk[:, columns], score_tk[:, columns], cutoff)
-
-    def remaining_percent(self, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
-        """Returns the share of the entries kept, in percent, by the threshold as text."""
-        return {f"{threshold:g}": self.schedule(threshold=threshold).remaining_percent for threshold in thresholds}
 
     def relative_cost(self, schedule: Schedule) -> float | None:
         """Returns the mean cost of a step under `schedule`, over that of a full one; None where parts are unknown."""

@@ -57,7 +57,9 @@ def _set(
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         index: int | str = part
         if isinstance(around, list):
-            index = _index(around, part, path)
+            if not part.isdecimal() or int(part) > len(around):
+                raise ValueError(f"{dotted(path)} is a list; found '{part}', allowed: an index from 0 to {len(around)}")
+            index = int(part)
             if index == len(around):
                 around.append({})
         elif not isinstance(around, dict):
@@ -72,13 +74,6 @@ def _set(
     for below in [place for place in places if place[: len(path)] == path]:
         del places[below]
     places[path] = override
-
-
-def _index(items: list[Any], part: str, path: KeyPath) -> int:
-    """Returns the index that `part` names: an item of `items`, or the one after the last."""
-    if not part.isdecimal() or int(part) > len(items):
-        raise ValueError(f"{dotted(path)} is a list; found '{part}', allowed: an index from 0 to {len(items)}")
-    return int(part)
 
 
 def _start(path: KeyPath, following: str) -> Any:

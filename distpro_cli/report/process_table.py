@@ -14,6 +14,7 @@ from distpro_cli.report.terminal import (
     make_table,
     number,
     print_kinds,
+    print_table,
     sparkline,
     with_reduction,
 )
@@ -58,8 +59,7 @@ def print_side_by_side(
 def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
     """Prints processes one per line; an entry has `path`, and what `summarize` returns or an `error`."""
     console = make_console()
-    table = make_table(title)
-    add_columns(table, "process")
+    table = make_table("process", title=title)
     add_columns(table, "rows", "pathways", numbers=True)
     add_columns(table, "strongest, share of the mean weight")
     sound = [entry for entry in entries if "error" not in entry]
@@ -102,8 +102,7 @@ def _print_pathways(console: Console, process: Process, rows: Sequence[Mapping[s
     heads = ["pathway", *numbers, "share"]
     used = sum(max(len(head), *(len(line[i]) for line in cells)) + GAP for i, head in enumerate(heads))
     points = max(_SHORTEST_SPARKLINE, min(_LONGEST_SPARKLINE, console.width - used))
-    table = make_table()
-    add_columns(table, "pathway")
+    table = make_table("pathway")
     add_columns(table, *numbers, "share", numbers=True)
     table.add_column("over time", no_wrap=True)
     top = float(process.weights.max())
@@ -112,9 +111,7 @@ def _print_pathways(console: Console, process: Process, rows: Sequence[Mapping[s
     for k, (row, line) in enumerate(zip(rows, cells, strict=True)):
         bold = "bold" if row["share"] == strongest and len(rows) > 1 else None
         table.add_row(*line, sparkline(over_time[:, k].tolist(), top, console.encoding), style=bold)
-    console.print()
-    console.print(table)
-    console.print()
+    print_table(console, table)
     console.print(f"over time: weight from 0 to {number(top)}, progress 0 to 1 from left to right")
 
 
@@ -141,8 +138,8 @@ def _print_thresholds(
     console: Console, processes: Sequence[tuple[str, Process]], thresholds: Sequence[float], keeps: Sequence[float]
 ) -> None:
     """Prints what dropping leaves of each process, entries and cost of a step beside each other."""
-    table = make_table("entries left / cost of a step, %, at a threshold" + (" or a share kept" if keeps else ""))
-    add_columns(table, "process")
+    title = "entries left / cost of a step, %, at a threshold" + (" or a share kept" if keeps else "")
+    table = make_table("process", title=title)
     add_columns(
         table, *(f"{threshold:g}" for threshold in thresholds), *(f"keep {keep:g}" for keep in keeps), numbers=True
     )
@@ -170,8 +167,7 @@ def _print_beside(
         for k, (pathway, mean, share) in enumerate(zip(process.pathways, process.mean, process.share, strict=True)):
             bars = sparkline(over_time[:, k].tolist(), top, console.encoding)
             cells[pathway.id][column] = f"{number(mean):>7} {100 * share:5.1f}% {bars}"
-    table = make_table()
-    add_columns(table, "pathway", *(label for label, _ in processes))
+    table = make_table("pathway", *(label for label, _ in processes))
     for name, row in cells.items():
         table.add_row(name, *row)
     console.print(table)

@@ -24,12 +24,12 @@ def make_console() -> Console:
     return Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
 
 
-def make_table(title: str | None = None) -> Table:
-    """Returns a table without frames, so that it reads as plain text too."""
+def make_table(*columns: str, title: str | None = None) -> Table:
+    """Returns a table that begins with these columns of text, without frames, so that it reads as plain text too."""
     from rich import box
     from rich.table import Table
 
-    return Table(
+    table = Table(
         title=title,
         title_justify="left",
         title_style="bold",
@@ -39,6 +39,8 @@ def make_table(title: str | None = None) -> Table:
         padding=(0, 1, 0, 0),
         header_style="bold",
     )
+    add_columns(table, *columns)
+    return table
 
 
 def add_columns(table: Table, *names: str, numbers: bool = False) -> None:
@@ -46,6 +48,13 @@ def add_columns(table: Table, *names: str, numbers: bool = False) -> None:
     for name in names:
         justify = "right" if numbers else "left"
         table.add_column(name, justify=justify, no_wrap=numbers, overflow="fold")  # type: ignore[arg-type]
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table between two empty lines."""
+    console.print()
+    console.print(table)
+    console.print()
 
 
 def print_kinds(console: Console, pathways: Iterable[tuple[str, str, str]]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from distpro_cli.errors import DistproError, ProcessError
 from distpro_cli.process.schedule import rows_to_keep
+from distpro_cli.process.summary import summarize
 from tests.process.examples import constant_process, lower_pathways, make_process
 
 
@@ -29,7 +30,9 @@ def test_a_threshold_keeps_what_scaled_alpha_reaches(threshold: float) -> None:
         expected = np.where(scaled[row] >= threshold, process.weights[row], 0)
         np.testing.assert_allclose(schedule.at(float(u)), expected, rtol=1e-5)
     assert schedule.remaining_percent == pytest.approx(100 * (scaled >= threshold).mean())
-    assert process.remaining_percent([threshold]) == {f"{threshold:g}": pytest.approx(schedule.remaining_percent)}
+    assert summarize(process, [threshold])["remaining_percent"] == {
+        f"{threshold:g}": pytest.approx(schedule.remaining_percent)
+    }
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.3, 0.5, 1.0])
