@@ -78,7 +78,7 @@ class Bench:
         for module in (teacher, student, pathways):
             module.to(device, memory_format=torch.channels_last)
         pair = Pair(student, teacher, pathways)
-        optimizer = make_optimizer(pair.trained_modules(), recipe.distill.optimizer)
+        optimizer = make_optimizer(pair.modules(), recipe.distill.optimizer)
         self.distiller = Distiller(pair, optimizer, task, device=device)
         images = torch.rand(batch_size, 3, image_size, image_size).to(device, memory_format=torch.channels_last)
         self.batch = Batch(images, torch.randint(0, NUM_CLASSES, (batch_size,)).to(device))

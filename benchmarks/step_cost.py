@@ -118,7 +118,7 @@ def peak_bytes(bench: Bench, step: Callable[[], object]) -> int:
         step()
         bench.synchronize()
         return torch.cuda.max_memory_allocated(bench.device)
-    standing = sum(t.numel() * t.element_size() for m in bench.pair.trained_modules() for t in m.parameters()) * 2
+    standing = sum(t.numel() * t.element_size() for m in bench.pair.modules().values() for t in m.parameters()) * 2
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]

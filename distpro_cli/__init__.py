@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distpro_cli.process.process import Process
     from distpro_cli.recipe.schema import Recipe
+    from distpro_cli.runs.context import RunContext
     from distpro_cli.runs.folder import RunFolder
     from distpro_cli.workflows.search import Searched
-    from distpro_cli.workflows.session import RunContext
     from distpro_cli.workflows.transfer import Distilled
 
 __all__ = ["compare", "distil", "load_process", "load_recipe", "search"]

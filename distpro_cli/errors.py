@@ -45,6 +45,11 @@ class NonFiniteLossError(DistproError):
     """The loss is not finite; the message names the step, the pathway and the last checkpoint."""
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or the error's type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Returns ` (did you mean 'X'?)` for the allowed name closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)

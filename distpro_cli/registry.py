@@ -73,13 +73,11 @@ class Registry(Generic[Entry]):
 
     def get(self, name: str) -> Entry | None:
         """Returns the entry called `name`, None if there is none; numbers in the name are filled in."""
-        for imported in (False, True):
-            if imported:
-                self._import_package()
-            for known in reversed(self._known):
-                if match := known.pattern.fullmatch(self._canonical(name)):
-                    numbers = {key: int(value) for key, value in match.groupdict("1").items()}
-                    return partial(known.entry, **numbers) if numbers else known.entry  # type: ignore[return-value]
+        self._import_package()
+        for known in reversed(self._known):
+            if match := known.pattern.fullmatch(self._canonical(name)):
+                numbers = {key: int(value) for key, value in match.groupdict("1").items()}
+                return partial(known.entry, **numbers) if numbers else known.entry  # type: ignore[return-value]
         return None
 
     def find(self, name: str) -> Entry:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -36,34 +36,24 @@ def load_python_file(text: str, what: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses and pickling look themselves up
+    sys.path.insert(0, str(path.parent))  # the files beside it can be imported, as Python does for a script
     try:
-        with _beside(path.parent), contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         reason = str(error).partition("\n")[0]
         place = _line_of(error, path)
         raise DistproError(f"{what}: {path}{place} cannot be imported: {type(error).__name__}: {reason}") from error
-    return module
-
-
-@contextlib.contextmanager
-def _beside(folder: Path) -> Iterator[None]:
-    """Lets the file import the files beside it, as Python does for a script."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
     finally:
         with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
+            sys.path.remove(str(path.parent))
+    return module
 
 
 def _line_of(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError):
         return f":{error.lineno}"
-    line, trace = "", error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = f":{trace.tb_lineno}"
-        trace = trace.tb_next
-    return line
+    steps = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in steps if frame.f_code.co_filename == str(path)]
+    return f":{lines[-1]}" if lines else ""

@@ -68,18 +68,23 @@ def distpro(workplace: Path, capfd: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-@pytest.fixture(scope="session")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `tiny.yaml`, its process `p.safetensors` and the `run` that found it, made once for all tests."""
+def search_tiny(factory: pytest.TempPathFactory, epochs: int) -> Path:
+    """Returns a folder with `tiny.yaml`, its process `p.safetensors` and the `run` that found it."""
     from distpro_cli import load_recipe, search
 
-    folder = tmp_path_factory.mktemp("searched")
+    folder = factory.mktemp("searched")
     (folder / "tiny.yaml").write_text(TINY_RECIPE)
-    recipe = load_recipe(folder / "tiny.yaml", "search.epochs=1")
+    recipe = load_recipe(folder / "tiny.yaml", f"search.epochs={epochs}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTPRO_CACHE", str(tmp_path_factory.getbasetemp() / "distpro-cache"))
+        patch.setenv("DISTPRO_CACHE", str(factory.getbasetemp() / "distpro-cache"))
         search(recipe, output=folder / "p.safetensors", run_dir=folder / "run", device="cpu")
     return folder
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `search_tiny` gives for one epoch, made once for all tests."""
+    return search_tiny(tmp_path_factory, epochs=1)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from distpro_cli.recipe.load import parse_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.report.progress import Reporter
+from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.task import Task, find_task
-from distpro_cli.workflows.session import RunContext
 
 CPU = torch.device("cpu")
 CONTEXT = RunContext(CPU, Reporter(), Interruption())

@@ -36,7 +36,7 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     student = build_network(recipe.student, data, task, pretrained_ok=False).train()
     pathways = Pathways(resolve_pathways(recipe.pathways, teacher.levels, student.levels))
     pair = Pair(student, teacher, pathways)
-    optimizer = make_optimizer(pair.trained_modules(), training.optimizer)
+    optimizer = make_optimizer(pair.modules(), training.optimizer)
     make_schedule(optimizer, training.schedule, total_steps=100, steps_per_epoch=10).step_update(50)
     distiller = Distiller(pair, optimizer, task, device=CPU)
     batch = Batch(torch.rand(BATCH_SIZE, 3, size, size), torch.arange(BATCH_SIZE))

@@ -15,8 +15,8 @@ from distpro_cli.errors import DistproError
 
 if TYPE_CHECKING:
     from distpro_cli.recipe.schema import Recipe
+    from distpro_cli.runs.context import RunContext
     from distpro_cli.runs.folder import RunFolder
-    from distpro_cli.workflows.session import RunContext
 
 
 def read_recipe(source: str, overrides: Sequence[str] | None, seed: int | None) -> Recipe:

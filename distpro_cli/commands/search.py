@@ -11,8 +11,8 @@ from distpro_cli.commands.options import Overrides, RecipeName, RunOptions, with
 from distpro_cli.commands.running import print_figures, print_json, read_recipe, run
 
 if TYPE_CHECKING:
+    from distpro_cli.runs.context import RunContext
     from distpro_cli.runs.folder import RunFolder
-    from distpro_cli.workflows.session import RunContext
 
 
 @with_run_options

@@ -16,8 +16,8 @@ from distpro_cli.recipe.scheme_names import SCHEME_NAMES
 if TYPE_CHECKING:
     from distpro_cli.process.process import Process
     from distpro_cli.recipe.schema import Recipe
+    from distpro_cli.runs.context import RunContext
     from distpro_cli.runs.folder import RunFolder
-    from distpro_cli.workflows.session import RunContext
 
 
 @with_run_options

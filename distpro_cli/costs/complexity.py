@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,7 @@ from distpro_cli.recipe.schema import Recipe
 from distpro_cli.tasks.task import find_task
 
 NUM_IMAGES = 2  # BatchNorm in train mode refuses a single image on maps of one cell
+COUNTED = ("parameters", "multiply_adds", "backward_bytes")
 
 Measured = TypeVar("Measured")
 
@@ -86,31 +87,23 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
         "shared": [_shared_report(pathways, number, cost) for number, cost in enumerate(shared)],
         "totals": {
             "pathways": len(costs),
-            "parameters": sum(cost.parameters for cost in all_costs),
-            "multiply_adds": sum(cost.multiply_adds for cost in all_costs),
-            "backward_bytes": sum(cost.backward_bytes for cost in all_costs),
+            **{key: sum(getattr(cost, key) for cost in all_costs) for key in COUNTED},
         },
     }
 
 
 def _network_report(name: str, network: TappedNetwork, recipe: Recipe) -> dict[str, Any]:
-    cost = network_cost(network, 3, recipe.data.image_size)
-    return {
-        "name": name,
-        "parameters": cost.parameters,
-        "multiply_adds": cost.multiply_adds,
-        "levels": [_level_report(level) for level in network.levels],
-    }
-
-
-def _level_report(level: LevelInfo) -> dict[str, Any]:
-    return {
-        "number": level.number,
-        "name": level.name,
-        "kind": level.kind,
-        "shape": list(level.shape),
-        "reduction": level.reduction,
-    }
+    levels = [
+        {
+            "number": level.number,
+            "name": level.name,
+            "kind": level.kind,
+            "shape": list(level.shape),
+            "reduction": level.reduction,
+        }
+        for level in network.levels
+    ]
+    return {"name": name, **asdict(network_cost(network, recipe.data.image_size)), "levels": levels}
 
 
 def _pathway_report(info: PathwayInfo, cost: PathwayCost) -> dict[str, Any]:
@@ -126,9 +119,7 @@ def _pathway_report(info: PathwayInfo, cost: PathwayCost) -> dict[str, Any]:
         "student_reduction": info.student.reduction,
         "transform": info.transform,
         "distance": info.distance,
-        "parameters": cost.parameters,
-        "multiply_adds": cost.multiply_adds,
-        "backward_bytes": cost.backward_bytes,
+        **asdict(cost),
     }
 
 
@@ -137,9 +128,7 @@ def _shared_report(pathways: Pathways, number: int, cost: PathwayCost) -> dict[s
     return {
         "transform": of_block[0].transform,
         "student_levels": sorted({info.student.number for info in of_block}),
-        "parameters": cost.parameters,
-        "multiply_adds": cost.multiply_adds,
-        "backward_bytes": cost.backward_bytes,
+        **asdict(cost),
     }
 
 
@@ -148,11 +137,11 @@ def pathway_costs(pathways: Pathways) -> list[PathwayCost]:
     return [_pathway_cost(pathways, k) for k in range(len(pathways.infos))]
 
 
-def network_cost(network: TappedNetwork, in_channels: int, image_size: int) -> NetworkCost:
-    """Returns the cost of a network on one image of `in_channels` × `image_size` × `image_size`."""
+def network_cost(network: TappedNetwork, image_size: int) -> NetworkCost:
+    """Returns the cost of a network on one image of 3 × `image_size` × `image_size`."""
 
     def count(copied: nn.Module, device: str) -> int:
-        images_bchw = torch.zeros(1, in_channels, image_size, image_size, device=device)
+        images_bchw = torch.zeros(1, 3, image_size, image_size, device=device)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             copied.eval()(images_bchw)
         return int(counter.get_total_flops()) // 2
@@ -191,36 +180,21 @@ def _block_cost(
     block: nn.Module, given: list[Tensor], run: Callable[[], Any], measure_distance: Callable[[Any], object]
 ) -> tuple[int, int]:
     """Returns multiply-adds of `run`, and bytes that it and `measure_distance` keep beyond what is `given`."""
-    kept = _KeptBytes([*given, *block.parameters(), *block.buffers()])
-    with saved_tensors_hooks(kept.pack, kept.unpack):
+    # By the address of the storage, each once; data_ptr() is 0 for all meta tensors.
+    addresses = {tensor.untyped_storage()._cdata for tensor in (*given, *block.parameters(), *block.buffers())}
+    kept: dict[int, Tensor] = {}  # holding them keeps their addresses from being used again
+
+    def pack(tensor: Tensor) -> Tensor:
+        if (address := tensor.untyped_storage()._cdata) not in addresses:
+            kept[address] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
         with FlopCounterMode(display=False) as counter:
             made = run()
         measure_distance(made)
-    return counter.get_total_flops() // (2 * NUM_IMAGES), kept.total() // NUM_IMAGES
-
-
-class _KeptBytes:
-    """Adds up the storages that autograd keeps, each once, but for those of `left_out`."""
-
-    def __init__(self, left_out: list[Tensor]) -> None:
-        self._left_out = {_storage(tensor) for tensor in left_out}
-        self._kept: dict[int, Tensor] = {}  # holding them keeps their addresses from being used again
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in self._left_out:
-            self._kept[_storage(tensor)] = tensor
-        return tensor
-
-    def unpack(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def total(self) -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
-
-
-def _storage(tensor: Tensor) -> int:
-    address: int = tensor.untyped_storage()._cdata  # data_ptr() is 0 for all meta tensors
-    return address
+    kept_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return counter.get_total_flops() // (2 * NUM_IMAGES), kept_bytes // NUM_IMAGES
 
 
 def feature_of(level: LevelInfo, device: str, num_images: int = NUM_IMAGES) -> Tensor:

@@ -24,12 +24,7 @@ UPDATE_PASSES = 6
 
 
 def step_parts(
-    teacher: TappedNetwork,
-    student: TappedNetwork,
-    pathways: Pathways,
-    image_size: int,
-    batch_size: int,
-    in_channels: int = 3,
+    teacher: TappedNetwork, student: TappedNetwork, pathways: Pathways, image_size: int, batch_size: int
 ) -> tuple[Part, ...]:
     """Returns the parts of a plain distillation step; together they are the step with all pathways on.
 
@@ -43,24 +38,22 @@ def step_parts(
         pathways: Between the two.
         image_size: Height and width of the images in pixels.
         batch_size: Images per step, at least 1; the more, the less an update weighs.
-        in_channels: Channels of the images.
 
     Returns:
         The same for equal shapes, whatever the weights; the random state is left alone.
     """
-    images = (in_channels, image_size, image_size)
     with torch.random.fork_rng(devices=[]):
         return (
-            *_student_parts(student, images, batch_size),
-            *_teacher_parts(teacher, pathways, images, batch_size),
+            *_student_parts(student, image_size, batch_size),
+            *_teacher_parts(teacher, pathways, image_size, batch_size),
             *_shared_parts(pathways, batch_size),
             *(_pathway_part(pathways, k, batch_size) for k in range(len(pathways.infos))),
         )
 
 
-def _student_parts(student: TappedNetwork, images: tuple[int, int, int], batch_size: int) -> list[Part]:
+def _student_parts(student: TappedNetwork, image_size: int, batch_size: int) -> list[Part]:
     def run(network: nn.Module, device: str, num_images: int) -> list[float]:
-        images_bchw = torch.zeros(num_images, *images, device=device)
+        images_bchw = torch.zeros(num_images, 3, image_size, image_size, device=device)
         with OperationCosts() as forward:
             output, _ = network.train()(images_bchw)
             sums = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
@@ -76,13 +69,11 @@ def _student_parts(student: TappedNetwork, images: tuple[int, int, int], batch_s
     ]
 
 
-def _teacher_parts(
-    teacher: TappedNetwork, pathways: Pathways, images: tuple[int, int, int], batch_size: int
-) -> list[Part]:
+def _teacher_parts(teacher: TappedNetwork, pathways: Pathways, image_size: int, batch_size: int) -> list[Part]:
     levels = sorted(pathways.teacher_levels(range(len(pathways.infos))))
 
     def run(network: nn.Module, device: str, num_images: int) -> list[float]:
-        images_bchw = torch.zeros(num_images, *images, device=device)
+        images_bchw = torch.zeros(num_images, 3, image_size, image_size, device=device)
         costs = []
         for level in levels:
             with OperationCosts() as spent, torch.no_grad():

@@ -28,11 +28,6 @@ class Point:
     side: str  # "input" | "output"
 
     @property
-    def key(self) -> tuple[str, int, str]:
-        """Identifies the point across forwards."""
-        return self.call.name, self.call.index, self.side
-
-    @property
     def order(self) -> int:
         """When the tensor is there, in the trace's counting."""
         return self.call.start if self.side == "input" else self.call.finish

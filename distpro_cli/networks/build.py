@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import timm
@@ -13,7 +15,6 @@ from distpro_cli.errors import DistproError, nearest
 from distpro_cli.files import expand_path
 from distpro_cli.networks import NETWORKS
 from distpro_cli.networks.dry_run import first_line
-from distpro_cli.networks.factory import call_factory
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import load_weights
 from distpro_cli.recipe import schema
@@ -57,7 +58,7 @@ def build_network(
     if factory is None:
         model = _build_timm(spec, data, task_options, pretrained=spec.weights == PRETRAINED and pretrained_ok)
     else:
-        model = call_factory(factory, spec.name, task_options, spec.options)
+        model = _build_own(factory, spec, task_options)
         if spec.weights == PRETRAINED:
             raise DistproError(
                 f"network {spec.name}: weights: pretrained is for timm's models; give a file, or train it "
@@ -110,14 +111,59 @@ def _check_reserved(spec: schema.Network, task_options: Mapping[str, Any]) -> No
             raise DistproError(f"network {spec.name}: option {key} is not set here; use {remedy}")
 
 
+def _build_own(factory: Callable[..., Any], spec: schema.Network, task_options: Mapping[str, Any]) -> nn.Module:
+    """Calls a registered family, or a class or function of the user's; of the task's options it gets those it takes."""
+    accepted = _accepted(factory)
+    for option in spec.options:
+        if accepted is not None and option not in accepted:
+            allowed = [name for name in accepted if name not in task_options]
+            raise DistproError(
+                f"network {spec.name}: it takes no option '{option}'{nearest(option, allowed)}; "
+                f"there are {', '.join(allowed) or 'none'}"
+            )
+    given = {key: value for key, value in task_options.items() if accepted is None or key in accepted} | spec.options
+    try:
+        model = factory(**given)
+    except DistproError:
+        raise
+    except Exception as error:
+        raise DistproError(
+            f"network {spec.name} cannot be built with {given}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise DistproError(f"network {spec.name}: it returns a {type(model).__name__}, a torch.nn.Module is needed")
+    return model
+
+
+def _accepted(factory: Callable[..., Any]) -> list[str] | None:
+    """Returns the options that a factory takes; None if it takes any, or if that cannot be known."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    filled_in = factory.keywords if isinstance(factory, partial) else ()
+    named = (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return [name for name in named if name not in filled_in]
+
+
 def _build_timm(
     spec: schema.Network, data: schema.Data, task_options: Mapping[str, Any], *, pretrained: bool
 ) -> nn.Module:
     if not timm.is_model(spec.name):
-        raise DistproError(_unknown_name(spec.name))
+        families = NETWORKS.names()
+        near = nearest(spec.name.lower().replace("-", "_"), [*families, *timm.list_models()])
+        raise DistproError(
+            f"network '{spec.name}' is not known{near}; give a timm model, "
+            f"one of {', '.join(families)}, or your own as path/to/file.py:Name"
+        )
     given = {**spec.options, **task_options}
     try:
-        given |= _size_option(spec.name, given, data.image_size)
+        config = timm.get_pretrained_cfg(spec.name)
+        # Transformers of a fixed image size are built for the recipe's.
+        if getattr(config, "fixed_input_size", False) and config.input_size[-1] != data.image_size:
+            given.setdefault("img_size", data.image_size)
         model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **given)
     except Exception as error:
         raise DistproError(_timm_failure(spec.name, given, error, pretrained)) from error
@@ -126,30 +172,18 @@ def _build_timm(
 
 def _timm_failure(name: str, options: dict[str, Any], error: Exception, pretrained: bool) -> str:
     """Says which of the two failed: building the network, or fetching its weights."""
-    if not pretrained:
-        return _build_failure(name, options, error)
-    try:
-        model = timm.create_model(name, pretrained=False, **options)
-    except Exception as earlier:
-        return _build_failure(name, options, earlier)
-    if not any(model.pretrained_cfg.get(key) for key in ("hf_hub_id", "url", "file")):
-        return f"network {name}: timm has no pretrained weights for it; set weights to a file, or train it"
-    return (
-        f"network {name}: its pretrained weights could not be fetched ({first_line(error)}); check the "
-        "connection to the Hugging Face hub, or set weights to a file"
-    )
-
-
-def _size_option(name: str, options: dict[str, Any], image_size: int) -> dict[str, int]:
-    """Transformers of a fixed image size are built for the recipe's."""
-    config = timm.get_pretrained_cfg(name)
-    fixed = bool(getattr(config, "fixed_input_size", False))
-    if not fixed or "img_size" in options or config.input_size[-1] == image_size:
-        return {}
-    return {"img_size": image_size}
-
-
-def _build_failure(name: str, options: dict[str, Any], error: Exception) -> str:
+    if pretrained:
+        try:
+            model = timm.create_model(name, pretrained=False, **options)
+        except Exception as earlier:
+            error = earlier
+        else:
+            if not any(model.pretrained_cfg.get(key) for key in ("hf_hub_id", "url", "file")):
+                return f"network {name}: timm has no pretrained weights for it; set weights to a file, or train it"
+            return (
+                f"network {name}: its pretrained weights could not be fetched ({first_line(error)}); check the "
+                "connection to the Hugging Face hub, or set weights to a file"
+            )
     text = first_line(error)
     if "unexpected keyword argument" in text:
         wrong = text.rsplit("unexpected keyword argument", 1)[1].strip(" '\".")
@@ -159,12 +193,3 @@ def _build_failure(name: str, options: dict[str, Any], error: Exception) -> str:
         tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
         return f"network {name}: timm knows no weights '{tag}' for {base}; there are {', '.join(tags) or 'none'}"
     return f"network {name} cannot be built with the options {options}: {text}"
-
-
-def _unknown_name(name: str) -> str:
-    families = NETWORKS.names()
-    near = nearest(name.lower().replace("-", "_"), [*families, *timm.list_models()])
-    return (
-        f"network '{name}' is not known{near}; give a timm model, "
-        f"one of {', '.join(families)}, or your own as path/to/file.py:Name"
-    )

@@ -133,10 +133,10 @@ def dry_forward(model: nn.Module, images_bchw: Tensor, *, training: bool) -> Any
             ) from error
 
 
-def dry_images(image_size: int, in_channels: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Returns normalised noise [2, C, H, W] from a generator of its own."""
+def dry_images(image_size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Returns normalised noise [2, C, H, W] from a generator of its own; mean and std are [1, C, 1, 1]."""
     generator = torch.Generator().manual_seed(0)
-    images_bchw = torch.rand(BATCH, in_channels, image_size, image_size, generator=generator)
+    images_bchw = torch.rand(BATCH, mean.shape[1], image_size, image_size, generator=generator)
     return (images_bchw.to(mean.device) - mean) / std
 
 
@@ -162,6 +162,14 @@ def describe(value: Any) -> str:
     if isinstance(value, (dict, list, tuple)):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
+
+
+def stated_classifiers(model: nn.Module) -> list[nn.Module]:
+    """Returns what `get_classifier` gives; of distilled transformers several, the class token's head first."""
+    getter = getattr(model, "get_classifier", None)
+    stated = getter() if callable(getter) else None
+    heads = stated if isinstance(stated, (tuple, list)) else [stated]
+    return [head for head in heads if isinstance(head, nn.Module)]
 
 
 def title(model: nn.Module) -> str:

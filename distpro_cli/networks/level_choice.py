@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.networks.activations import Point, after_activation, before_activation
-from distpro_cli.networks.dry_run import Call, Trace, describe, title
+from distpro_cli.networks.dry_run import Call, Trace, describe, stated_classifiers, title
 
 POOLED = "pooled"
 LOGITS = "logits"
@@ -57,39 +58,36 @@ def choose_levels(
     if not entries:
         raise DistproError(f"{title(model)}: levels is empty; leave it out for the default, or name a level")
     chosen = [_choose(model, trace, entry, feature) for entry in entries]
-    for before, after in pairwise(chosen):
-        if _place(before) > _place(after):
+    places = [math.inf if choice.point is None else choice.point.order for choice in chosen]
+    for (before, earlier), (after, later) in pairwise(zip(chosen, places, strict=True)):
+        if earlier > later:
             raise DistproError(
                 f"{title(model)}: levels go from shallow to deep, but {before.name} comes after {after.name} "
                 "in the forward; swap them"
             )
-    keys = [choice.point.key if choice.point else (LOGITS, 0, "output") for choice in chosen]
-    for index, key in enumerate(keys):
-        if key in keys[:index]:
-            raise DistproError(
-                f"{title(model)}: level {chosen[index].name} is given twice ({chosen[keys.index(key)].name} "
-                "is the same tensor)"
-            )
+        if earlier == later:
+            raise DistproError(f"{title(model)}: level {after.name} is given twice ({before.name} is the same tensor)")
     return chosen
 
 
-def default_levels(model: nn.Module, trace: Trace) -> list[int | str]:
+def default_levels(model: nn.Module, trace: Trace) -> list[str]:
     """Returns the names of the default levels.
 
     Raises:
         DistproError: nothing suitable is found.
     """
-    entries: list[int | str]
     if stages := feature_stages(model):
-        unfit = [name for name in (stage["module"] for stage in stages) if not _is_tappable(trace, name)]
+        names = [stage["module"] for stage in stages]
+        unfit = [name for name in names if not _is_tappable(trace, name)]
         if unfit:
             raise DistproError(
                 f"{title(model)}: its stages cannot be tapped ({unfit[0]} is no module that returns one "
                 f"tensor); set levels to module names. There are: {_listing(_tappable(trace))}"
             )
-        entries = [stage["module"] for stage in _spaced(stages)]
+        is_pyramid = len({stage.get("reduction") for stage in stages}) > 1
+        entries = names[-DEFAULT_STAGES:] if is_pyramid else _spaced(names)
     else:
-        entries = list(_found_stages(model, trace))
+        entries = _found_stages(model, trace)
     if not entries:
         raise DistproError(
             f"{title(model)}: no stages found; set levels to module names. There are: {_listing(_tappable(trace))}"
@@ -146,8 +144,8 @@ def _named(model: nn.Module, trace: Trace, name: str) -> str:
         raise DistproError(
             f"{title(model)}: there is no level '{name}'{hint}. There are: {POOLED}, {LOGITS}, {_listing(names)}"
         )
-    canonical: dict[nn.Module, str] = {module: known for known, module in model.named_modules()}
-    return canonical[modules[name]]
+    canonical: str = next(first for first, module in model.named_modules() if module is modules[name])
+    return canonical
 
 
 def _single_call(model: nn.Module, trace: Trace, name: str) -> Call:
@@ -175,12 +173,9 @@ def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
 
     None where the output is more than a vector per image: the last linear layer may then lie anywhere.
     """
-    getter = getattr(model, "get_classifier", None)
-    classifier = getter() if callable(getter) else None
-    if isinstance(classifier, (tuple, list)):  # distilled transformers: the class token's head comes first
-        classifier = classifier[0]
+    stated = stated_classifiers(model)[:1]
     for call in reversed(trace.calls):
-        if call.module is classifier and call.input is not None:
+        if call.module in stated and call.input is not None:
             return call
     if not isinstance(trace.output, Tensor) or trace.output.ndim > 2:
         return None
@@ -195,7 +190,7 @@ def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
 
 def _found_stages(model: nn.Module, trace: Trace) -> list[str]:
     """Top-level children that return maps of falling resolution: the last of each, at most four."""
-    maps = _maps(model, None, trace)
+    maps = _maps(model, "", trace)
     if len(maps) < 2 and (inner := max(model.named_children(), key=_size, default=None)):
         maps = _maps(model, inner[0], trace) or maps
     stages: dict[int, str] = {}
@@ -208,12 +203,9 @@ def _found_stages(model: nn.Module, trace: Trace) -> list[str]:
     return _spaced([name for name in _block_names(model, trace) if _is_tappable(trace, name)])
 
 
-def _maps(model: nn.Module, inside: str | None, trace: Trace) -> list[Call]:
-    """The children (of a child) before the classifier that run once and return a map, in order."""
-    if inside is None:
-        names = {name for name, _ in model.named_children()}
-    else:
-        names = {f"{inside}.{name}" for name, _ in model.get_submodule(inside).named_children()}
+def _maps(model: nn.Module, parent: str, trace: Trace) -> list[Call]:
+    """The parent's children before the classifier that run once and return a map, in order."""
+    names = {f"{parent}.{name}".lstrip(".") for name, _ in model.get_submodule(parent).named_children()}
     once = [call for call in trace.calls if call.name in names and len(trace.of(call.name)) == 1]
     classifier = _classifier_call(model, trace)
     before = [call for call in once if classifier is None or call.finish <= classifier.start]
@@ -226,15 +218,14 @@ def _block_names(model: nn.Module, trace: Trace) -> list[str]:
         block = modules.get(name)
         if isinstance(block, (nn.Sequential, nn.ModuleList)) and len(block):
             return [f"{name}.{child}" for child, _ in block.named_children()]
-    return [call.name for call in _maps(model, None, trace)]
+    return [call.name for call in _maps(model, "", trace)]
 
 
-def _spaced(stages: list[Any]) -> list[Any]:
-    """The last four of a pyramid; of equally deep blocks four equally spaced ones, the last included."""
-    reductions = {stage.get("reduction") if isinstance(stage, dict) else None for stage in stages}
-    if len(reductions) > 1 or len(stages) <= DEFAULT_STAGES:
-        return stages[-DEFAULT_STAGES:]
-    return [stages[(i + 1) * len(stages) // DEFAULT_STAGES - 1] for i in range(DEFAULT_STAGES)]
+def _spaced(names: list[str]) -> list[str]:
+    """Of equally deep blocks at most four, equally spaced, the last included."""
+    if len(names) <= DEFAULT_STAGES:
+        return names
+    return [names[(i + 1) * len(names) // DEFAULT_STAGES - 1] for i in range(DEFAULT_STAGES)]
 
 
 def _is_tappable(trace: Trace, name: str) -> bool:
@@ -250,10 +241,6 @@ def _tappable(trace: Trace) -> list[str]:
 def _listing(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
     return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
-
-
-def _place(choice: Choice) -> float:
-    return float("inf") if choice.point is None else choice.point.order
 
 
 def _size(child: tuple[str, nn.Module]) -> int:

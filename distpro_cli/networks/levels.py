@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,15 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.dry_run import (
-    describe,
-    dry_forward,
-    dry_images,
-    first_tensor,
-    title,
-    trace_forward,
-    version,
-)
+from distpro_cli.networks.activations import Point
+from distpro_cli.networks.dry_run import describe, dry_forward, dry_images, first_tensor, title, trace_forward, version
 from distpro_cli.networks.level_choice import LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.process.pathway import Grid, LevelInfo
 
@@ -48,7 +42,6 @@ class TappedNetwork(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         image_size: int,
-        in_channels: int = 3,
         check_output: Callable[[Any], object] | None = None,
     ) -> None:
         """Finds the levels by a dry forward, which leaves the network as it was, and taps them.
@@ -62,7 +55,6 @@ class TappedNetwork(nn.Module):
             mean: Per channel, what the network expects to be subtracted from images in [0, 1].
             std: Per channel, what it expects them to be divided by.
             image_size: Height and width of the images in pixels.
-            in_channels: Channels of the images.
             check_output: Is given what the network returns for two images in eval mode; raises if that is wrong.
 
         Raises:
@@ -72,12 +64,11 @@ class TappedNetwork(nn.Module):
         self.model = model
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
-        images_bchw = dry_images(image_size, in_channels, self.mean, self.std)
+        images_bchw = dry_images(image_size, self.mean, self.std)
         trace = trace_forward(model, images_bchw)
         if check_output is not None:
             check_output(trace.output)
         choices = choose_levels(model, trace, levels, feature, logits=logits)
-        modules = dict(model.named_modules())
         infos: list[LevelInfo] = []
         self._layouts: dict[int, str] = {}
         self._recorder = _Recorder()
@@ -89,11 +80,9 @@ class TappedNetwork(nn.Module):
             shape = tuple(_arrange(tensor, self._layouts[number]).shape[1:])
             infos.append(_level_info(model, number, len(choices), choice, shape, image_size))
             if point is not None:
-                tap = _Tap(self._recorder, number, point.call.index, clone=point.overwritten)
-                self._taps.append(tap.attach(modules[point.call.name], point.side))
+                self._taps.append(self._recorder.tap(number, point))
         self.levels = tuple(infos)
-        if any(_writes_in_training(module) for module in model.modules()):
-            self._find_writes_in_training(images_bchw)
+        self._find_writes_in_training(images_bchw)
 
     @property
     def num_parameters(self) -> int:
@@ -158,6 +147,9 @@ class TappedNetwork(nn.Module):
 
     def _find_writes_in_training(self, normalized_bchw: Tensor) -> None:
         """Makes those taps take copies that only a module in training mode (dropout) writes into."""
+        dropouts = [module for module in self.model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+        if not any(dropout.inplace and dropout.p > 0 for dropout in dropouts):
+            return
         wanted = {level for level, layout in self._layouts.items() if layout != LOGITS}
         self._recorder.start(wanted, stop=False)
         try:
@@ -189,12 +181,27 @@ class _Recorder:
         self._tapped: dict[int, Tensor] = {}
         self._versions: dict[int, int] = {}
 
+    def tap(self, level: int, point: Point) -> RemovableHandle:
+        """Hooks on the module where a level is; a deep copy of the network gets a hook, and a recorder, of its own."""
+        if point.overwritten:
+            self.cloned.add(level)
+        module, call_index = point.call.module, point.call.index
+        if point.side == "input":
+            return module.register_forward_pre_hook(partial(self._on_input, level, call_index), with_kwargs=True)
+        return module.register_forward_hook(partial(self._on_output, level, call_index))
+
+    def _on_input(self, level: int, call_index: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._take(level, call_index, first_tensor(args, kwargs))
+
+    def _on_output(self, level: int, call_index: int, module: nn.Module, args: Any, output: Any) -> None:
+        self._take(level, call_index, output)
+
     def start(self, wanted: Collection[int], stop: bool) -> None:
         """Asks for levels; with `stop` the forward is left when the last of them is there."""
         self._wanted, self._stop = frozenset(wanted), stop
         self._calls, self._tapped, self._versions = {}, {}, {}
 
-    def take(self, level: int, call_index: int, tensor: Tensor | None) -> None:
+    def _take(self, level: int, call_index: int, tensor: Tensor | None) -> None:
         """Takes a tensor if it is of a wanted level and of the execution that is tapped."""
         if level not in self._wanted:
             return
@@ -215,35 +222,6 @@ class _Recorder:
         overwritten = {level for level, tensor in tapped.items() if version(tensor) != self._versions[level]}
         self.start((), stop=False)
         return tapped, overwritten
-
-
-class _Tap:
-    """A hook on one module. An object, not a closure, so that a deep copy of the network gets its own."""
-
-    def __init__(self, recorder: _Recorder, level: int, call_index: int, clone: bool) -> None:
-        self.recorder = recorder
-        self.level = level
-        self.call_index = call_index
-        if clone:
-            recorder.cloned.add(level)
-
-    def attach(self, module: nn.Module, side: str) -> RemovableHandle:
-        """Registers with the module, for its input or its output."""
-        if side == "input":
-            return module.register_forward_pre_hook(self.on_input, with_kwargs=True)
-        return module.register_forward_hook(self.on_output)
-
-    def on_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Takes the first tensor that goes in."""
-        self.recorder.take(self.level, self.call_index, first_tensor(args, kwargs))
-
-    def on_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Takes what comes out."""
-        self.recorder.take(self.level, self.call_index, output)
-
-
-def _writes_in_training(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.dropout._DropoutNd) and module.inplace and module.p > 0
 
 
 def _layout(choice: Choice, tensor: Tensor) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError
 from distpro_cli.files import write_atomically
-from distpro_cli.networks.dry_run import first_line, title
+from distpro_cli.networks.dry_run import first_line, stated_classifiers, title
 
 # What training scripts wrap a state dict in; the averaged weights come first, as with timm.
 WRAPPERS = (
@@ -54,14 +54,11 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
     Raises:
         DistproError: the folder is missing or read-only, or the disk full.
     """
-    tensors: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        plain = tensor.detach().cpu().contiguous()
-        if plain.untyped_storage().data_ptr() in memory:  # safetensors refuses tensors that share memory
-            plain = plain.clone()
-        memory.add(plain.untyped_storage().data_ptr())
-        tensors[name] = plain
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     content = _in_fixed_order(safetensors.torch.save(tensors, {"format": "pt", **metadata}))
     write_atomically(path, lambda file: file.write(content))
 
@@ -111,13 +108,9 @@ def _culprit(error: Exception) -> str:
 
 def _unwrapped(content: Any, source: Path) -> dict[str, Tensor]:
     """Returns the state dict inside any wrappers."""
-    for _ in range(5):
-        if not isinstance(content, Mapping):
-            break
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+    for _ in range(5):  # a file may hold a wrapper that holds itself
+        wrapped = content if isinstance(content, Mapping) else {}
+        content = next((wrapped[key] for key in WRAPPERS if isinstance(wrapped.get(key), Mapping)), content)
     if isinstance(content, Mapping):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
         if tensors:
@@ -175,12 +168,9 @@ def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> N
 
 
 def _head_names(model: nn.Module) -> set[str]:
-    getter = getattr(model, "get_classifier", None)
-    heads = getter() if callable(getter) else None
-    if heads is None:
-        heads = next((part for part in reversed(list(model.modules())) if isinstance(part, nn.Linear)), None)
-    parts = heads if isinstance(heads, (tuple, list)) else [heads]
-    names = [name for name, module in model.named_modules() if any(module is part for part in parts)]
+    linears = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    heads = stated_classifiers(model) or linears[-1:]
+    names = [name for name, module in model.named_modules() if module in heads]
     return {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 
@@ -58,26 +59,24 @@ def resolve_pathways(
     """
     problems: list[Problem] = []
     pathways: list[PathwayInfo] = []
-    declared: dict[tuple[int, int, str, str], int] = {}
+    declared: dict[tuple[str, str, str], int] = {}
     for g, group in enumerate(groups):
         key = f"pathways.{g}"
-        found = _group_problems(key, group)
-        if not found:
-            try:
-                joints = _joints(key, group, teacher, student)
-            except RecipeError as error:
-                found += error.problems
-            else:
-                found += _fit_problems(key, group, joints)
-                pathways += _named(key, group, joints, g, declared, found)
-        problems += found
+        try:
+            _check_names(key, group)
+            joints = _joints(f"{key}.connections", group, teacher, student)
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        problems += _fit_problems(key, group, joints)
+        pathways += _named(g, group, joints, declared, problems)
     if problems:
         raise RecipeError(problems)
     return tuple(pathways)
 
 
-def _group_problems(key: str, group: PathwayGroup) -> list[Problem]:
-    """Returns what is wrong with a group's transform and distance, for any levels."""
+def _check_names(key: str, group: PathwayGroup) -> None:
+    """Raises RecipeError with all that is wrong with a group's transform and distance, for any levels."""
     problems = []
     try:
         check_options("transform", group.transform, TRANSFORMS.find(group.transform), group.transform_options)
@@ -87,7 +86,8 @@ def _group_problems(key: str, group: PathwayGroup) -> list[Problem]:
         make_distance(group.distance, group.distance_options)
     except DistproError as error:
         problems += [Problem(f"{key}.distance", line) for line in str(error).splitlines()]
-    return problems
+    if problems:
+        raise RecipeError(problems)
 
 
 def _joints(key: str, group: PathwayGroup, teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]) -> list[Joint]:
@@ -96,21 +96,18 @@ def _joints(key: str, group: PathwayGroup, teacher: Sequence[LevelInfo], student
         return _set_joints(key, group, teacher, student)
     problems = []
     joints = []
-    levels = {"teacher": teacher, "student": student}
-    by_number = {role: {info.number: info for info in infos} for role, infos in levels.items()}
     for pair in group.connections:
-        for role, number in zip(by_number, pair, strict=True):
-            if number not in by_number[role]:
-                problems.append(
-                    Problem(
-                        f"{key}.connections",
-                        f"{pair}: there is no {role} level {number}; there are: {_levels_text(levels[role])}",
-                    )
-                )
-        if pair[0] in by_number["teacher"] and pair[1] in by_number["student"]:
-            joints.append((by_number["teacher"][pair[0]], by_number["student"][pair[1]]))
+        joint: list[LevelInfo] = []
+        for role, number, levels in zip(("teacher", "student"), pair, (teacher, student), strict=True):
+            found = [level for level in levels if level.number == number]
+            if not found:
+                message = f"{pair}: there is no {role} level {number}; there are: {_levels_text(levels)}"
+                problems.append(Problem(key, message))
+            joint += found
+        if len(joint) == 2:
+            joints.append((joint[0], joint[1]))
     if not group.connections:
-        problems.append(Problem(f"{key}.connections", f"joins no levels; {_remedy(teacher, student)}"))
+        problems.append(Problem(key, f"joins no levels; {_remedy(teacher, student)}"))
     if problems:
         raise RecipeError(problems)
     return sorted(joints, key=lambda joint: (joint[0].number, joint[1].number))
@@ -121,17 +118,16 @@ def _set_joints(
 ) -> list[Joint]:
     assert isinstance(group.connections, str)
     if _between_logits(group):
-        joints = [(i, j) for i in teacher for j in student if i.kind == j.kind == "logits"]
+        joints = [(i, j) for i, j in product(teacher, student) if i.kind == j.kind == "logits"]
         remedy = "add logits to teacher.levels and to student.levels, or name pairs of vectors"
     else:
         joins = SETS[group.connections]
-        joints = [
-            (i, j) for i in teacher for j in student if "logits" not in (i.kind, j.kind) and joins(i.number, j.number)
-        ]
+        features = product(*([level for level in side if level.kind != "logits"] for side in (teacher, student)))
+        joints = [(i, j) for i, j in features if joins(i.number, j.number)]
         remedy = _remedy(teacher, student)
     if not joints:
         message = f"'{group.connections}' with distance {group.distance} joins no levels; {remedy}"
-        raise RecipeError([Problem(f"{key}.connections", message)])
+        raise RecipeError([Problem(key, message)])
     return joints
 
 
@@ -167,45 +163,31 @@ def _check_channels(group: PathwayGroup, student: LevelInfo, teacher: LevelInfo)
 
 
 def _named(
-    key: str,
+    g: int,
     group: PathwayGroup,
     joints: Sequence[Joint],
-    g: int,
-    declared: dict[tuple[int, int, str, str], int],
+    declared: dict[tuple[str, str, str], int],
     problems: list[Problem],
 ) -> list[PathwayInfo]:
     """Returns a group's pathways under their ids, and reports those declared before."""
+    transform, distance = group.transform, group.distance
     pathways = []
-    taken = {(i, j) for i, j, _, _ in declared}
     for teacher, student in joints:
-        connection = (teacher.number, student.number)
-        identity = (*connection, group.transform, group.distance)
-        pathway_id = f"{connection[0]}-{connection[1]}"
+        connection = pathway_id = f"{teacher.number}-{student.number}"
+        identity = (connection, transform, distance)
         if identity in declared:
-            before = declared[identity]
-            problems.append(
-                Problem(
-                    f"{key}.connections",
-                    f"pathway {pathway_id} with {group.transform} and {group.distance} is declared twice "
-                    + ("in this group" if before == g else f"(also in pathways.{before})")
-                    + "; leave one out, or give it another transform or distance",
-                )
+            where = "in this group" if declared[identity] == g else f"(also in pathways.{declared[identity]})"
+            message = (
+                f"pathway {connection} with {transform} and {distance} is declared twice {where}; leave one out, "
+                "or give it another transform or distance"
             )
+            problems.append(Problem(f"pathways.{g}.connections", message))
             continue
+        if any(connection == taken for taken, _, _ in declared):
+            pathway_id = f"{connection}:{transform}+{distance}"
         declared[identity] = g
-        if connection in taken:
-            pathway_id = f"{pathway_id}:{group.transform}+{group.distance}"
-        pathways.append(
-            PathwayInfo(
-                pathway_id,
-                teacher,
-                student,
-                group.transform,
-                group.distance,
-                dict(group.transform_options),
-                dict(group.distance_options),
-            )
-        )
+        options = (group.transform_options, group.distance_options)
+        pathways.append(PathwayInfo(pathway_id, teacher, student, transform, distance, *options))
     return pathways
 
 

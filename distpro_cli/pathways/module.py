@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -36,12 +37,11 @@ class Pathways(nn.Module):
         super().__init__()
         self.infos = tuple(infos)
         self.start_of: list[Start] = [(None, info.student.number) for info in self.infos]
-        blocks: list[SharedBlock] = []
+        self.shared = nn.ModuleList()
         for members in _sharing(self.infos):
             for k in members:
-                self.start_of[k] = (len(blocks), self.infos[k].student.number)
-            blocks.append(_shared_block([self.infos[k] for k in members]))
-        self.shared = nn.ModuleList(blocks)
+                self.start_of[k] = (len(self.shared), self.infos[k].student.number)
+            self.shared.append(_shared_block([self.infos[k] for k in members]))
         self.transforms = nn.ModuleList(
             make_transform(info.transform, self.start_level(k), info.teacher, info.transform_options)
             for k, info in enumerate(self.infos)
@@ -123,19 +123,11 @@ class Pathways(nn.Module):
 
 def _sharing(infos: Sequence[PathwayInfo]) -> list[list[int]]:
     """Returns the numbers of pathways that share a block, group by group."""
-    groups: list[list[int]] = []
+    groups: dict[tuple[str, str], list[int]] = {}
     for k, info in enumerate(infos):
-        if _shared_kind(info) is None:
-            continue
-        own = (info.transform, info.transform_options)
-        for group in groups:
-            first = infos[group[0]]
-            if (first.transform, first.transform_options) == own:
-                group.append(k)
-                break
-        else:
-            groups.append([k])
-    return groups
+        if _shared_kind(info) is not None:
+            groups.setdefault((info.transform, json.dumps(info.transform_options, sort_keys=True)), []).append(k)
+    return list(groups.values())
 
 
 def _shared_kind(info: PathwayInfo) -> type[SharedBlock] | None:

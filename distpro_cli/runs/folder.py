@@ -17,6 +17,16 @@ from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.identity import differences
 
 
+class _File:
+    """A file of a run folder, by its name there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, _: type) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of a run's files, and whether the run resumes from a checkpoint."""
@@ -24,55 +34,16 @@ class RunFolder:
     path: Path
     resuming: bool
 
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def inputs(self) -> Path:
-        """What determines the run besides its recipe."""
-        return self.path / "inputs.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The last checkpoint."""
-        return self.path / "checkpoint.pt"
-
-    @property
-    def teacher_metrics(self) -> Path:
-        """Metrics of a teacher that the run trains first."""
-        return self.path / "teacher-metrics.jsonl"
-
-    @property
-    def teacher_checkpoint(self) -> Path:
-        """The last checkpoint of a teacher that the run trains first."""
-        return self.path / "teacher-checkpoint.pt"
-
-    @property
-    def student(self) -> Path:
-        """The final weights of the student."""
-        return self.path / "student.safetensors"
-
-    @property
-    def teacher(self) -> Path:
-        """The final weights of a teacher that is trained alone."""
-        return self.path / "teacher.safetensors"
-
-    @property
-    def process(self) -> Path:
-        """The process that drives a transfer, whole."""
-        return self.path / "process.safetensors"
-
-    @property
-    def summary(self) -> Path:
-        """What `--json` prints."""
-        return self.path / "summary.json"
+    recipe = _File("recipe.yaml")  # resolved
+    inputs = _File("inputs.json")  # what determines the run besides its recipe
+    metrics = _File("metrics.jsonl")  # one JSON object per line
+    checkpoint = _File("checkpoint.pt")  # the last one
+    teacher_metrics = _File("teacher-metrics.jsonl")  # of a teacher that the run trains first
+    teacher_checkpoint = _File("teacher-checkpoint.pt")  # likewise
+    student = _File("student.safetensors")  # final weights
+    teacher = _File("teacher.safetensors")  # final weights of a teacher that is trained alone
+    process = _File("process.safetensors")  # what drives a transfer, whole
+    summary = _File("summary.json")  # what --json prints; its presence says that the run is done
 
     def finished_summary(self, output: Path | None = None) -> dict[str, Any] | None:
         """Returns the summary of a run that is done and is asked to resume, else None.
@@ -90,9 +61,8 @@ class RunFolder:
         return summary if done else None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Writes summary.json; its presence says that the run is done."""
-        text = json.dumps(summary, indent=2) + "\n"
-        _write(self.summary, text)
+        """Writes summary.json, as the last file of a run."""
+        _write(self.summary, json.dumps(summary, indent=2) + "\n")
 
     @property
     def made(self) -> list[Path]:

@@ -14,10 +14,10 @@ from timm.scheduler.scheduler import Scheduler
 
 from distpro_cli.errors import DistproError, NonFiniteLossError
 from distpro_cli.metric import Metric
-from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.checkpoint import load_checkpoint, save_checkpoint
+from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.metrics import MetricsFile
-from distpro_cli.runs.signals import Interrupted, Interruption
+from distpro_cli.runs.signals import Interrupted
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import DeviceClock
 from distpro_cli.training.optimiser import learning_rate
@@ -70,15 +70,6 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
 
-@dataclass(frozen=True)
-class Outlets:
-    """Where a run says how far it is, and where it looks for signals."""
-
-    reporter: Reporter
-    metrics: MetricsFile
-    interruption: Interruption
-
-
 class Trainer:
     """Runs a plan to its end: steps, an evaluation after every epoch, checkpoints, metrics.
 
@@ -88,7 +79,8 @@ class Trainer:
         schedule: Of the learning rate.
         train_batches: Makes the batches from a step on.
         evaluate: Measures the student on the test images.
-        outlets: Progress, metrics, signals.
+        metrics: Where metrics go.
+        context: Progress, signals.
     """
 
     def __init__(
@@ -98,7 +90,8 @@ class Trainer:
         schedule: Scheduler,
         train_batches: Batches,
         evaluate: Callable[[], dict[str, float]],
-        outlets: Outlets,
+        metrics: Path,
+        context: RunContext,
     ) -> None:
         self.plan = plan
         self.weights = weights
@@ -106,7 +99,8 @@ class Trainer:
         self.schedule = schedule
         self.train_batches = train_batches
         self.evaluate = evaluate
-        self.reporter, self.metrics, self.interruption = outlets.reporter, outlets.metrics, outlets.interruption
+        self.metrics = MetricsFile(metrics)
+        self.reporter, self.interruption = context.reporter, context.interruption
         self.metric = self.stepper.task.metric
         self.progress = Progress()
         self._clock = DeviceClock(self.stepper.device)
@@ -218,7 +212,7 @@ class Trainer:
         self.progress.device_seconds += self._clock.take()
         state = {
             "progress": self.progress.state_dict(self.metric),
-            **self.stepper.trained.state_dict(),
+            **{name: module.state_dict() for name, module in self.stepper.trained.modules().items()},
             "optimizer": self.stepper.optimizer.state_dict(),
             "weights": self.weights.state_dict(),
         }
@@ -231,7 +225,8 @@ class Trainer:
             DistproError: there is no checkpoint, or it cannot be read.
         """
         state = load_checkpoint(self.plan.checkpoint_path, self.stepper.device)
-        self.stepper.trained.load_state_dict(state)
+        for name, module in self.stepper.trained.modules().items():
+            module.load_state_dict(state[name])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.weights.load_state_dict(state["weights"])
         self.progress = Progress.of_state(state["progress"], self.metric)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from distpro_cli.errors import DistproError, nearest
 from distpro_cli.recipe.schema import Optimizer, Schedule
 
 
-def make_optimizer(modules: Sequence[nn.Module], spec: Optimizer) -> torch.optim.Optimizer:
+def make_optimizer(modules: Mapping[str, nn.Module], spec: Optimizer) -> torch.optim.Optimizer:
     """Builds timm's optimiser `spec.name` over the parameters of all `modules`.
 
     Raises:
@@ -23,7 +23,7 @@ def make_optimizer(modules: Sequence[nn.Module], spec: Optimizer) -> torch.optim
     """
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            nn.ModuleList(modules),
+            nn.ModuleDict(modules),
             opt=spec.name,
             lr=spec.lr,
             weight_decay=spec.weight_decay,

@@ -45,26 +45,14 @@ class StepLosses:
 
 @dataclass(frozen=True)
 class Solo:
-    """A network that is trained alone: a student without distillation, or a teacher."""
+    """A network that is trained alone: a student without distillation, or a teacher. It has no pathways."""
 
     student: TappedNetwork
+    infos: tuple[PathwayInfo, ...] = ()
 
-    @property
-    def infos(self) -> tuple[PathwayInfo, ...]:
-        """Its pathways: none."""
-        return ()
-
-    def trained_modules(self) -> list[nn.Module]:
-        """Returns what the optimiser moves."""
-        return [self.student]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the weights and buffers that training changes."""
-        return {"student": self.student.model.state_dict(), "transforms": {}}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
-        self.student.model.load_state_dict(state["student"])
+    def modules(self) -> dict[str, nn.Module]:
+        """Returns what is trained, by its name in checkpoints."""
+        return {"student": self.student.model}
 
 
 @dataclass(frozen=True)
@@ -80,18 +68,9 @@ class Pair:
         """The pathways, in the order of the columns."""
         return self.pathways.infos
 
-    def trained_modules(self) -> list[nn.Module]:
-        """Returns what the optimiser moves: the student and the transform blocks."""
-        return [self.student, self.pathways]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the weights and buffers that training changes."""
-        return {"student": self.student.model.state_dict(), "transforms": self.pathways.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
-        self.student.model.load_state_dict(state["student"])
-        self.pathways.load_state_dict(state["transforms"])
+    def modules(self) -> dict[str, nn.Module]:
+        """Returns what is trained, the student and the transform blocks, by its name in checkpoints."""
+        return {"student": self.student.model, "transforms": self.pathways}
 
 
 class Stepper:

@@ -19,13 +19,14 @@ from distpro_cli.recipe.load import dump_recipe, parse_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.report.comparison import STUDENT, summarize_method
 from distpro_cli.runs.checkpoint import load_checkpoint
+from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.device import describe_device
 from distpro_cli.workflows.diagnosis import explain_worse
 from distpro_cli.workflows.methods import Method
 from distpro_cli.workflows.pairs import build_pair, pathway_groups
 from distpro_cli.workflows.search import search
-from distpro_cli.workflows.session import RunContext, Session
+from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import ProcessSource
 from distpro_cli.workflows.transfer import transfer
 

@@ -125,7 +125,9 @@ def gradient_directions(session: Session, method: Method, folder: Path) -> dict[
     pair, process = method.source.set_up(session)
     schedule = fit(process, pair.infos).schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
     used = [k for k, on in enumerate(schedule.ever_on) if on]
-    pair.load_state_dict(load_checkpoint(run.checkpoint, session.device))
+    state = load_checkpoint(run.checkpoint, session.device)
+    for name, module in pair.modules().items():
+        module.load_state_dict(state[name])
     prepare_teacher(session, pair.teacher, run, announce=False)
     distiller = session.distiller(pair, session.recipe.distill)
     pair.student.train()

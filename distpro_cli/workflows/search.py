@@ -18,6 +18,7 @@ from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import Recipe, Training
+from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.alpha import AlphaOptimizer
 from distpro_cli.training.hypergradients import make_hypergradient
@@ -25,7 +26,7 @@ from distpro_cli.training.step import Distiller
 from distpro_cli.training.weights import SearchedWeights
 from distpro_cli.versions import installed_versions
 from distpro_cli.workflows.pairs import build_pair, parts_of
-from distpro_cli.workflows.session import RunContext, Session
+from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import prepare_teacher
 
 

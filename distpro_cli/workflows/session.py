@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,32 +15,17 @@ from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import Network, Recipe, Training
 from distpro_cli.report.progress import Reporter
+from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.identity import Identity
-from distpro_cli.runs.metrics import MetricsFile
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.task import Batch, Task, find_task, map_tensors
 from distpro_cli.training.device import autocast, choose_device, make_deterministic
-from distpro_cli.training.loop import Outlets, Plan, Progress, Trainer
+from distpro_cli.training.loop import Plan, Progress, Trainer
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
 from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
 from distpro_cli.training.weights import Batches, Weights
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What a run is given besides its recipe.
-
-    Attributes:
-        device: Where it computes.
-        reporter: Where it says how far it is.
-        interruption: Where it looks for signals.
-    """
-
-    device: torch.device
-    reporter: Reporter
-    interruption: Interruption
 
 
 def run_context(device_name: str | None, reporter: Reporter, interruption: Interruption) -> RunContext:
@@ -170,7 +154,8 @@ class Session:
             make_schedule(stepper.optimizer, training.schedule, plan.total_steps, steps_per_epoch),
             self.batches("train", training.batch_size, plan.total_steps, stepper.task),
             lambda: self.evaluate(stepper.student),
-            Outlets(self.context.reporter, MetricsFile(metrics), self.context.interruption),
+            metrics,
+            self.context,
         )
         if resume and checkpoint.exists():
             trainer.resume()
@@ -181,7 +166,7 @@ class Session:
         return torch.channels_last if self.recipe.channels_last else torch.contiguous_format
 
     def _step_parts(self, trained: Solo | Pair, training: Training) -> tuple[torch.optim.Optimizer, Task]:
-        return make_optimizer(trained.trained_modules(), training.optimizer), self.task_under(training)
+        return make_optimizer(trained.modules(), training.optimizer), self.task_under(training)
 
     def _step_options(self, training: Training) -> dict[str, Any]:
         recipe = self.recipe

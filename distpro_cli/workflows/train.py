@@ -7,10 +7,11 @@ from typing import Any
 
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.recipe.schema import Recipe
+from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.step import Solo
 from distpro_cli.training.weights import NoWeights
-from distpro_cli.workflows.session import RunContext, Session
+from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import teacher_cache, train_teacher
 from distpro_cli.workflows.transfer import train_student_with
 

@@ -12,11 +12,12 @@ from distpro_cli.process.file import save_process
 from distpro_cli.process.matching import fit
 from distpro_cli.process.schedule import Schedule
 from distpro_cli.recipe.schema import Recipe
+from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.step import Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
 from distpro_cli.workflows.pairs import parts_of
-from distpro_cli.workflows.session import RunContext, Session
+from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import Source
 from distpro_cli.workflows.teacher import prepare_teacher
 

@@ -13,6 +13,7 @@ from distpro_cli.training import loop
 from tests.commands.test_trust import wait_for
 from tests.conftest import Result, Run, start_distpro
 
+ONE = ["--seeds", "1", "--quiet", "--json"]
 TWO = ["--seeds", "2", "--quiet", "--json"]
 
 
@@ -24,7 +25,8 @@ def runs_of(workplace: Path) -> dict[str, float]:
 
 def test_the_contract(distpro: Run, workplace: Path, process: Path) -> None:
     methods = "student,kd,uniform,reviewkd,hint,attention-transfer,process,process-mean"
-    result = distpro("compare", "tiny.yaml", "-p", process, "--methods", methods, "--thresholds", "0.3", *TWO)
+    short = ["distill.epochs=1", "-p", process, "--methods", methods, "--thresholds", "0.3"]
+    result = distpro("compare", "tiny.yaml", *short, *TWO)
     assert result.status == 0, result.err
     summary = result.json
     names = [*methods.split(",")[:-1], "process threshold 0.3", "process-mean"]
@@ -75,7 +77,7 @@ def test_only_what_is_missing_runs(distpro: Run, workplace: Path) -> None:
     assert len(runs_of(workplace)) == 8  # another learning rate is another run
     compare("student,uniform", 1, "search.alpha_lr=0.5")
     assert len(runs_of(workplace)) == 8
-    forced = distpro("compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "--force", *TWO[2:])
+    forced = distpro("compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "--force", *ONE[2:])
     assert forced.status == 0 and len(runs_of(workplace)) == 1
 
 
@@ -83,7 +85,7 @@ def test_an_interrupted_run_resumes_and_ends_the_same(
     distpro: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["compare", "tiny.yaml", "--methods", "student,uniform"]
-    whole = distpro(*arguments, "--run-dir", "whole", *TWO).json
+    whole = distpro(*arguments, "--run-dir", "whole", *ONE).json
     original = loop.Trainer._train_step
 
     def stop(self: loop.Trainer, batch: object) -> None:
@@ -92,7 +94,7 @@ def test_an_interrupted_run_resumes_and_ends_the_same(
 
     with monkeypatch.context() as patched:
         patched.setattr(loop.Trainer, "_train_step", stop)
-        stopped = distpro(*arguments, "--run-dir", "part", *TWO)
+        stopped = distpro(*arguments, "--run-dir", "part", *ONE)
     assert stopped.status == 130 and stopped.out == ""
     assert "--run-dir part --resume" in stopped.err
     steps: list[int] = []
@@ -103,7 +105,7 @@ def test_an_interrupted_run_resumes_and_ends_the_same(
 
     with monkeypatch.context() as patched:
         patched.setattr(loop.Trainer, "_train_step", count)
-        resumed = distpro(*arguments, "--run-dir", "part", "--resume", *TWO)
+        resumed = distpro(*arguments, "--run-dir", "part", "--resume", *ONE)
     assert resumed.status == 0, resumed.err
     assert steps[0] == 3  # the student's run is kept, that of the uniform weights resumes where it stopped
     for mine, theirs in zip(resumed.json["methods"], whole["methods"], strict=True):
@@ -111,7 +113,7 @@ def test_an_interrupted_run_resumes_and_ends_the_same(
 
 
 def test_kill_and_run_again(distpro: Run, workplace: Path) -> None:
-    arguments = ["compare", "tiny.yaml", "checkpoint_seconds=0.01", "--methods", "student,uniform", *TWO]
+    arguments = ["compare", "tiny.yaml", "checkpoint_seconds=0.01", "--methods", "student,uniform", *ONE]
     killed = start_distpro(*arguments)
     wait_for(workplace / "runs", killed)
     while not (done := list((workplace / "runs").glob("*/*/checkpoint.pt"))):
@@ -137,7 +139,7 @@ def test_a_signal_ends_with_130(workplace: Path) -> None:
 
 
 def test_without_a_process_it_searches_one_and_keeps_it(distpro: Run, workplace: Path) -> None:
-    arguments = ["compare", "tiny.yaml", "--methods", "process,process-mean", "--seeds", "1", "-q", "--json"]
+    arguments = ["compare", "tiny.yaml", "--methods", "process,process-mean", *ONE]
     first = distpro(*arguments)
     assert first.status == 0, first.err
     process, averaged = first.json["methods"]
@@ -150,7 +152,7 @@ def test_without_a_process_it_searches_one_and_keeps_it(distpro: Run, workplace:
 
 
 def test_runs_are_found_where_they_were_moved_to(distpro: Run, workplace: Path) -> None:
-    arguments = ["compare", "tiny.yaml", "--methods", "student,uniform", "--seeds", "1", "-q", "--json"]
+    arguments = ["compare", "tiny.yaml", "--methods", "student,uniform", *ONE]
     assert distpro(*arguments, "--run-dir", "before").status == 0
     (workplace / "before").rename(workplace / "after")
     moved = distpro(*arguments, "--run-dir", "after")
@@ -172,10 +174,10 @@ def test_worse_than_the_student_is_said_and_explained(distpro: Run) -> None:
 def test_several_processes_have_names_of_their_own(distpro: Run, workplace: Path, process: Path) -> None:
     (workplace / "other").mkdir()
     (workplace / "other" / "p.safetensors").write_bytes((workplace / process).read_bytes())
-    result = distpro("compare", "tiny.yaml", "-p", process, "-p", "other/p.safetensors", "--methods", "process", *TWO)
+    result = distpro("compare", "tiny.yaml", "-p", process, "-p", "other/p.safetensors", "--methods", "process", *ONE)
     names = [method["name"] for method in result.json["methods"]]
     assert names == ["process:p", "process:p-2"]
-    assert len(runs_of(workplace)) == 2  # both are the same, so one run per seed serves both
+    assert len(runs_of(workplace)) == 1  # both are the same, so one run serves both
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_wrong_input_is_found_before_the_first_run(
 
 @pytest.mark.parametrize("left", ['{"student": ', '{"student": {}}'])
 def test_a_damaged_run_is_made_again(distpro: Run, workplace: Path, left: str) -> None:
-    arguments = ["compare", "tiny.yaml", "--methods", "student", "--seeds", "1", "-q", "--json"]
+    arguments = ["compare", "tiny.yaml", "--methods", "student", *ONE]
     first = distpro(*arguments).json
     folder = Path(first["methods"][0]["run_dirs"][0])
     (folder / "summary.json").write_text(left)
@@ -244,7 +246,7 @@ def test_a_plot_is_replaced_when_resuming_and_never_by_accident(distpro: Run, wo
 
 def test_a_method_that_diverges_stops_no_other(distpro: Run) -> None:
     methods = ["--methods", "uniform,student", "schemes.uniform.weight=1e30"]
-    result = distpro("compare", "tiny.yaml", *methods, *TWO)
+    result = distpro("compare", "tiny.yaml", *methods, *ONE)
     assert result.status == 2
     assert "error: uniform, seed 0: step 1: the" in result.err and "Traceback" not in result.err
     assert [method["name"] for method in result.json["methods"]] == ["student"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from distpro_cli.training import loop
-from tests.conftest import Run, start_distpro
+from tests.conftest import Run, search_tiny, start_distpro
 
 OUTPUT = ["--output", "p.safetensors", "--run-dir", "run"]
 
@@ -28,16 +28,14 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
         time.sleep(0.02)
 
 
-@pytest.fixture
-def uninterrupted(distpro: Run, workplace: Path) -> bytes:
-    result = distpro("search", "tiny.yaml", "search.epochs=3", "-o", "whole.safetensors", "--run-dir", "whole", "-q")
-    assert result.status == 0, result.err
-    return (workplace / "whole.safetensors").read_bytes()
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return search_tiny(tmp_path_factory, epochs=3)
 
 
 @pytest.mark.parametrize("stop_step", [2, 4, 7])
 def test_resume_in_the_middle_of_an_epoch_is_bit_identical(
-    distpro: Run, workplace: Path, uninterrupted: bytes, monkeypatch: pytest.MonkeyPatch, stop_step: int
+    distpro: Run, workplace: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, stop_step: int
 ) -> None:
     original = loop.Trainer._train_step
 
@@ -54,14 +52,8 @@ def test_resume_in_the_middle_of_an_epoch_is_bit_identical(
     torch.manual_seed(12345)  # a resumed run owes nothing to the random state it finds
     resumed = distpro("search", "tiny.yaml", "search.epochs=3", *OUTPUT, "--resume", "-q")
     assert resumed.status == 0, resumed.err
-    assert (workplace / "p.safetensors").read_bytes() == uninterrupted
-    whole, mine = (workplace / name / "student.safetensors" for name in ("whole", "run"))
-    assert whole.read_bytes() == mine.read_bytes()
-    rows = [
-        [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "run")
-    ]
-    assert rows[0] == rows[1]
+    for name in ("p.safetensors", "run/student.safetensors", "run/metrics.jsonl"):
+        assert (workplace / name).read_bytes() == (uninterrupted / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -79,7 +71,7 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_resume(workplace: Path, nu
     assert 0 < state["progress"]["step"] < 500 * 4
 
 
-def test_kill_at_any_moment_and_resume(distpro: Run, workplace: Path, uninterrupted: bytes) -> None:
+def test_kill_at_any_moment_and_resume(distpro: Run, workplace: Path, uninterrupted: Path) -> None:
     arguments = ["search", "tiny.yaml", "search.epochs=3", "checkpoint_seconds=0.01", *OUTPUT, "--quiet"]
     process = start_distpro(*arguments)
     wait_for(workplace / "run" / "checkpoint.pt", process)
@@ -88,10 +80,11 @@ def test_kill_at_any_moment_and_resume(distpro: Run, workplace: Path, uninterrup
     process.communicate()
     resumed = distpro(*arguments, "--resume")
     assert resumed.status == 0, resumed.err
-    weights = [
-        torch.load(workplace / name / "checkpoint.pt", weights_only=True)["weights"] for name in ("whole", "run")
-    ]
-    assert torch.equal(weights[0]["alpha_rows"], weights[1]["alpha_rows"])
+    whole, mine = (
+        torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["weights"]["alpha_rows"]
+        for folder in (uninterrupted, workplace)
+    )
+    assert torch.equal(whole, mine)
 
 
 def test_transfer_resumes_bit_identical(distpro: Run, process: Path, monkeypatch: pytest.MonkeyPatch) -> None:

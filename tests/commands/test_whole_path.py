@@ -42,13 +42,12 @@ def test_search_prints_the_pathway_table(distpro: Run) -> None:
     assert result.err == ""
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(distpro: Run, workplace: Path) -> None:
-    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        result = distpro("search", "tiny.yaml", "search.epochs=1", "-o", f"{name}.safetensors", "--seed", seed, "-q")
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(distpro: Run, process: Path) -> None:
+    for seed in (0, 6):
+        result = distpro("search", "tiny.yaml", "search.epochs=1", "-o", f"{seed}.safetensors", "--seed", seed, "-q")
         assert result.status == 0, result.err
-    first, second, third = ((workplace / f"{name}.safetensors").read_bytes() for name in "abc")
-    assert first == second
-    assert first != third
+    assert Path("0.safetensors").read_bytes() == process.read_bytes()
+    assert load_process("6.safetensors").alpha[-1].tolist() != load_process(process).alpha[-1].tolist()
 
 
 # Central differences are taken at the student of a plain SGD step, so they drift from the others.

@@ -88,7 +88,7 @@ def test_network_by_hand() -> None:
         nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 7)
     )
     network = TappedNetwork(model, levels=["1"], mean=[0.5] * 3, std=[0.5] * 3, image_size=8)
-    cost = network_cost(network, 3, 8)
+    cost = network_cost(network, 8)
     assert cost.parameters == 3 * 5 * 9 + 5 + 5 * 7 + 7
     assert cost.multiply_adds == 3 * 5 * 9 * 64 + 5 * 7
     assert network.training

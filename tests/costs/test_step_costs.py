@@ -178,9 +178,12 @@ def test_nothing_of_the_package_is_measured_on_the_cpu(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("distpro_cli.costs.step_costs.without_computing", watched)
     parts_of(
-        *(PathwayGroup(transform=transform) for transform in ("conv1", "conv2", "conv3", "attention", "linear")),
-        PathwayGroup(transform="conv1", distance="cosine"),
-        PathwayGroup(transform="conv1", distance="l1"),
+        *(
+            PathwayGroup(transform=transform, connections=[[3, 2]])
+            for transform in ("conv1", "conv2", "conv3", "attention", "linear")
+        ),
+        PathwayGroup(transform="conv1", connections=[[3, 2]], distance="cosine"),
+        PathwayGroup(transform="conv1", connections=[[3, 2]], distance="l1"),
         PathwayGroup(transform="review", connections="same"),
         PathwayGroup(transform="resize", connections=[[1, 1]], distance="attention-map"),
     )

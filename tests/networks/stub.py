@@ -10,7 +10,7 @@ from torch import Tensor
 from distpro_cli.errors import DistproError
 from distpro_cli.metric import Metric
 from distpro_cli.recipe.schema import Data
-from distpro_cli.tasks.classification.data import known_num_classes
+from distpro_cli.tasks.classification import known_num_classes
 from distpro_cli.tasks.task import Batch, Task, TaskData
 
 

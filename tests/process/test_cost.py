@@ -18,7 +18,7 @@ from distpro_cli.process.file import load_process, save_process
 from distpro_cli.process.schedule import Schedule
 from tests.process.examples import constant_process, lower_pathways, make_process
 
-NUM_STEPS = 20_000
+NUM_STEPS = 4_000
 PARTS = (
     Part("student forward", 10.0),
     Part("student backward", 20.0),

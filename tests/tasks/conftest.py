@@ -1,9 +1,11 @@
-"""Tiny image folders and tars."""
+"""Tiny image folders and tars, and a second process to compare with."""
 
 from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,27 @@ import torch
 from PIL import Image
 
 from distpro_cli.recipe.schema import Augmentation, Data
+
+IN_ANOTHER_PROCESS = """
+import json, sys
+from distpro_cli.recipe.schema import Data
+from tests.tasks.suite import digest, make_task
+for line in sys.stdin:
+    name, spec, training = json.loads(line)
+    data = make_task(name, spec, training).data(Data.model_validate(spec), 0)
+    print(json.dumps([data.identity, digest(data.train_batches(8, 12))]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def another_process() -> Iterator[subprocess.Popen[str]]:
+    """Answers a line of task, data and training with the identity of the data and a digest of their batches."""
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield process
 
 
 @pytest.fixture(autouse=True)

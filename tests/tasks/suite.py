@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,15 +31,6 @@ BATCH_SIZE = 8
 NUM_STEPS = 12
 # Shows all images as they are stored.
 UNCHANGED = {"augment": {"crop": "none", "flip": 0.0}, "train_images": None, "test_images": None}
-
-IN_ANOTHER_PROCESS = """
-import json, sys
-from distpro_cli.recipe.schema import Data
-from tests.tasks.suite import digest, make_task
-task, spec = make_task(*json.loads(sys.argv[1])), Data.model_validate(json.loads(sys.argv[2]))
-data = task.data(spec, 0)
-print(json.dumps([data.identity, digest(data.train_batches(8, 12))]))
-"""
 
 
 def make_task(name: str, data: dict[str, Any], training: dict[str, Any]) -> Task:
@@ -170,14 +159,13 @@ class TaskSuite:
         assert json.loads(json.dumps(identity)) == identity
         assert self.open(seed=1, outer_share=0.5, workers=2, cache=True).identity == identity
 
-    def test_another_process_sees_the_same(self) -> None:
+    def test_another_process_sees_the_same(self, another_process: subprocess.Popen[str]) -> None:
         data = self.open()
-        given = json.dumps([self.task, self.data, self.training]), json.dumps(self.data)
-        environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
-        command = [sys.executable, "-c", IN_ANOTHER_PROCESS, *given]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert result.returncode == 0, result.stderr
-        assert json.loads(result.stdout) == [data.identity, digest(data.train_batches(8, 12))]
+        assert another_process.stdin is not None and another_process.stdout is not None
+        another_process.stdin.write(json.dumps([self.task, self.data, self.training]) + "\n")
+        another_process.stdin.flush()
+        found = json.loads(another_process.stdout.readline())
+        assert found == [data.identity, digest(data.train_batches(8, 12))]
 
     def test_augment_depends_on_seed_and_step_alone(self) -> None:
         batch = self.train_batch()

@@ -12,8 +12,7 @@ import torch
 from distpro_cli.errors import DistproError
 from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import Data, Recipe, Training
-from distpro_cli.tasks.classification.mixing import Mixing
-from distpro_cli.tasks.classification.task import Classification, task_loss
+from distpro_cli.tasks.classification import Classification, mix
 from distpro_cli.tasks.task import Batch
 
 DIGITS = {"data": {"name": "digits"}, "teacher": {"name": "wrn_10_1"}, "student": {"name": "wrn_10_1"}, "seed": 3}
@@ -25,23 +24,23 @@ def classification(**training: float) -> Classification:
     return Classification(Recipe.model_validate(DIGITS), Training.model_validate(training))
 
 
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    losses = classification(label_smoothing=smoothing).losses(logits, targets)
+    assert set(losses) == {"cross_entropy"}
+    return losses["cross_entropy"]
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_is_the_cross_entropy(smoothing: float) -> None:
+def test_loss_is_the_cross_entropy_smoothed_as_the_training_says(smoothing: float) -> None:
     logits, targets = LOGITS.double().numpy(), TARGETS.numpy()
     log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     wanted = np.full((6, 7), smoothing / 7)
     wanted[np.arange(6), targets] += 1 - smoothing
     expected = -(wanted * log_probabilities).sum(1).mean()
-    hard = task_loss(LOGITS, TARGETS, smoothing)
-    soft = task_loss(LOGITS, torch.nn.functional.one_hot(TARGETS, 7).float(), smoothing)
+    hard = cross_entropy(LOGITS, TARGETS, smoothing)
+    soft = cross_entropy(LOGITS, torch.nn.functional.one_hot(TARGETS, 7).float(), smoothing)
     assert math.isclose(hard.item(), expected, rel_tol=1e-5)
     assert math.isclose(soft.item(), expected, rel_tol=1e-5)
-
-
-def test_loss_is_float32_in_mixed_precision() -> None:
-    loss = task_loss(LOGITS.bfloat16(), TARGETS)
-    assert loss.dtype == torch.float32
-    assert loss.shape == ()
 
 
 def test_evaluation_counts_over_all_batches() -> None:
@@ -53,7 +52,7 @@ def test_evaluation_counts_over_all_batches() -> None:
     assert math.isclose(result["top1"], 100 * (order[:, 0] == TARGETS).float().mean().item(), rel_tol=1e-6)
     in_five = (order[:, :5] == TARGETS[:, None]).any(1)
     assert math.isclose(result["top5"], 100 * in_five.float().mean().item(), rel_tol=1e-6)
-    assert math.isclose(result["loss"], task_loss(LOGITS, TARGETS).item(), rel_tol=1e-5)
+    assert math.isclose(result["loss"], cross_entropy(LOGITS, TARGETS).item(), rel_tol=1e-5)
 
 
 def test_few_classes_have_no_top5() -> None:
@@ -65,17 +64,10 @@ def test_few_classes_have_no_top5() -> None:
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 @pytest.mark.parametrize("count", [1, 6, 7])
-def test_mixing_replays_by_step_and_leaves_global_states(mixup: float, cutmix: float, count: int) -> None:
+def test_mixing_replays_by_seed_and_gives_probabilities(mixup: float, cutmix: float, count: int) -> None:
     images, targets = torch.rand(count, 3, 8, 8), torch.arange(count) % 5
     before = images.clone()
-    mixing = Mixing(mixup, cutmix, num_classes=5, seed=1)
-    np.random.seed(0)
-    state = torch.get_rng_state()
-    drawn = np.random.rand()
-    np.random.seed(0)
-    first, again, other = mixing(images, targets, 3), mixing(images, targets, 3), mixing(images, targets, 4)
-    assert np.random.rand() == drawn
-    assert torch.equal(torch.get_rng_state(), state)
+    first, again, other = (mix(images, targets, mixup, cutmix, 5, seed) for seed in (3, 3, 4))
     assert torch.equal(images, before)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
@@ -83,20 +75,13 @@ def test_mixing_replays_by_step_and_leaves_global_states(mixup: float, cutmix: f
     assert first[1].shape == (count, 5)
     assert torch.allclose(first[1].sum(1), torch.ones(count))
     assert count == 1 or not torch.equal(first[0], other[0])
+    assert torch.equal(first[0][6:], images[6:])
 
 
 def test_mixup_weighs_images_and_targets_alike() -> None:
     images = torch.eye(4)[:, :, None, None].expand(4, 4, 2, 2)
-    mixed, targets = Mixing(1.0, 0.0, num_classes=4, seed=0)(images, torch.arange(4), 0)
+    mixed, targets = mix(images, torch.arange(4), 1.0, 0.0, 4, seed=0)
     assert torch.allclose(mixed[:, :, 0, 0], targets, atol=1e-6)
-
-
-def test_no_mixing_leaves_batch_and_class_numbers() -> None:
-    images, targets = torch.rand(4, 3, 8, 8), torch.arange(4)
-    mixing = Mixing(0.0, 0.0, num_classes=4, seed=0)
-    assert not mixing.active
-    assert mixing(images, targets, 0)[0] is images
-    assert mixing(images, targets, 0)[1] is targets
 
 
 def test_augment_mixes_with_the_draws_of_seed_and_step() -> None:
@@ -113,12 +98,6 @@ def test_augment_mixes_with_the_draws_of_seed_and_step() -> None:
 def test_without_mixing_a_batch_stays_as_it_is() -> None:
     batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4))
     assert classification().augment(batch, 0) is batch
-
-
-def test_losses_are_smoothed_as_the_training_says() -> None:
-    losses = classification(label_smoothing=0.1).losses(LOGITS, TARGETS)
-    assert set(losses) == {"cross_entropy"}
-    assert losses["cross_entropy"] == task_loss(LOGITS, TARGETS, 0.1) != task_loss(LOGITS, TARGETS)
 
 
 def test_of_mixed_targets_the_larger_part_counts_as_correct() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 from dataclasses import replace
@@ -15,7 +16,6 @@ import torch
 from distpro_cli.errors import DistproError
 from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import Augmentation, Data
-from distpro_cli.tasks.classification.data import ClassificationData
 from distpro_cli.tasks.images.data import ImageData
 from distpro_cli.tasks.images.digits import open_digits
 from distpro_cli.tasks.images.sources import Source
@@ -33,15 +33,14 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
     )
 
 
-def part_indices(data: ClassificationData) -> tuple[set[int], set[int], set[int]]:
+def part_indices(data: ImageData) -> tuple[set[int], set[int], set[int]]:
     return set(data._train.tolist()), set(data._outer.tolist()), set(data._test.tolist())
 
 
 def test_digits_have_the_stated_split_and_range() -> None:
-    data = ClassificationData(DIGITS, seed=0)
+    data = ImageData(DIGITS, seed=0)
     assert (data.train_size, data.outer_size, data.test_size) == (1437, 0, 360)
-    assert data.num_classes == 10
-    assert data.class_names == tuple("0123456789")
+    assert data.train_source.class_names == data.test_source.class_names == tuple("0123456789")
     batches = list(data.test_batches(100))
     assert [len(batch.targets) for batch in batches] == [100, 100, 100, 60]
     targets = torch.cat([batch.targets for batch in batches])
@@ -58,17 +57,17 @@ def test_digits_have_the_stated_split_and_range() -> None:
 @pytest.mark.parametrize("augment", [Augmentation(crop="pad"), EVERYTHING])
 @pytest.mark.parametrize("cache", [False, True])
 def test_batches_do_not_depend_on_workers_or_cache(image_root: Path, augment: Augmentation, cache: bool) -> None:
-    expected = list(ClassificationData(folder_data(image_root, augment=augment), 3).train_batches(10, 9))
+    expected = list(ImageData(folder_data(image_root, augment=augment), 3).train_batches(10, 9))
     for workers in (0, 2):
         spec = folder_data(image_root, augment=augment, workers=workers, cache=cache)
-        data = ClassificationData(spec, 3)
+        data = ImageData(spec, 3)
         assert same(expected, list(data.train_batches(10, 9)))
-        assert same(list(ClassificationData(folder_data(image_root), 0).test_batches(5)), list(data.test_batches(5)))
+        assert same(list(ImageData(folder_data(image_root), 0).test_batches(5)), list(data.test_batches(5)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_continues_in_the_middle_of_an_epoch(image_root: Path, workers: int) -> None:
-    data = ClassificationData(folder_data(image_root, augment=EVERYTHING, workers=workers), 3, outer_share=0.5)
+    data = ImageData(folder_data(image_root, augment=EVERYTHING, workers=workers), 3, outer_share=0.5)
     assert data.steps_per_epoch(5) == 4
     for batches in (data.train_batches, data.outer_batches):
         whole = list(batches(5, 11))
@@ -78,11 +77,11 @@ def test_a_run_continues_in_the_middle_of_an_epoch(image_root: Path, workers: in
 
 def test_seed_and_epoch_change_order_and_augmentation(image_root: Path) -> None:
     spec = folder_data(image_root)
-    first, second = (list(ClassificationData(spec, seed).train_batches(42, 2)) for seed in (0, 1))
+    first, second = (list(ImageData(spec, seed).train_batches(42, 2)) for seed in (0, 1))
     assert not torch.equal(first[0].images_bchw, second[0].images_bchw)
     assert not torch.equal(first[0].images_bchw, first[1].images_bchw)
     plain = folder_data(image_root, augment=Augmentation(crop="none", flip=0.0))
-    epochs = [batch.images_bchw for batch in ClassificationData(plain, 0).train_batches(42, 2)]
+    epochs = [batch.images_bchw for batch in ImageData(plain, 0).train_batches(42, 2)]
     sums = [images.sum((1, 2, 3)).sort().values for images in epochs]
     assert not torch.equal(epochs[0], epochs[1])
     assert torch.equal(sums[0], sums[1])
@@ -90,8 +89,8 @@ def test_seed_and_epoch_change_order_and_augmentation(image_root: Path) -> None:
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(image_root: Path) -> None:
     one, other = (
-        ClassificationData(folder_data(image_root), 0),
-        ClassificationData(folder_data(image_root), 0),
+        ImageData(folder_data(image_root), 0),
+        ImageData(folder_data(image_root), 0),
     )
     by_batch_of_42 = next(one.train_batches(42, 1))
     by_batch_of_6 = list(other.train_batches(6, 7))
@@ -100,7 +99,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(image_root: Path) ->
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_global_random_states_are_left_alone(image_root: Path, workers: int) -> None:
-    data = ClassificationData(folder_data(image_root, augment=EVERYTHING, workers=workers), 0)
+    data = ImageData(folder_data(image_root, augment=EVERYTHING, workers=workers), 0)
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
@@ -114,7 +113,7 @@ def test_global_random_states_are_left_alone(image_root: Path, workers: int) -> 
 
 def test_epochs_cover_the_part_and_batches_are_full(image_root: Path) -> None:
     spec = folder_data(image_root, augment=Augmentation(crop="none", flip=0.0))
-    data = ClassificationData(spec, 0)
+    data = ImageData(spec, 0)
     assert data.steps_per_epoch(21) == 2
     targets = torch.cat([batch.targets for batch in data.train_batches(21, 2)])
     assert targets.bincount().tolist() == [24, 12, 6]
@@ -125,30 +124,30 @@ def test_epochs_cover_the_part_and_batches_are_full(image_root: Path) -> None:
 
 
 def test_inner_and_outer_part_are_stratified_and_do_not_depend_on_the_seed(image_root: Path) -> None:
-    data = ClassificationData(folder_data(image_root), seed=0, outer_share=1 / 3)
+    data = ImageData(folder_data(image_root), seed=0, outer_share=1 / 3)
     train, outer, _ = part_indices(data)
     assert (data.train_size, data.outer_size) == (28, 14)
     assert not train & outer
     assert np.bincount(data.train_source.targets[sorted(outer)]).tolist() == [8, 4, 2]
-    assert part_indices(ClassificationData(folder_data(image_root), seed=7, outer_share=1 / 3))[1] == outer
-    other = ClassificationData(folder_data(image_root, subset_seed=1), seed=0, outer_share=1 / 3)
+    assert part_indices(ImageData(folder_data(image_root), seed=7, outer_share=1 / 3))[1] == outer
+    other = ImageData(folder_data(image_root, subset_seed=1), seed=0, outer_share=1 / 3)
     assert part_indices(other)[1] != outer
 
 
 def test_subsets_are_drawn_evenly(image_root: Path) -> None:
-    data = ClassificationData(folder_data(image_root, train_images=20, test_images=6), seed=0)
+    data = ImageData(folder_data(image_root, train_images=20, test_images=6), seed=0)
     assert (data.train_size, data.test_size) == (20, 6)
     assert np.bincount(data.train_source.targets[data._train]).tolist() == [7, 7, 6]
     assert np.bincount(data.test_source.targets[data._test]).tolist() == [2, 2, 2]
-    smaller = ClassificationData(folder_data(image_root, train_images=9), seed=0)
+    smaller = ImageData(folder_data(image_root, train_images=9), seed=0)
     assert part_indices(smaller)[0] < part_indices(data)[0]
     with pytest.raises(DistproError, match=r"data\.train_images: 43 asked for, .*train has 42"):
-        ClassificationData(folder_data(image_root, train_images=43), seed=0)
+        ImageData(folder_data(image_root, train_images=43), seed=0)
 
 
 def test_held_out_images_come_from_train_and_are_not_trained_on(image_root: Path) -> None:
     spec = folder_data(image_root, test_on="held-out", held_out=0.5, test_split="not there")
-    data = ClassificationData(spec, seed=0, outer_share=0.5)
+    data = ImageData(spec, seed=0, outer_share=0.5)
     train, outer, test = part_indices(data)
     assert len(test) == 21
     assert not test & (train | outer)
@@ -158,7 +157,7 @@ def test_held_out_images_come_from_train_and_are_not_trained_on(image_root: Path
 
 def test_order_and_crops_are_those_of_the_named_seeds() -> None:
     spec = Data(name="digits", image_size=8, workers=0, augment=Augmentation(crop="pad", padding=2, flip=0.5))
-    data = ClassificationData(spec, seed=3)
+    data = ImageData(spec, seed=3)
     source = open_digits("train")
     (batch,) = data.train_batches(50, 31, start_step=30)
     epoch, within = divmod(30, 1437 // 50)
@@ -192,28 +191,29 @@ def test_stored_size_is_not_resampled(image_root: Path) -> None:
     )
     for crop in ("none", "pad"):
         spec = folder_data(image_root, augment=Augmentation(crop=crop, flip=0.0), test_split="train")
-        images = torch.cat([batch.images_bchw for batch in ClassificationData(spec, 0).test_batches(42)])
+        images = torch.cat([batch.images_bchw for batch in ImageData(spec, 0).test_batches(42)])
         assert torch.equal(images, expected)
 
 
 def test_outer_batches_need_an_outer_part() -> None:
     with pytest.raises(ValueError, match="outer_share"):
-        ClassificationData(DIGITS, 0).outer_batches(4, 1)
+        ImageData(DIGITS, 0).outer_batches(4, 1)
 
 
 def test_abandoned_workers_end_with_the_iterator(image_root: Path) -> None:
-    batches = ClassificationData(folder_data(image_root, workers=2), 0).train_batches(4, 10_000)
+    batches = ImageData(folder_data(image_root, workers=2), 0).train_batches(4, 10_000)
     next(batches)
+    assert len(multiprocessing.active_children()) == 2
     batches.close()  # type: ignore[attr-defined]
-    next(ClassificationData(folder_data(image_root, workers=2), 0).train_batches(4, 10_000))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif("CIFAR10" not in os.environ, reason="CIFAR10 names no folder with train.tar and test.tar")
 def test_cifar_is_shown_as_it_is_stored() -> None:
     spec = folder_data(Path("$CIFAR10"), num_classes=10, train_images=1000, workers=2)
-    data = ClassificationData(spec, 0, outer_share=0.2)
+    data = ImageData(spec, 0, outer_share=0.2)
     assert (data.train_size, data.outer_size, data.test_size) == (800, 200, 10_000)
-    assert data.class_names[:3] == ("airplane", "automobile", "bird")
+    assert data.train_source.class_names[:3] == ("airplane", "automobile", "bird")
     batch = next(data.test_batches(4))
     source = data.test_source
     for row in range(4):

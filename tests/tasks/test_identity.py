@@ -9,21 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distpro_cli.errors import DistproError
 from distpro_cli.recipe.schema import Data
-from distpro_cli.tasks.classification.data import ClassificationData
 from distpro_cli.tasks.images import folders
-from distpro_cli.tasks.images.data import open_source
-from distpro_cli.tasks.images.datasets import HubImages
+from distpro_cli.tasks.images.data import ImageData, open_source
+from distpro_cli.tasks.images.datasets import HubSource
 from distpro_cli.tasks.images.digits import open_digits
 from tests.tasks.conftest import folder_data, random_image, write_folder, write_tar
 
 
 def identity(root: Path, **keys: Any) -> dict[str, Any]:
     folders._open.cache_clear()  # a process opens a folder once
-    return ClassificationData(folder_data(root, **keys), 0).identity
+    return ImageData(folder_data(root, **keys), 0).identity
 
 
 def test_a_copied_or_moved_folder_is_the_same(image_root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -125,6 +125,6 @@ def test_data_sets_count_by_name_length_and_targets(image_root: Path) -> None:
 
 
 def test_a_hugging_face_set_in_a_folder_is_known_by_the_folders_name(image_root: Path) -> None:
-    images = HubImages(f"hfds/{image_root}", "test", range(12))
-    assert images.content() == f"hfds/{image_root.name}, test, 12 images"
-    assert HubImages("hfds/owner/name", "train", range(3)).content() == "hfds/owner/name, train, 3 images"
+    for name, known_as in ((str(image_root), image_root.name), ("owner/name", "owner/name")):
+        source = HubSource(f"hfds/{name}, test", np.zeros(12), set_name=name, reader=None)
+        assert source.content() == f"hfds/{known_as}, test, 12 images"

@@ -12,23 +12,22 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import signal, sys
-signal.signal(signal.{name}, lambda *_: stopped.append(1))
-from distpro_cli.recipe.schema import Augmentation, Data
-from distpro_cli.tasks.classification.data import ClassificationData
-import multiprocessing
+import multiprocessing, signal
 stopped = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: stopped.append(number))
+from distpro_cli.recipe.schema import Augmentation, Data
+from distpro_cli.tasks.images.data import ImageData
 spec = Data(name="digits", image_size=32, workers=2, augment=Augmentation(crop="pad"))
-batches = ClassificationData(spec, 0).train_batches(32, 10**6)
+batches = ImageData(spec, 0).train_batches(32, 10**6)
 next(batches)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-after = 0
-for batch in batches:
-    after += bool(stopped)
-    if after == 100:
-        break
-batches.close()
-print(len(multiprocessing.active_children()), flush=True)
+while True:
+    while not stopped:
+        next(batches)
+    for _ in range(100):
+        next(batches)
+    print(stopped.pop(), flush=True)
 """
 
 
@@ -41,34 +40,25 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_to_the_group_leaves_the_data_flowing(name: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", SCRIPT.format(name=name)],
+def test_signals_to_the_group_leave_the_data_flowing_and_workers_do_not_outlive_a_killed_parent() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", SCRIPT],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(pids) == 2
-    os.killpg(process.pid, getattr(signal, name))
-    out, errors = process.communicate(timeout=60)
-    assert (process.returncode, out.strip(), errors) == (0, "0", "")
-    assert not any(alive(pid) for pid in pids)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_workers_do_not_outlive_a_killed_parent() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(name="SIGINT")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    deadline = time.monotonic() + 30
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not any(alive(pid) for pid in pids)
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.killpg(process.pid, number)
+            assert process.stdout.readline() == f"{number:d}\n"
+        assert all(alive(pid) for pid in pids)
+        process.kill()
+        deadline = time.monotonic() + 30
+        while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not any(alive(pid) for pid in pids)
+        assert process.stderr.read() == ""

@@ -11,9 +11,10 @@ from PIL import Image
 
 from distpro_cli.errors import DistproError
 from distpro_cli.recipe.schema import Data
-from distpro_cli.tasks.classification.data import ClassificationData, known_num_classes
-from distpro_cli.tasks.images.data import open_source
+from distpro_cli.tasks.classification import known_num_classes
+from distpro_cli.tasks.images.data import ImageData, open_source
 from distpro_cli.tasks.images.folders import open_folder
+from tests.helpers import classification
 from tests.tasks.conftest import folder_data, write_folder, write_tar
 
 
@@ -77,15 +78,15 @@ def test_a_missing_split_lists_what_there_is(image_root: Path) -> None:
         open_folder(str(image_root), "tset")
     shutil.rmtree(image_root / "test")
     with pytest.raises(DistproError, match=r"no 'test' or .* name another with data\.test_split.*test_on=held-out"):
-        ClassificationData(folder_data(image_root), 0)
+        ImageData(folder_data(image_root), 0)
 
 
 def test_class_folders_given_directly_are_the_train_split(image_root: Path) -> None:
     direct = image_root / "train"
     spec = folder_data(direct, test_on="held-out")
-    assert ClassificationData(spec, 0).test_size == 4
+    assert ImageData(spec, 0).test_size == 4
     with pytest.raises(DistproError, match=r"data\.test_on=held-out"):
-        ClassificationData(folder_data(direct), 0)
+        ImageData(folder_data(direct), 0)
 
 
 def test_an_empty_folder_or_tar_is_said_to_be_empty(tmp_path: Path) -> None:
@@ -114,22 +115,22 @@ def test_images_outside_class_folders_are_refused(tmp_path: Path) -> None:
 def test_a_corrupt_image_is_named(image_root: Path, workers: int) -> None:
     broken = image_root / "train" / "b" / "3.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    data = ClassificationData(folder_data(image_root, workers=workers), 0)
+    data = ImageData(folder_data(image_root, workers=workers), 0)
     with pytest.raises(DistproError, match=r"b/3\.png: not a readable image \(.*\); fix or remove it$"):
         list(data.train_batches(10, 20))
 
 
 def test_the_class_count_must_fit_the_recipe(image_root: Path) -> None:
     with pytest.raises(DistproError, match=r"data\.num_classes: 4, but .* has 3 classes.*set data\.num_classes=3"):
-        ClassificationData(folder_data(image_root, num_classes=4), 0)
+        classification().data(folder_data(image_root, num_classes=4), 0)
     with pytest.raises(DistproError, match=r"1000 \(not set\), but .* has 3 classes"):
-        ClassificationData(folder_data(image_root, num_classes=None), 0)
+        classification().data(folder_data(image_root, num_classes=None), 0)
 
 
 def test_train_and_test_need_the_same_classes(image_root: Path) -> None:
     shutil.move(image_root / "test" / "c", image_root / "test" / "d")
     with pytest.raises(DistproError, match=r"has other classes than .*without c, with d"):
-        ClassificationData(folder_data(image_root), 0)
+        classification().data(folder_data(image_root), 0)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def make_distiller(
     student = build_network(RECIPE.student, RECIPE.data, task)
     teacher = build_network(RECIPE.teacher, RECIPE.data, task).eval().requires_grad_(False)
     pair = Pair(student.train(), teacher, Pathways(resolve_pathways(list(groups), teacher.levels, student.levels)))
-    parameters = [p for module in pair.trained_modules() for p in module.parameters()]
+    parameters = [p for module in pair.modules().values() for p in module.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=momentum)
     return Distiller(pair, optimizer, task, device=CPU, precision=precision)
 
@@ -163,7 +163,7 @@ def test_a_search_step_trains_the_student_as_a_plain_step_does(name: str, groups
     inner, _ = batches()
     for step in range(4):
         plain.step(inner, weights(plain), step)
-    for mine, theirs in zip(searched.trained.trained_modules(), plain.trained.trained_modules(), strict=True):
+    for mine, theirs in zip(searched.trained.modules().values(), plain.trained.modules().values(), strict=True):
         for key, value in mine.state_dict().items():
             if name == "exact":  # autograd through the whole graph sums in another order
                 torch.testing.assert_close(value, theirs.state_dict()[key], rtol=1e-4, atol=1e-5, msg=key)
@@ -186,7 +186,7 @@ def test_a_plain_step_is_the_gradient_of_the_weighted_sum(groups: Sequence[Pathw
     for k, distance in reference.pathways(own, teacher, active).items():
         total = total + values[k] * distance
     total.backward()
-    for ours, theirs in zip(distiller.trained.trained_modules(), reference.trained.trained_modules(), strict=True):
+    for ours, theirs in zip(distiller.trained.modules().values(), reference.trained.modules().values(), strict=True):
         expected = dict(theirs.named_parameters())
         for key, parameter in ours.named_parameters():
             if expected[key].grad is None:

@@ -21,7 +21,7 @@ from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.step import Distiller, Pair
 from tests.helpers import CPU, classification
 
-NUM_CLASSES, SIZE, STEPS, BATCH = 4, 4, 150, 64
+NUM_CLASSES, SIZE, STEPS, BATCH = 4, 4, 80, 64
 
 
 class Noise(nn.Module):
@@ -75,7 +75,7 @@ def test_the_search_raises_what_helps_and_sinks_noise(seed: int) -> None:
     group = PathwayGroup(connections=[[1, 1], [2, 1]], transform="identity", distance="mse")
     pathways = Pathways(resolve_pathways([group], teacher.levels, student.levels))
     pair = Pair(student.train(), teacher, pathways)
-    optimizer = torch.optim.SGD([p for m in pair.trained_modules() for p in m.parameters()], lr=0.05)
+    optimizer = torch.optim.SGD([p for m in pair.modules().values() for p in m.parameters()], lr=0.05)
     distiller = Distiller(pair, optimizer, classification(), device=CPU, seed=seed)
     hypergradient = make_hypergradient("cheap", distiller)
     alpha = AlphaOptimizer(2, Search(alpha_lr=0.05), STEPS, CPU)

@@ -45,7 +45,7 @@ class Counted:
         self.pathways = Pathways(resolve_pathways(GROUPS, teacher.levels, student.levels))
         self.infos = self.pathways.infos
         pair = Pair(student, teacher, self.pathways)
-        optimizer = make_optimizer(pair.trained_modules(), Optimizer(lr=0.1, weight_decay=0.1))
+        optimizer = make_optimizer(pair.modules(), Optimizer(lr=0.1, weight_decay=0.1))
         self.distiller = Distiller(pair, optimizer, task, device=CPU)
         self.calls: Counter[str] = Counter()
         for k, transform in enumerate(self.pathways.transforms):
@@ -185,7 +185,7 @@ def test_a_student_level_that_nobody_needs_is_let_go() -> None:
             return found
 
     pair = Pair(student, teacher, pathways)
-    optimizer = make_optimizer(pair.trained_modules(), Optimizer(lr=0.1))
+    optimizer = make_optimizer(pair.modules(), Optimizer(lr=0.1))
     distiller = Distiller(pair, optimizer, Watching(RECIPE, RECIPE.distill), device=CPU)
     for step, weights in enumerate(([1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0])):
         distiller.step(batch(), weights, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from distpro_cli.networks import register_network
-from distpro_cli.networks.cifar.common import CifarNetwork, init_kaiming, pool, stages
+from distpro_cli.networks.cifar.common import CifarNetwork, init_kaiming, row, stages
 
 DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
@@ -44,24 +44,12 @@ class CifarResNet(CifarNetwork):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         num_blocks = (depth - 2) // 6
-        self.layer1 = _stage(widths[0], widths[1], num_blocks, stride=1)
-        self.layer2 = _stage(widths[1], widths[2], num_blocks, stride=2)
-        self.layer3 = _stage(widths[2], widths[3], num_blocks, stride=2)
+        self.layer1 = row(BasicBlock, widths[0], widths[1], num_blocks, stride=1)
+        self.layer2 = row(BasicBlock, widths[1], widths[2], num_blocks, stride=2)
+        self.layer3 = row(BasicBlock, widths[2], widths[3], num_blocks, stride=2)
         self.fc = nn.Linear(widths[3], num_classes)
         self.feature_info = stages(("layer1", widths[1], 1), ("layer2", widths[2], 2), ("layer3", widths[3], 4))
         init_kaiming(self)
-
-    def forward(self, images_bchw: Tensor) -> Tensor:
-        """Returns logits [B, num_classes] of images [B, C, H, W]."""
-        feature = self.relu(self.bn1(self.conv1(images_bchw)))
-        logits: Tensor = self.fc(pool(self.layer3(self.layer2(self.layer1(feature)))))
-        return logits
-
-
-def _stage(in_channels: int, channels: int, num_blocks: int, stride: int) -> nn.Sequential:
-    blocks = [BasicBlock(in_channels, channels, stride)]
-    blocks += [BasicBlock(channels, channels, 1) for _ in range(num_blocks - 1)]
-    return nn.Sequential(*blocks)
 
 
 @register_network(

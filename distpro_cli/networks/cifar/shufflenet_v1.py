@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from distpro_cli.networks import register_network
-from distpro_cli.networks.cifar.common import CifarNetwork, pool, shuffle_channels, stages
+from distpro_cli.networks.cifar.common import CifarNetwork, row, shuffle_channels, stages
 
-CHANNELS = (240, 480, 960)
-NUM_BLOCKS = (4, 8, 4)
 STEM_CHANNELS = 24
 
 
@@ -18,6 +18,8 @@ class ShuffleUnit(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, groups: int) -> None:
         super().__init__()
+        if stride == 2:
+            channels -= in_channels
         middle = channels // 4
         self.stride = stride
         self.groups = 1 if in_channels == STEM_CHANNELS else groups
@@ -41,35 +43,18 @@ class ShuffleUnit(nn.Module):
         return activated
 
 
+@register_network("shufflenet_v1_cifar", pattern=r"shufflenet_?v1_cifar")
 class CifarShuffleNetV1(CifarNetwork):
-    """A 1×1 stem and three stages that each halve the resolution."""
+    """A 1×1 stem and three stages that each halve the resolution; PyTorch's own (kaiming-uniform) initialisation."""
 
-    classifier_name = "linear"
-
-    def __init__(self, num_classes: int, groups: int, in_channels: int) -> None:
+    def __init__(self, *, num_classes: int, groups: int = 3, in_channels: int = 3) -> None:
         super().__init__(num_classes)
+        unit = partial(ShuffleUnit, groups=groups)
         self.conv1 = nn.Conv2d(in_channels, STEM_CHANNELS, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         self.relu = nn.ReLU(inplace=True)
-        channels = STEM_CHANNELS
-        for index, (out_channels, num_blocks) in enumerate(zip(CHANNELS, NUM_BLOCKS, strict=True)):
-            units = [ShuffleUnit(channels, out_channels - channels, 2, groups)]
-            units += [ShuffleUnit(out_channels, out_channels, 1, groups) for _ in range(num_blocks - 1)]
-            setattr(self, f"layer{index + 1}", nn.Sequential(*units))
-            channels = out_channels
-        self.linear = nn.Linear(channels, num_classes)
-        self.feature_info = stages(*((f"layer{i + 1}", CHANNELS[i], 2 ** (i + 1)) for i in range(3)))
-
-    def forward(self, images_bchw: Tensor) -> Tensor:
-        """Returns logits [B, num_classes] of images [B, C, H, W]."""
-        feature = self.relu(self.bn1(self.conv1(images_bchw)))
-        for index in range(len(CHANNELS)):
-            feature = self.get_submodule(f"layer{index + 1}")(feature)
-        logits: Tensor = self.linear(pool(feature))
-        return logits
-
-
-@register_network("shufflenet_v1_cifar", pattern=r"shufflenet_?v1_cifar")
-def cifar_shufflenet_v1(*, num_classes: int, groups: int = 3, in_channels: int = 3) -> nn.Module:
-    """Builds ShuffleNetV1 for CIFAR with PyTorch's own (kaiming-uniform) initialisation."""
-    return CifarShuffleNetV1(num_classes, groups, in_channels)
+        self.layer1 = row(unit, STEM_CHANNELS, 240, 4, stride=2)
+        self.layer2 = row(unit, 240, 480, 8, stride=2)
+        self.layer3 = row(unit, 480, 960, 4, stride=2)
+        self.linear = nn.Linear(960, num_classes)
+        self.feature_info = stages(("layer1", 240, 2), ("layer2", 480, 4), ("layer3", 960, 8))

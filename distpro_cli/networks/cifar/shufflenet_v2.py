@@ -6,12 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.networks import register_network
-from distpro_cli.networks.cifar.common import CifarNetwork, pool, shuffle_channels, stages
-
-CHANNELS = (116, 232, 464)
-LAST_CHANNELS = 1024
-NUM_BASIC = (3, 7, 3)
-STEM_CHANNELS = 24
+from distpro_cli.networks.cifar.common import CifarNetwork, row, shuffle_channels, stages
 
 
 class BasicUnit(nn.Module):
@@ -65,38 +60,27 @@ class DownUnit(nn.Module):
         return shuffle_channels(torch.cat([left, right], 1), 2)
 
 
-class CifarShuffleNetV2(CifarNetwork):
-    """A 1×1 stem, three stages that each halve the resolution, a 1×1 convolution to 1024 channels."""
-
-    classifier_name = "linear"
-
-    def __init__(self, num_classes: int, in_channels: int) -> None:
-        super().__init__(num_classes)
-        self.conv1 = nn.Conv2d(in_channels, STEM_CHANNELS, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
-        self.relu1 = nn.ReLU(inplace=True)
-        channels = STEM_CHANNELS
-        for index, (out_channels, num_basic) in enumerate(zip(CHANNELS, NUM_BASIC, strict=True)):
-            units: list[nn.Module] = [DownUnit(channels, out_channels)]
-            units += [BasicUnit(out_channels) for _ in range(num_basic)]
-            setattr(self, f"layer{index + 1}", nn.Sequential(*units))
-            channels = out_channels
-        self.conv2 = nn.Conv2d(channels, LAST_CHANNELS, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(LAST_CHANNELS)
-        self.relu2 = nn.ReLU(inplace=True)
-        self.linear = nn.Linear(LAST_CHANNELS, num_classes)
-        self.feature_info = stages(*((f"layer{i + 1}", CHANNELS[i], 2 ** (i + 1)) for i in range(3)))
-
-    def forward(self, images_bchw: Tensor) -> Tensor:
-        """Returns logits [B, num_classes] of images [B, C, H, W]."""
-        feature = self.relu1(self.bn1(self.conv1(images_bchw)))
-        for index in range(len(CHANNELS)):
-            feature = self.get_submodule(f"layer{index + 1}")(feature)
-        logits: Tensor = self.linear(pool(self.relu2(self.bn2(self.conv2(feature)))))
-        return logits
-
-
 @register_network("shufflenet_v2_cifar", pattern=r"shufflenet_?v2_cifar")
-def cifar_shufflenet_v2(*, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """Builds ShuffleNetV2 for CIFAR with PyTorch's own (kaiming-uniform) initialisation."""
-    return CifarShuffleNetV2(num_classes, in_channels)
+class CifarShuffleNetV2(CifarNetwork):
+    """A 1×1 stem, three stages that each halve the resolution, a 1×1 convolution to 1024 channels.
+
+    The initialisation is PyTorch's own (kaiming-uniform).
+    """
+
+    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__(num_classes)
+        self.conv1 = nn.Conv2d(in_channels, 24, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(24)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.layer1 = row(_unit, 24, 116, 4, stride=2)
+        self.layer2 = row(_unit, 116, 232, 8, stride=2)
+        self.layer3 = row(_unit, 232, 464, 4, stride=2)
+        self.conv2 = nn.Conv2d(464, 1024, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(1024)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.linear = nn.Linear(1024, num_classes)
+        self.feature_info = stages(("layer1", 116, 2), ("layer2", 232, 4), ("layer3", 464, 8))
+
+
+def _unit(in_channels: int, channels: int, stride: int) -> nn.Module:
+    return BasicUnit(channels) if stride == 1 else DownUnit(in_channels, channels)

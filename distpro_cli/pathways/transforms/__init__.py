@@ -16,22 +16,8 @@ output has the teacher feature's shape) under `@register_transform("name")`, her
 which a recipe names as `path/to/file.py:Class`.
 """
 
-from distpro_cli.pathways.transforms import attention, convolutions, linear, resize, review
-from distpro_cli.pathways.transforms.base import (
-    TRANSFORMS,
-    Transform,
-    make_transform,
-    register_transform,
-)
+# Importing a module registers its blocks.
+from distpro_cli.pathways.transforms import attention, convolutions, linear, resize, review  # noqa: F401
+from distpro_cli.pathways.transforms.base import TRANSFORMS, Transform, make_transform, register_transform
 
-__all__ = [
-    "TRANSFORMS",
-    "Transform",
-    "attention",
-    "convolutions",
-    "linear",
-    "make_transform",
-    "register_transform",
-    "resize",
-    "review",
-]
+__all__ = ["TRANSFORMS", "Transform", "make_transform", "register_transform"]

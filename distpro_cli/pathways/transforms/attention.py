@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from distpro_cli.pathways.transforms.base import Transform, register_transform
-from distpro_cli.pathways.transforms.convolutions import convolution
+from distpro_cli.pathways.transforms.convolutions import conv_bn
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.registry import positive_integer
 
@@ -32,14 +32,10 @@ class Attention(Transform):
         super().__init__(student, teacher)
         mid = min(self.in_channels, self.out_channels) if mid is None else positive_integer("mid", mid)
         narrow = max(1, mid // positive_integer("reduction", reduction))
-        self.reduce = nn.Sequential(
-            convolution(self.in_channels, mid, 1, self.size), nn.BatchNorm2d(mid), nn.ReLU(inplace=True)
-        )
+        self.reduce = nn.Sequential(*conv_bn(self.in_channels, mid, 1, self.size), nn.ReLU(inplace=True))
         self.channel_gate = nn.Sequential(nn.Conv2d(mid, narrow, 1), nn.ReLU(inplace=True), nn.Conv2d(narrow, mid, 1))
         self.position_gate = nn.Conv2d(mid, 1, 1)
-        self.expand = nn.Sequential(
-            convolution(mid, self.out_channels, 3, self.size), nn.BatchNorm2d(self.out_channels)
-        )
+        self.expand = nn.Sequential(*conv_bn(mid, self.out_channels, 3, self.size))
 
     @override
     def convert(self, map_bchw: Tensor) -> Tensor:

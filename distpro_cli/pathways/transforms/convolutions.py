@@ -25,15 +25,15 @@ def convolution(in_channels: int, out_channels: int, kernel: int, size: Size) ->
     return layer
 
 
-@register_transform("conv1")
-class OneConvolution(Transform):
-    """1×1 convolution and BatchNorm: the regressor of FitNets-like methods."""
+def conv_bn(in_channels: int, out_channels: int, kernel: int, size: Size) -> list[nn.Module]:
+    """Returns a `convolution` and its BatchNorm."""
+    return [convolution(in_channels, out_channels, kernel, size), nn.BatchNorm2d(out_channels)]
 
-    def __init__(self, student: LevelInfo, teacher: LevelInfo) -> None:
-        super().__init__(student, teacher)
-        self.layers = nn.Sequential(
-            convolution(self.in_channels, self.out_channels, 1, self.size), nn.BatchNorm2d(self.out_channels)
-        )
+
+class _Layers(Transform):
+    """Runs `layers` on the map."""
+
+    layers: nn.Sequential
 
     @override
     def convert(self, map_bchw: Tensor) -> Tensor:
@@ -41,8 +41,17 @@ class OneConvolution(Transform):
         return converted
 
 
+@register_transform("conv1")
+class OneConvolution(_Layers):
+    """1×1 convolution and BatchNorm: the regressor of FitNets-like methods."""
+
+    def __init__(self, student: LevelInfo, teacher: LevelInfo) -> None:
+        super().__init__(student, teacher)
+        self.layers = nn.Sequential(*conv_bn(self.in_channels, self.out_channels, 1, self.size))
+
+
 @register_transform("conv2")
-class TwoConvolutions(Transform):
+class TwoConvolutions(_Layers):
     """1×1 convolution to `mid` channels, BatchNorm, ReLU, 3×3 convolution, BatchNorm.
 
     Args:
@@ -56,21 +65,14 @@ class TwoConvolutions(Transform):
         super().__init__(student, teacher)
         mid = min(self.in_channels, self.out_channels) if mid is None else positive_integer("mid", mid)
         self.layers = nn.Sequential(
-            convolution(self.in_channels, mid, 1, self.size),
-            nn.BatchNorm2d(mid),
+            *conv_bn(self.in_channels, mid, 1, self.size),
             nn.ReLU(inplace=True),
-            convolution(mid, self.out_channels, 3, self.size),
-            nn.BatchNorm2d(self.out_channels),
+            *conv_bn(mid, self.out_channels, 3, self.size),
         )
-
-    @override
-    def convert(self, map_bchw: Tensor) -> Tensor:
-        converted: Tensor = self.layers(map_bchw)
-        return converted
 
 
 @register_transform("conv3")
-class ThreeConvolutions(Transform):
+class ThreeConvolutions(_Layers):
     """Bottleneck: 1×1, 3×3 and 1×1 convolution, each with BatchNorm, ReLU between them.
 
     Args:
@@ -84,17 +86,9 @@ class ThreeConvolutions(Transform):
         smaller = min(self.in_channels, self.out_channels)
         mid = max(8, smaller // 2) if mid is None else positive_integer("mid", mid)
         self.layers = nn.Sequential(
-            convolution(self.in_channels, mid, 1, self.size),
-            nn.BatchNorm2d(mid),
+            *conv_bn(self.in_channels, mid, 1, self.size),
             nn.ReLU(inplace=True),
-            convolution(mid, mid, 3, self.size),
-            nn.BatchNorm2d(mid),
+            *conv_bn(mid, mid, 3, self.size),
             nn.ReLU(inplace=True),
-            convolution(mid, self.out_channels, 1, self.size),
-            nn.BatchNorm2d(self.out_channels),
+            *conv_bn(mid, self.out_channels, 1, self.size),
         )
-
-    @override
-    def convert(self, map_bchw: Tensor) -> Tensor:
-        converted: Tensor = self.layers(map_bchw)
-        return converted

@@ -9,6 +9,7 @@ Shape legend: b images, c channels, h height, w width.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +42,7 @@ class FusionChain(SharedBlock):
             {str(n): _Fusion(layout.channels, mid, fuses=n != deepest) for n, layout in self._layouts.items()}
         )
         self.outputs = {
-            level.number: LevelInfo(
-                level.number,
-                level.count,
-                level.name,
-                "map",
-                level.reduction,
-                (mid, *self._layouts[level.number].size),
-            )
+            level.number: replace(level, kind="map", shape=(mid, *self._layouts[level.number].size), grid=None)
             for level in self.levels
         }
 

@@ -80,14 +80,13 @@ class ImageData:
         else:
             self.test_source = open_source(spec, spec.test_split)
             test = np.arange(len(self.test_source))
-        self.check_sources()
         train = self._draw(train, self.train_source, spec.train_images, "train_images")
         self._test = self._draw(test, self.test_source, spec.test_images, "test_images")
-        self._outer: Indices = np.empty(0, dtype=np.int64)
+        outer: Indices = train[:0]
         if outer_share is not None:
-            train, self._outer = self._split(train, outer_share, "outer")
-        self._train = train
-        self.train_size, self.outer_size, self.test_size = len(train), len(self._outer), len(self._test)
+            train, outer = self._split(train, outer_share, "outer")
+        self._train, self._outer = train, outer
+        self.train_size, self.outer_size, self.test_size = len(train), len(outer), len(self._test)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -126,19 +125,16 @@ class ImageData:
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Returns all test images once, in a fixed order, unaugmented; the last batch may be smaller."""
         spec = self._spec
-        samples = Samples(self.test_source, TestTransform(spec), spec.image_size)
+        samples = Samples(self.test_source, TestTransform(spec))
         order = [(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
         if spec.cache:
             self.test_source.keep(self._test.tolist())
         return load_batches(samples, order, 0 if spec.cache else min(spec.workers, len(order)))
 
-    def check_sources(self) -> None:
-        """Raises DistproError if the opened splits do not fit each other or the recipe; for subclasses."""
-
     def _augmented(self, part: Indices, name: str, batch_size: int, num_steps: int, start: int) -> Iterator[Batch]:
         if self._spec.cache:
             self.train_source.keep(part.tolist())
-        samples = Samples(self.train_source, self._train_transform, self._spec.image_size, self._seed)
+        samples = Samples(self.train_source, self._train_transform, self._seed)
         order = _order(part, derived_seed(self._seed, name), batch_size, num_steps, start)
         return load_batches(samples, order, self._spec.workers)
 
@@ -164,10 +160,8 @@ def _steps_per_epoch(size: int, batch_size: int) -> int:
 def _order(part: Indices, seed: int, batch_size: int, num_steps: int, start_step: int) -> Order:
     """Yields epoch and image numbers of each batch; each epoch is a permutation from (seed, epoch)."""
     per_epoch = _steps_per_epoch(len(part), batch_size)
-    order, ordered_epoch = part, -1
     for step in range(start_step, num_steps):
         epoch, within = divmod(step, per_epoch)
-        if epoch != ordered_epoch:
+        if within == 0 or step == start_step:
             order = part[np.random.default_rng(derived_seed(seed, epoch)).permutation(len(part))]
-            ordered_epoch = epoch
         yield epoch, order[within * batch_size : (within + 1) * batch_size]

@@ -9,41 +9,28 @@ Shape legend: m images of the split, h height, w width, c channels.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, first_line
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 
 
-class Images(Protocol):
-    """The images of a split, by number."""
-
-    def read(self, index: int) -> Pixels:
-        """Decodes image `index` to uint8 [H, W, 3]."""
-
-    def label(self, index: int) -> str:
-        """Names image `index` for messages."""
-
-    def content(self) -> str:
-        """Says what the images are, wherever they lie: the name of a data set, or a hash over the files."""
-
-
 @dataclass(frozen=True, eq=False)
-class Source:
+class Source(ABC):
     """One split: images and their targets. `dataclasses.replace` gives it other targets.
 
     Attributes:
-        place: What the user knows it by, for messages: a path, or the name of a data set.
-        images: The images.
+        place: What the user knows it by, for messages: a path, or the names of a data set and a split.
         targets: What is to be learnt, an array [M, ...].
         strata: Groups [M], numbered from 0, which subsets and parts draw from evenly: the class of each image. None
             where all images are alike.
@@ -51,11 +38,22 @@ class Source:
     """
 
     place: str
-    images: Images
     targets: NDArray[Any]
     strata: Indices | None = None
     class_names: tuple[str, ...] = ()
     _kept: dict[int, Pixels] = field(default_factory=dict, repr=False)
+
+    @abstractmethod
+    def read(self, index: int) -> Pixels:
+        """Decodes image `index` to uint8 [H, W, 3]."""
+
+    def label(self, index: int) -> str:
+        """Names image `index` for messages."""
+        return f"{self.place}, image {index}"
+
+    def content(self) -> str:
+        """Says what the images are, wherever they lie: the name of a data set, or a hash over the files."""
+        return f"{self.place}, {len(self)} images"
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -70,7 +68,7 @@ class Source:
         targets = np.ascontiguousarray(self.targets)
         described = f"{targets.dtype.str} {targets.shape}\n".encode()
         return {
-            "images": self.images.content(),
+            "images": self.content(),
             "targets": hashlib.sha256(described + targets.tobytes()).hexdigest(),
             "class_names": list(self.class_names),
         }
@@ -85,21 +83,18 @@ class Source:
         Raises:
             DistproError: it cannot be decoded; the message names it.
         """
-        kept = self._kept.get(index)
-        if kept is not None:
-            return kept
+        if index in self._kept:
+            return self._kept[index]
         try:
-            return self.images.read(index)
+            return self.read(index)
         except Exception as error:  # decoders raise almost anything on broken files
-            label = self.images.label(index)
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DistproError(f"{label}: not a readable image ({reason}); fix or remove it") from error
+            reason = first_line(error)
+            raise DistproError(f"{self.label(index)}: not a readable image ({reason}); fix or remove it") from error
 
     def keep(self, indices: Iterable[int]) -> None:
         """Decodes these images once and holds them in memory; processes forked later share it."""
         for index in indices:
-            if index not in self._kept:
-                self._kept[index] = self.load(index)
+            self._kept[index] = self.load(index)
 
 
 def decode(file: IO[bytes]) -> Pixels:

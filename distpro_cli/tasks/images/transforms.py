@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms import RandomResizedCropAndInterpolation as ResizedCrop
 from torchvision.transforms import ColorJitter
 
 from distpro_cli.errors import DistproError
@@ -26,6 +27,8 @@ from distpro_cli.recipe import schema
 from distpro_cli.tasks.images.sources import Pixels
 
 _BILINEAR = Image.Resampling.BILINEAR
+# By timm's prefix; a policy without one of these is AutoAugment's.
+_POLICIES = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
 
 
 def resize(image_hwc: Pixels, height: int, width: int) -> Pixels:
@@ -35,13 +38,6 @@ def resize(image_hwc: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(Image.fromarray(image_hwc).resize((width, height), _BILINEAR))
 
 
-def crop_share(data: schema.Data) -> float:
-    """Returns the share of the test image kept by the centre crop: 0.875 from 64 pixels on, else 1."""
-    if data.crop_share is not None:
-        return data.crop_share
-    return 0.875 if data.image_size >= 64 else 1.0
-
-
 class TestTransform:
     """Shorter side to image_size / crop_share, then the centre; crop: none squeezes the whole image."""
 
@@ -49,7 +45,8 @@ class TestTransform:
 
     def __init__(self, data: schema.Data) -> None:
         self._size = data.image_size
-        self._shorter = None if data.augment.crop == "none" else round(data.image_size / crop_share(data))
+        share = data.crop_share or (0.875 if data.image_size >= 64 else 1.0)
+        self._shorter = None if data.augment.crop == "none" else round(data.image_size / share)
 
     def __call__(self, image_hwc: Pixels) -> Pixels:
         """Returns the image as uint8 [S, S, 3]."""
@@ -72,97 +69,66 @@ class TrainTransform:
     """
 
     def __init__(self, data: schema.Data) -> None:
-        augment = data.augment
+        self._augment = augment = data.augment
         self._size = data.image_size
-        self._flip = augment.flip
-        self._padding = augment.padding if augment.crop == "pad" else 0
-        self._scale: tuple[float, float] | None = None
-        if augment.crop == "resized":
-            self._scale = (augment.scale[0], augment.scale[1])
-        mean = data.mean or list(IMAGENET_DEFAULT_MEAN)
-        self._fill = np.array([round(255 * value) for value in mean], dtype=np.uint8)
+        self._fill = np.array([round(255 * value) for value in data.mean or IMAGENET_DEFAULT_MEAN], dtype=np.uint8)
         self._on_pil: list[Callable[[Image.Image], Image.Image]] = []
         if augment.auto_augment:
             self._on_pil.append(_policy(augment.auto_augment, data.image_size, self._fill))
         if augment.color_jitter:
             strength = augment.color_jitter
             self._on_pil.append(ColorJitter(brightness=strength, contrast=strength, saturation=strength))
-        self._eraser: RandomErasing | None = None
-        if augment.random_erasing:
-            self._eraser = RandomErasing(augment.random_erasing, mode="const", device="cpu")
+        self._eraser = RandomErasing(augment.random_erasing, mode="const", device="cpu")
 
     def __call__(self, image_hwc: Pixels) -> Pixels:
         """Returns the augmented image as uint8 [S, S, 3]."""
         image_hwc = self._crop(image_hwc)
-        if self._flip and random.random() < self._flip:
+        if self._augment.flip and random.random() < self._augment.flip:
             image_hwc = image_hwc[:, ::-1]
         if self._on_pil:
             image = Image.fromarray(np.ascontiguousarray(image_hwc))
             for step in self._on_pil:
                 image = step(image)
             image_hwc = np.asarray(image)
-        return image_hwc if self._eraser is None else self._erase(image_hwc, self._eraser)
+        return self._erase(image_hwc) if self._augment.random_erasing else image_hwc
 
     def _crop(self, image_hwc: Pixels) -> Pixels:
-        size, padding = self._size, self._padding
-        if self._scale is not None:
+        size, augment = self._size, self._augment
+        if augment.crop == "resized":
             image = Image.fromarray(image_hwc)
-            top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self._scale, (3 / 4, 4 / 3))
+            top, left, height, width = ResizedCrop.get_params(image, augment.scale, (3 / 4, 4 / 3))
             box = (left, top, left + width, top + height)
             return np.asarray(image.resize((size, size), _BILINEAR, box=box))
         image_hwc = resize(image_hwc, size, size)
+        padding = augment.padding if augment.crop == "pad" else 0
         if not padding:
             return image_hwc
-        down, right = random.randint(-padding, padding), random.randint(-padding, padding)
-        out = np.zeros_like(image_hwc)
-        to_y, from_y = _overlap(down, size)
-        to_x, from_x = _overlap(right, size)
-        out[to_y, to_x] = image_hwc[from_y, from_x]
-        return out
+        top, left = padding - random.randint(-padding, padding), padding - random.randint(-padding, padding)
+        padded_hwc = np.zeros((size + 2 * padding, size + 2 * padding, 3), dtype=np.uint8)
+        padded_hwc[padding : padding + size, padding : padding + size] = image_hwc
+        return padded_hwc[top : top + size, left : left + size]
 
-    def _erase(self, image_hwc: Pixels, eraser: RandomErasing) -> Pixels:
+    def _erase(self, image_hwc: Pixels) -> Pixels:
         """Fills what timm's eraser zeroes with the mean colour, which zero is only once normalised."""
-        kept_hw = eraser(torch.ones(1, self._size, self._size))[0].numpy().astype(bool)
-        if kept_hw.all():
-            return image_hwc
-        image_hwc = image_hwc.copy()
-        image_hwc[~kept_hw] = self._fill
-        return image_hwc
+        kept_hw1 = self._eraser(torch.ones(1, self._size, self._size)).permute(1, 2, 0).numpy().astype(bool)
+        return np.where(kept_hw1, image_hwc, self._fill)
 
 
-def _overlap(shift: int, size: int) -> tuple[slice, slice]:
-    """Returns where in the output, and from where in the input, a shifted axis is copied."""
-    length = max(size - abs(shift), 0)
-    start_to, start_from = max(shift, 0), max(-shift, 0)
-    return slice(start_to, start_to + length), slice(start_from, start_from + length)
-
-
-def _policy(text: str, size: int, fill: Pixels) -> Callable[[Image.Image], Image.Image]:
-    options = {"translate_const": int(size * 0.45), "img_mean": tuple(int(value) for value in fill)}
+def _policy(text: str, size: int, fill: Pixels) -> Any:
+    options = {"translate_const": int(size * 0.45), "img_mean": tuple(fill.tolist())}
     try:
-        if text.startswith("rand"):
-            policy = rand_augment_transform(text, options)
-        elif text.startswith("augmix"):
-            policy = augment_and_mix_transform(text, options)
-        else:
-            policy = auto_augment_transform(text, options)
+        policy = _POLICIES.get(text.split("-")[0], auto_augment_transform)(text, options)
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise DistproError(
             f"data.augment.auto_augment: timm does not understand '{text}' "
             f"({error or type(error).__name__}); examples: rand-m9-mstd0.5-inc1, original, v0, augmix-m5-w3"
         ) from error
-    _keep_a_bit(policy)
-    made: Callable[[Image.Image], Image.Image] = policy
-    return made
-
-
-def _keep_a_bit(policy: Any) -> None:
-    """Makes posterize keep one bit: at the highest magnitude timm asks for none, which Pillow refuses."""
-    groups = getattr(policy, "policy", None) or [policy.ops]
-    for operation in (operation for group in groups for operation in group):
+    for operation in chain(*getattr(policy, "policy", None) or [policy.ops]):
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize
+    return policy
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keeps at least one bit: at the highest magnitude timm asks for none, which Pillow refuses."""
     return image if bits >= 8 else ImageOps.posterize(image, max(bits, 1))

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import functools
-import io
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
+from typing_extensions import override
 
 from distpro_cli.errors import DistproError
 from distpro_cli.tasks.images.sources import Pixels, Source
 
 
-@dataclass(frozen=True)
-class DigitImages:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DigitSource(Source):
     """Grey 8×8 values of 0..16, spread over 0..255."""
 
-    name: str
     values: Pixels
 
+    @override
     def read(self, index: int) -> Pixels:
-        """Returns image `index` as uint8 [8, 8, 3]."""
         grey_hw = np.rint(self.values[index] * (255 / 16)).astype(np.uint8)
         return np.repeat(grey_hw[:, :, None], 3, axis=2)
 
-    def label(self, index: int) -> str:
-        """Names image `index`."""
-        return f"{self.name}, image {index}"
-
+    @override
     def content(self) -> str:
-        """Names the split."""
-        return self.name
+        return self.place
 
 
 @functools.cache
@@ -43,9 +38,7 @@ def open_digits(split: str) -> Source:
     """
     if split not in ("train", "test"):
         raise DistproError(f"data: the digits have no split '{split}'; there are: train, test")
-    file = resources.files(__name__).joinpath("digits.npz")
-    with np.load(io.BytesIO(file.read_bytes())) as arrays:
+    with np.load(Path(__file__).with_name("digits.npz")) as arrays:
         chosen = arrays["test"] if split == "test" else ~arrays["test"]
         values, targets = arrays["images"][chosen], arrays["labels"][chosen].astype(np.int64)
-    images = DigitImages(f"digits, {split}", values)
-    return Source(images.name, images, targets, strata=targets, class_names=tuple("0123456789"))
+    return DigitSource(f"digits, {split}", targets, targets, tuple("0123456789"), values=values)

@@ -1,0 +1,21 @@
+"""What a run is given besides its recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distpro_cli.report.progress import Reporter
+from distpro_cli.runs.signals import Interruption
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where a run computes, says how far it is, and looks for signals."""
+
+    device: torch.device
+    reporter: Reporter
+    interruption: Interruption
