@@ -93,19 +93,31 @@ def compare(
         compared = make_methods(wanted, loaded, *limits)
         comparison = Comparison(resolved, compared, seeds, path, context, anew=options.force)
         summary = comparison.summary()
-    _write(path, summary)
-    _show(summary, plot, as_json=options.json, as_markdown=markdown)
+    _write(path, plot, summary)
+    _show(summary, as_json=options.json, as_markdown=markdown)
     if summary["diverged"]:
         raise DistproError("\n".join(one["message"] for one in summary["diverged"]))
 
 
-def _show(summary: dict[str, Any], plot: Path | None, *, as_json: bool, as_markdown: bool) -> None:
-    from distpro_cli.report.comparison import markdown, print_comparison
+def _write(path: Path, plot: Path | None, summary: dict[str, Any]) -> None:
+    """Writes the result into the folder, as JSON, Markdown and a plot, and the plot where the user wants it, too."""
+    import json
+
+    from distpro_cli.files import write_atomically
+    from distpro_cli.report.comparison import markdown
     from distpro_cli.report.comparison_plot import plot_comparison
+
+    write_atomically(path / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(path / "comparison.md", markdown(summary))
+    for target in (path / "comparison.png", plot):
+        if target is not None:
+            plot_comparison(summary, target, force=True)
+
+
+def _show(summary: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
+    from distpro_cli.report.comparison import markdown, print_comparison
     from distpro_cli.report.terminal import encodable
 
-    if plot is not None:
-        plot_comparison(summary, plot, force=True)
     if as_json:
         print_json(summary)
     elif as_markdown:
@@ -113,20 +125,6 @@ def _show(summary: dict[str, Any], plot: Path | None, *, as_json: bool, as_markd
     else:
         print_comparison(summary)
         print(f"table, plot and summary: {summary['run_dir']}")
-
-
-def _write(path: Path, summary: dict[str, Any]) -> None:
-    """Writes the result into the folder, as JSON, Markdown and a plot."""
-    import json
-
-    from distpro_cli.files import write_atomically
-    from distpro_cli.report.comparison import markdown
-    from distpro_cli.report.comparison_plot import plot_comparison
-
-    texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "comparison.md": markdown(summary)}
-    for name, text in texts.items():
-        write_atomically(path / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
-    plot_comparison(summary, path / "comparison.png", force=True)
 
 
 def _checked_names(text: str) -> list[str]:

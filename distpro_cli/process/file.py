@@ -46,8 +46,7 @@ def save_process(process: Process, path: Path, force: bool = False) -> None:
         ProcessError: the process cannot be expressed in the format.
     """
     check_writable(path, force=force)
-    content = to_bytes(process)
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, to_bytes(process))
 
 
 def to_bytes(process: Process) -> bytes:

@@ -87,7 +87,7 @@ def write_figure(draw: Callable[[], Figure], path: Path, *, force: bool) -> None
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
         draw().savefig(content, format=kind, dpi=160, metadata=_METADATA[kind], facecolor="white")
-    write_atomically(path, lambda file: file.write(content.getvalue()))
+    write_atomically(path, content.getbuffer())
 
 
 def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:

@@ -260,7 +260,7 @@ class Comparison:
                     self.context.reporter.message(f"{checkpoint}: damaged; the run starts over")
                     checkpoint.unlink()
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder.recipe, lambda file: file.write(dump_recipe(recipe).encode()))
+        write_atomically(folder.recipe, dump_recipe(recipe))
 
 
 def with_pathways_of(methods: Sequence[Method], recipe: Recipe) -> Recipe:
