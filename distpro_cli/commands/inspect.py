@@ -28,19 +28,16 @@ def inspect(
             metavar="[PATH | KEY=VALUE]...",
             help="Process files, folders of them, recipes and overrides of their keys; without any: all that "
             "ships and all in processes/.",
-            show_default=False,
         ),
     ] = None,
     plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the weights over time into this .png, .svg or .pdf.", show_default=False),
+        Path | None, typer.Option("--plot", help="Draw the weights over time into this .png, .svg or .pdf.")
     ] = None,
     thresholds: Annotated[
         str, typer.Option("--thresholds", help="Thresholds for which the entries left and the cost are shown.")
     ] = "0.3,0.5,0.6,0.7",
     keep: Annotated[
-        str | None,
-        typer.Option("--keep", help="Shares of the entries for which the cost is shown: 0.8,0.5.", show_default=False),
+        str | None, typer.Option("--keep", help="Shares of the entries for which the cost is shown: 0.8,0.5.")
     ] = None,
     force: Force = False,
     json: Json = False,

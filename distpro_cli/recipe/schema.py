@@ -117,8 +117,7 @@ class Optimizer(Model):
     """A timm optimiser."""
 
     name: str = Field(
-        "sgd",
-        description="timm's name: sgd is Nesterov SGD, momentum is plain momentum SGD, adamw, lamb, ...",
+        "sgd", description="timm's name: sgd is Nesterov SGD, momentum is plain momentum SGD, adamw, lamb, ..."
     )
     lr: PositiveNumber = Field(0.1, description="peak learning rate at this batch size")
     momentum: BelowOne = Field(0.9, description="momentum, where the optimiser has one")
@@ -194,12 +193,10 @@ class Network(Model):
         examples=[[0, 1, 2, 3, "pooled"]],
     )
     feature: Literal["output", "before-activation", "after-activation"] = Field(
-        "output",
-        description="where a stage is tapped: as it comes out, or before or after the activation at its end",
+        "output", description="where a stage is tapped: as it comes out, or before or after the activation at its end"
     )
     mean: Mean | None = Field(
-        None,
-        description="mean per channel this network was trained with; default: its own, else the data's",
+        None, description="mean per channel this network was trained with; default: its own, else the data's"
     )
     std: Deviation | None = Field(None, description="standard deviation per channel; default as for mean")
 

@@ -115,15 +115,11 @@ def write_yaml(value: Any, *, flow: bool = False) -> str:
         value: What to write.
         flow: Whether lists and sections are written in brackets, all on one line.
     """
-
-    def dump(allow_unicode: bool) -> str:
-        options: dict[str, Any] = {"sort_keys": False, "default_flow_style": flow, "allow_unicode": allow_unicode}
-        text: str = yaml.dump(value, Dumper=CoreDumper, width=10_000, **options)
-        return text
-
-    text = dump(allow_unicode=True)
-    # PyYAML leaves these line breaks as they are, and a reader folds them.
-    return dump(allow_unicode=False) if any(mark in text for mark in "\x85\u2028\u2029") else text
+    options: dict[str, Any] = {"Dumper": CoreDumper, "sort_keys": False, "default_flow_style": flow, "width": 10_000}
+    text: str = yaml.dump(value, allow_unicode=True, **options)
+    if any(mark in text for mark in "\x85\u2028\u2029"):  # PyYAML leaves these as they are, and a reader folds them
+        text = yaml.dump(value, **options)
+    return text
 
 
 def read_yaml(text: str) -> Document:

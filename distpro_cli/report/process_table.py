@@ -39,9 +39,7 @@ def print_process_table(
 
 
 def print_side_by_side(
-    processes: Sequence[tuple[str, Process]],
-    thresholds: Sequence[float] = THRESHOLDS,
-    keeps: Sequence[float] = (),
+    processes: Sequence[tuple[str, Process]], thresholds: Sequence[float] = THRESHOLDS, keeps: Sequence[float] = ()
 ) -> None:
     """Prints several processes, by pathway id, as many side by side as the width allows."""
     console = make_console()
