@@ -14,9 +14,6 @@ from distpro_cli.commands.options import Force, Json, Quiet, parse_shares, parse
 from distpro_cli.commands.running import print_json
 from distpro_cli.errors import DistproError
 
-_OWN_FOLDER = Path("processes")
-
-
 # The thresholds and the shares kept under which a process is shown: `thresholds` and `keeps` of `summarize`.
 Marks = Mapping[str, tuple[float, ...]]
 
@@ -108,8 +105,7 @@ def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) ->
     from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
 
     targets = Targets()
-    if _OWN_FOLDER.is_dir():
-        add_folder(targets, _OWN_FOLDER)
+    add_folder(targets, Path("processes"))
     # By content: beside an installed package, a checkout's processes/ holds copies of those that ship.
     seen = {Path(label).read_bytes() for label, _ in targets.sound}
     for name, path in shipped_processes().items():

@@ -16,7 +16,7 @@ from distpro_cli.recipe.overrides import apply_overrides
 from distpro_cli.recipe.problems import explain
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.recipe.shipped import shipped_recipes
-from distpro_cli.recipe.strict_yaml import MAX_BYTES, Document, KeyPath, StrictYamlError, read_yaml, write_yaml
+from distpro_cli.recipe.strict_yaml import MAX_BYTES, KeyPath, StrictYamlError, read_yaml, write_yaml
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -76,12 +76,14 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), filename: str = "<rec
         document = read_yaml(text)
     except StrictYamlError as error:
         raise RecipeError([Problem("", error.message, _place(filename, error.line))]) from None
+    found = [(m.line, Problem(dotted(m.path), m.message, _place(filename, m.line))) for m in document.mistakes]
     data = document.value
     if not isinstance(data, dict):
-        raise RecipeError(_no_section(document, filename))
+        state = "is empty" if data is None else f"found {written(data)}"
+        message = f"{state}; a recipe is a section of keys with at least data, teacher and student"
+        raise RecipeError([problem for _, problem in found] or [Problem("", message, filename)])
     places: dict[KeyPath, int | str] = dict(document.lines)
     unset = apply_overrides(data, overrides, places)
-    found = [(m.line, Problem(dotted(m.path), m.message, _place(filename, m.line))) for m in document.mistakes]
     overridden: list[Problem] = []
     recipe, mistakes = _validate(data)
     for path, message in mistakes:
@@ -139,15 +141,6 @@ def _check_together(data: dict[str, Any]) -> list[tuple[KeyPath, str]]:
                 there, missing = ("std", "mean") if mean is None else ("mean", "std")
                 mistakes.append(((name, there), f"is given without {missing}; give both or none"))
     return mistakes
-
-
-def _no_section(document: Document, filename: str) -> list[Problem]:
-    """Returns what is wrong with a document that is not a section of keys."""
-    if document.mistakes:
-        return [Problem("", m.message, _place(filename, m.line)) for m in document.mistakes]
-    found = "is empty" if document.value is None else f"found {written(document.value)}"
-    message = f"{found}; a recipe is a section of keys with at least data, teacher and student"
-    return [Problem("", message, filename)]
 
 
 def _place(filename: str, line: int | None) -> str:
