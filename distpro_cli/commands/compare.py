@@ -25,8 +25,6 @@ from distpro_cli.recipe.scheme_names import SCHEME_NAMES
 if TYPE_CHECKING:
     from distpro_cli.process.process import Process
 
-DEFAULT_METHODS = "student,kd,uniform,reviewkd,process,process-mean"
-
 
 @with_run_options
 def compare(
@@ -39,7 +37,7 @@ def compare(
             help="Separated by commas: student, a scheme (kd, uniform, hint, attention-transfer, reviewkd), process, "
             "process-mean (its weights averaged over time).",
         ),
-    ] = DEFAULT_METHODS,
+    ] = "student,kd,uniform,reviewkd,process,process-mean",
     processes: Annotated[
         list[Path] | None,
         typer.Option("--process", "-p", help="Process file; may be repeated. Without it a process is searched first."),
@@ -162,7 +160,6 @@ def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:
 
 
 def _refuse_unused(processes: list[Path] | None, thresholds: str | None, keep: str | None) -> None:
-    options = {"--process": processes, "--thresholds": thresholds, "--keep": keep}
-    for option, value in options.items():
+    for option, value in (("--process", processes), ("--thresholds", thresholds), ("--keep", keep)):
         if value:
             raise DistproError(f"{option} applies only to processes, and --methods names none; add process to it")

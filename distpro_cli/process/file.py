@@ -71,6 +71,7 @@ def load_process(path: Path) -> Process:
             process; one line that begins with the path.
         NotAProcessError: it is a safetensors file of another kind.
     """
+    path = Path(path)
     try:
         if path.is_dir():
             raise ProcessError("is a folder, not a process file")
