@@ -77,7 +77,9 @@ def allowed(schema: JsonSchema, *, plural: bool = False) -> str:
             return "text that is not empty" if "minLength" in schema else "text"
         case "integer" | "number" as kind:
             words = "whole number" if kind == "integer" else "number"
-            bounds = " and ".join(f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema)
+            # Early versions of pydantic write the bound 0 as 0.0.
+            limits = {sign: str(schema[key]).removesuffix(".0") for key, sign in BOUNDS.items() if key in schema}
+            bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits.items())
             return f"{f'{words}s' if plural else f'a {words}'} {bounds}".rstrip()
     return "anything"
 
