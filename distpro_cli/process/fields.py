@@ -49,7 +49,7 @@ def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
     Raises:
         ProcessError: one is missing or malformed.
     """
-    missing = [name for name in _DECODERS if name not in metadata and name != _OPTIONAL]
+    missing = [name for name in _DECODERS if name not in (*metadata, "parts")]  # parts may be missing
     if missing:
         raise ProcessError(f"the metadata lacks {', '.join(missing)}")
     return {name: decode(metadata[name]) for name, decode in _DECODERS.items() if name in metadata}
@@ -183,4 +183,3 @@ _DECODERS: dict[str, Callable[[str], Any]] = {
     "measured": _measured,
     "parts": lambda text: _items(text, "part", MAX_PARTS, _part),
 }
-_OPTIONAL = "parts"

@@ -66,7 +66,9 @@ def allowed(schema: JsonSchema, *, plural: bool = False) -> str:
         return "one of " + ", ".join(map(str, schema["enum"]))
     match schema.get("type"):
         case "array":
-            return f"{'lists' if plural else 'a list'} of {_length(schema)}{allowed(schema['items'], plural=True)}"
+            low, high = schema.get("minItems"), schema.get("maxItems")
+            length = "" if low is None else f"{low} " if low == high else f"at least {low} "
+            return f"{'lists' if plural else 'a list'} of {length}{allowed(schema['items'], plural=True)}"
         case "object":
             return "sections" if plural else "a section of keys and values"
         case "boolean":
@@ -82,14 +84,6 @@ def allowed(schema: JsonSchema, *, plural: bool = False) -> str:
             bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits.items())
             return f"{f'{words}s' if plural else f'a {words}'} {bounds}".rstrip()
     return "anything"
-
-
-def _length(schema: JsonSchema) -> str:
-    """Returns the number of items that a list must have, such as `2 ` or `at least 1 `, or nothing."""
-    low = schema.get("minItems")
-    if low is None:
-        return ""
-    return f"{low} " if low == schema.get("maxItems") else f"at least {low} "
 
 
 def example(schema: JsonSchema) -> str:

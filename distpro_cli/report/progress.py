@@ -69,8 +69,8 @@ class PlainReporter(Reporter):
 
     @override
     def epoch(self, epoch: int, epochs: int, figure: float) -> None:
-        shown = self._metric.with_unit(figure)
-        self.message(f"{self._title}: epoch {epoch}/{epochs}  test {self._metric.label} {shown}")
+        metric = self._metric
+        self.message(f"{self._title}: epoch {epoch}/{epochs}  test {metric.label} {metric.with_unit(figure)}")
 
 
 class LiveReporter(Reporter):
