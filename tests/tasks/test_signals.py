@@ -53,15 +53,18 @@ def test_signals_leave_the_data_flowing_and_workers_do_not_outlive_a_killed_pare
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         ) as process,
     ):
-        assert process.stdout is not None
-        pids = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(pids) == 2
-        for number in (signal.SIGINT, signal.SIGTERM):
-            os.killpg(process.pid, number)
-            assert process.stdout.readline() == f"{number:d}\n"
-        assert all(alive(pid) for pid in pids) and errors.read_text() == ""
-        process.kill()
-        deadline = time.monotonic() + 30
-        while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert not any(alive(pid) for pid in pids)
+        try:
+            assert process.stdout is not None
+            pids = [int(pid) for pid in process.stdout.readline().split()]
+            assert len(pids) == 2
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.killpg(process.pid, number)
+                assert process.stdout.readline() == f"{number:d}\n"
+            assert all(alive(pid) for pid in pids) and errors.read_text() == ""
+            process.kill()
+            deadline = time.monotonic() + 30
+            while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert not any(alive(pid) for pid in pids)
+        finally:
+            process.kill()
