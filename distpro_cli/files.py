@@ -6,9 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from distpro_cli.errors import DistproError
 
@@ -36,8 +34,8 @@ def check_writable(path: Path, *, force: bool) -> None:
         raise DistproError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replaces `path` by what `write` puts into the file it is given: aside, flushed, renamed.
+def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
+    """Replaces `path` by a file of this content, text as UTF-8: written aside, flushed, renamed.
 
     A missing folder is created. On any failure the old file stays, and no temporary file is left.
 
@@ -49,18 +47,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     aside = target.with_name(f".distpro-{os.urandom(6).hex()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
-            raise
+        with aside.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
     except OSError as error:
         raise DistproError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
     _flush_folder(target.parent)
 
 

@@ -25,8 +25,6 @@ from distpro_cli.recipe.scheme_names import ONLINE_METHODS, SCHEME_NAMES
 if TYPE_CHECKING:
     from distpro_cli.process.process import Process
 
-DEFAULT_METHODS = "student,kd,uniform,reviewkd,process,process-mean"
-
 
 @with_run_options
 def compare(
@@ -40,7 +38,7 @@ def compare(
             "process-mean (its weights averaged over time), online (a search in the run that counts) and its rivals "
             f"({', '.join(name for name in ONLINE_METHODS if name != 'online')}).",
         ),
-    ] = DEFAULT_METHODS,
+    ] = "student,kd,uniform,reviewkd,process,process-mean",
     processes: Annotated[
         list[Path] | None,
         typer.Option("--process", "-p", help="Process file; may be repeated. Without it a process is searched first."),
@@ -94,19 +92,31 @@ def compare(
         compared = make_methods(wanted, loaded, *limits)
         comparison = Comparison(resolved, compared, seeds, path, context, anew=options.force)
         summary = comparison.summary()
-    _write(path, summary)
-    _show(summary, plot, as_json=options.json, as_markdown=markdown)
+    _write(path, plot, summary)
+    _show(summary, as_json=options.json, as_markdown=markdown)
     if summary["diverged"]:
         raise DistproError("\n".join(one["message"] for one in summary["diverged"]))
 
 
-def _show(summary: dict[str, Any], plot: Path | None, *, as_json: bool, as_markdown: bool) -> None:
-    from distpro_cli.report.comparison import markdown, print_comparison
+def _write(path: Path, plot: Path | None, summary: dict[str, Any]) -> None:
+    """Writes the result into the folder, as JSON, Markdown and a plot, and the plot where the user wants it, too."""
+    import json
+
+    from distpro_cli.files import write_atomically
+    from distpro_cli.report.comparison import markdown
     from distpro_cli.report.comparison_plot import plot_comparison
+
+    write_atomically(path / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(path / "comparison.md", markdown(summary))
+    for target in (path / "comparison.png", plot):
+        if target is not None:
+            plot_comparison(summary, target, force=True)
+
+
+def _show(summary: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
+    from distpro_cli.report.comparison import markdown, print_comparison
     from distpro_cli.report.terminal import encodable
 
-    if plot is not None:
-        plot_comparison(summary, plot, force=True)
     if as_json:
         print_json(summary)
     elif as_markdown:
@@ -114,20 +124,6 @@ def _show(summary: dict[str, Any], plot: Path | None, *, as_json: bool, as_markd
     else:
         print_comparison(summary)
         print(f"table, plot and summary: {summary['run_dir']}")
-
-
-def _write(path: Path, summary: dict[str, Any]) -> None:
-    """Writes the result into the folder, as JSON, Markdown and a plot."""
-    import json
-
-    from distpro_cli.files import write_atomically
-    from distpro_cli.report.comparison import markdown
-    from distpro_cli.report.comparison_plot import plot_comparison
-
-    texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "comparison.md": markdown(summary)}
-    for name, text in texts.items():
-        write_atomically(path / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
-    plot_comparison(summary, path / "comparison.png", force=True)
 
 
 def _checked_names(text: str) -> list[str]:
@@ -150,25 +146,21 @@ def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:
     """Returns every process with a unique label: its file's name, with a number where that is taken."""
     from distpro_cli.process.file import load_process
 
-    loaded: list[tuple[str, Process]] = []
+    loaded: dict[str, Process] = {}
     problems = []
     for path in paths:
-        taken = [label for label, _ in loaded]
-        label, number = path.stem, 1
-        while label in taken:
-            number += 1
-            label = f"{path.stem}-{number}"
+        labels = [path.stem, *(f"{path.stem}-{number}" for number in range(2, len(paths) + 1))]
+        label = next(label for label in labels if label not in loaded)
         try:
-            loaded.append((label, load_process(path)))
+            loaded[label] = load_process(path)
         except DistproError as error:
             problems.append(str(error))
     if problems:
         raise DistproError("\n".join(problems))
-    return loaded
+    return list(loaded.items())
 
 
 def _refuse_unused(processes: list[Path] | None, thresholds: str | None, keep: str | None) -> None:
-    options = {"--process": processes, "--thresholds": thresholds, "--keep": keep}
-    for option, value in options.items():
+    for option, value in (("--process", processes), ("--thresholds", thresholds), ("--keep", keep)):
         if value:
             raise DistproError(f"{option} applies only to processes, and --methods names none; add process to it")

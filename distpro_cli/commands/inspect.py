@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,15 +14,8 @@ from distpro_cli.commands.options import Force, Json, Quiet, parse_shares, parse
 from distpro_cli.commands.running import print_json
 from distpro_cli.errors import DistproError
 
-_OWN_FOLDER = Path("processes")
-
-
-@dataclass(frozen=True)
-class Marks:
-    """How much of a process is dropped in what is shown of it."""
-
-    thresholds: tuple[float, ...]
-    keeps: tuple[float, ...]
+# The thresholds and the shares kept under which a process is shown: `thresholds` and `keeps` of `summarize`.
+Marks = Mapping[str, tuple[float, ...]]
 
 
 def inspect(
@@ -33,19 +25,16 @@ def inspect(
             metavar="[PATH | KEY=VALUE]...",
             help="Process files, folders of them, recipes and overrides of their keys; without any: all that "
             "ships and all in processes/.",
-            show_default=False,
         ),
     ] = None,
     plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the weights over time into this .png, .svg or .pdf.", show_default=False),
+        Path | None, typer.Option("--plot", help="Draw the weights over time into this .png, .svg or .pdf.")
     ] = None,
     thresholds: Annotated[
         str, typer.Option("--thresholds", help="Thresholds for which the entries left and the cost are shown.")
     ] = "0.3,0.5,0.6,0.7",
     keep: Annotated[
-        str | None,
-        typer.Option("--keep", help="Shares of the entries for which the cost is shown: 0.8,0.5.", show_default=False),
+        str | None, typer.Option("--keep", help="Shares of the entries for which the cost is shown: 0.8,0.5.")
     ] = None,
     force: Force = False,
     json: Json = False,
@@ -53,7 +42,7 @@ def inspect(
 ) -> None:
     """Show processes, one in full or several side by side, and what a recipe resolves to."""
     _import_numpy()
-    marks = Marks(parse_thresholds(thresholds), parse_shares(keep) if keep is not None else ())
+    marks = {"thresholds": parse_thresholds(thresholds), "keeps": parse_shares(keep) if keep is not None else ()}
     if plot is not None:
         from distpro_cli.report.plots import check_plot_path
 
@@ -67,15 +56,13 @@ def inspect(
 
 
 def _import_numpy() -> None:
-    # numpy's linear algebra starts one thread per core when it is imported: a third of the time of this import, and
+    # numpy's linear algebra starts one thread per core when it is imported: half of the time of this import, and
     # nothing here needs them. A process started from here gets the environment as it was.
     name = "OPENBLAS_NUM_THREADS"
-    if "numpy" in sys.modules or name in os.environ:
-        return
-    os.environ[name] = "1"
-    try:
+    if name not in os.environ:
+        os.environ[name] = "1"
         import numpy  # noqa: F401
-    finally:
+
         del os.environ[name]
 
 
@@ -101,9 +88,10 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, for
     if listed:
         print_process_list("processes", _summaries(targets.processes, marks))
     elif len(targets.sound) == 1:
-        print_process_table(*targets.sound[0], marks.thresholds, marks.keeps)
+        label, process = targets.sound[0]
+        print_process_table(label, process, **marks)
     elif targets.sound:
-        print_side_by_side(targets.sound, marks.thresholds, marks.keeps)
+        print_side_by_side(targets.sound, **marks)
     if reports:
         from distpro_cli.report.recipe_table import print_recipe_table
 
@@ -117,8 +105,7 @@ def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) ->
     from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
 
     targets = Targets()
-    if _OWN_FOLDER.is_dir():
-        add_folder(targets, _OWN_FOLDER)
+    add_folder(targets, Path("processes"))
     # By content: beside an installed package, a checkout's processes/ holds copies of those that ship.
     seen = {Path(label).read_bytes() for label, _ in targets.sound}
     for name, path in shipped_processes().items():
@@ -143,7 +130,7 @@ def _summaries(processes: Sequence[tuple[str, Any]], marks: Marks) -> list[dict[
     return [
         {"path": label, "error": process}
         if isinstance(process, str)
-        else {"path": label, **summarize(process, marks.thresholds, marks.keeps)}
+        else {"path": label, **summarize(process, **marks)}
         for label, process in processes
     ]
 
@@ -151,7 +138,7 @@ def _summaries(processes: Sequence[tuple[str, Any]], marks: Marks) -> list[dict[
 def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:
     from distpro_cli.recipe.load import load_recipe
 
-    recipe = load_recipe(source, overrides)
+    recipe = load_recipe(source, overrides)  # first: what is wrong with it is said before torch is imported
     from distpro_cli.costs.complexity import recipe_report
 
     return recipe_report(recipe)
@@ -160,7 +147,7 @@ def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:
 def _recipe_entry(name: str, path: Path) -> dict[str, Any]:
     from distpro_cli.recipe.load import load_recipe
 
-    entry: dict[str, Any] = {"name": name, "path": str(path)}
+    entry = {"name": name, "path": str(path)}
     try:
         recipe = load_recipe(path)
     except DistproError as error:
@@ -175,5 +162,5 @@ def _plot(processes: Sequence[tuple[str, Any]], plot: Path | None, *, force: boo
         raise DistproError("--plot draws processes, and there is none; give a process file or a folder of them")
     from distpro_cli.report.plots import plot_processes
 
-    names = [Path(label).stem if label.endswith(".safetensors") else label for label, _ in processes]
-    plot_processes([(name, process) for name, (_, process) in zip(names, processes, strict=True)], plot, force=force)
+    named = [(Path(label).stem if label.endswith(".safetensors") else label, process) for label, process in processes]
+    plot_processes(named, plot, force=force)

@@ -19,16 +19,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no mess
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files and runs.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Overrides of recipe keys, such as search.epochs=5.",
-        show_default=False,
-    ),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of recipe keys, such as search.epochs=5."),
 ]
-RecipeName = Annotated[
-    str,
-    typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.", show_default=False),
-]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ def search(
     recipe: RecipeName,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Process file; default: processes/<recipe>.safetensors."),
+        Path | None, typer.Option("--output", "-o", help="Process file; default: processes/<recipe>.safetensors.")
     ] = None,
     *,
     options: RunOptions,

@@ -10,6 +10,7 @@ from pathlib import Path
 from distpro_cli.errors import DistproError, ProcessError, nearest
 from distpro_cli.process.file import NotAProcessError, load_process
 from distpro_cli.process.process import Process
+from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
 
 PROCESS_SUFFIX = ".safetensors"
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -52,7 +53,11 @@ def find_targets(paths: Sequence[str]) -> Targets:
 
 def add_folder(targets: Targets, folder: Path) -> None:
     """Adds the processes below `folder`, hidden folders left out; those that cannot be read with the reason."""
-    for path in _files_below(folder):
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent) / name for name in files if name.endswith(PROCESS_SUFFIX)]
+    for path in sorted(found):
         try:
             targets.processes.append((str(path), load_process(path)))
         except NotAProcessError:  # a network's weights
@@ -62,34 +67,18 @@ def add_folder(targets: Targets, folder: Path) -> None:
 
 
 def _add(targets: Targets, text: str) -> None:
-    path = Path(text)
+    path, name = Path(text), text.removesuffix(PROCESS_SUFFIX)
+    recipes, processes = shipped_recipes(), shipped_processes()
     if path.is_dir():
         add_folder(targets, path)
     elif path.suffix.lower() in RECIPE_SUFFIXES:
         targets.recipes.append(text)
     elif os.path.lexists(path):
         targets.processes.append((text, load_process(path)))
-    else:
-        _add_shipped(targets, text)
-
-
-def _add_shipped(targets: Targets, text: str) -> None:
-    from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
-
-    recipes, processes = shipped_recipes(), shipped_processes()
-    name = text.removesuffix(PROCESS_SUFFIX)
-    if text in recipes:
+    elif text in recipes:
         targets.recipes.append(text)
     elif name in processes:
         targets.processes.append((text, load_process(processes[name])))
     else:
         hint = nearest(text, [*recipes, *processes])
         raise DistproError(f"{text}: no such file or folder, and no shipped recipe or process of that name{hint}")
-
-
-def _files_below(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent) / name for name in files if name.endswith(PROCESS_SUFFIX)]
-    return sorted(found)

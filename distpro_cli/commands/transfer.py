@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 @with_run_options
 def transfer(
     process: Annotated[
-        str,
-        typer.Option(
-            "--process", "-p", help=f"Process file, or a scheme: {', '.join(SCHEME_NAMES)}.", show_default=False
-        ),
+        str, typer.Option("--process", "-p", help=f"Process file, or a scheme: {', '.join(SCHEME_NAMES)}.")
     ],
     recipe: Annotated[
         str | None,
@@ -38,8 +35,7 @@ def transfer(
         typer.Option("--threshold", min=0, max=1, help="Drop the entries below this, alpha scaled to [0, 1]."),
     ] = None,
     keep: Annotated[
-        float | None,
-        typer.Option("--keep", min=0, max=1, help="Keep only the strongest share of the entries."),
+        float | None, typer.Option("--keep", min=0, max=1, help="Keep only the strongest share of the entries.")
     ] = None,
     match: Annotated[
         str, typer.Option("--match", help="How pathways are matched: strict, or path/to/file.py:Name.")

@@ -60,7 +60,7 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
         for name, tensor in model.state_dict().items()
     }
     content = _in_fixed_order(safetensors.torch.save(tensors, {"format": "pt", **metadata}))
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
 
 
 def _in_fixed_order(content: bytes) -> bytes:

@@ -49,11 +49,10 @@ def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
     Raises:
         ProcessError: one is missing or malformed.
     """
-    missing = [name for name in _DECODERS if name not in metadata]
+    missing = [name for name in _DECODERS if name not in (*metadata, "parts")]  # parts may be missing
     if missing:
         raise ProcessError(f"the metadata lacks {', '.join(missing)}")
-    fields = {name: decode(metadata[name]) for name, decode in _DECODERS.items()}
-    return fields | {name: decode(metadata[name]) for name, decode in _OPTIONAL_DECODERS.items() if name in metadata}
+    return {name: decode(metadata[name]) for name, decode in _DECODERS.items() if name in metadata}
 
 
 def _plain(pathway: PathwayInfo) -> dict[str, Any]:
@@ -85,10 +84,7 @@ def _pathway(value: Any, where: str) -> PathwayInfo:
 
 def _level(value: Any, where: str) -> LevelInfo:
     _check_keys(value, _LEVEL_KEYS, where)
-    number, count = (
-        _positive(value["number"], f"{where}: number"),
-        _positive(value["count"], f"{where}: count"),
-    )
+    number, count = (_positive(value[key], f"{where}: {key}") for key in ("number", "count"))
     if number > count:
         raise ProcessError(f"{where}: number is {number}, beyond the count of {count}")
     if value["kind"] not in KINDS:
@@ -185,6 +181,5 @@ _DECODERS: dict[str, Callable[[str], Any]] = {
     "versions": _versions,
     "seed": _seed,
     "measured": _measured,
+    "parts": lambda text: _items(text, "part", MAX_PARTS, _part),
 }
-
-_OPTIONAL_DECODERS: dict[str, Callable[[str], Any]] = {"parts": lambda text: _items(text, "part", MAX_PARTS, _part)}

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -47,8 +46,7 @@ def save_process(process: Process, path: Path, force: bool = False) -> None:
         ProcessError: the process cannot be expressed in the format.
     """
     check_writable(path, force=force)
-    content = to_bytes(process)
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, to_bytes(process))
 
 
 def to_bytes(process: Process) -> bytes:
@@ -75,26 +73,20 @@ def load_process(path: Path) -> Process:
     """
     path = Path(path)
     try:
-        with _open(path) as file:
+        if path.is_dir():
+            raise ProcessError("is a folder, not a process file")
+        if path.exists() and not path.is_file():
+            raise ProcessError("is not a regular file")
+        with path.open("rb") as file:
             return _read(file)
     except ProcessError as error:
         raise type(error)(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise ProcessError(f"{path}: no such file") from None
     except OSError as error:
         raise ProcessError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # A path with a null character.
         raise ProcessError(f"{str(path)!r}: cannot be read: {error}") from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise ProcessError("no such file") from None
-    if stat.S_ISDIR(mode):
-        raise ProcessError("is a folder, not a process file")
-    if not stat.S_ISREG(mode):
-        raise ProcessError("is not a regular file")
-    return path.open("rb")
 
 
 def _read(file: IO[bytes]) -> Process:

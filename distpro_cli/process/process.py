@@ -6,7 +6,7 @@ Shape legend: t rows, k pathways.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -106,10 +106,6 @@ class Process:
         columns = list(self.columns or range(len(self.pathways)))
         return Schedule(self.progress, self.weights, mask_tk[:, columns], score_tk[:, columns], cutoff)
 
-    def remaining_percent(self, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
-        """Returns the share of the entries kept, in percent, by the threshold as text."""
-        return {f"{threshold:g}": self.schedule(threshold=threshold).remaining_percent for threshold in thresholds}
-
     def relative_cost(self, schedule: Schedule) -> float | None:
         """Returns the mean cost of a step under `schedule`, over that of a full one; None where parts are unknown."""
         return relative_cost(self.parts, schedule) if self.parts else None
@@ -134,11 +130,11 @@ def _check_tables(process: Process) -> None:
     if num_pathways == 0:
         raise ProcessError("there is no pathway; a process has at least one")
     expected = [len(progress), num_pathways]
-    for name, table in (("weights", weights), ("alpha", alpha)):
-        if list(table.shape) != expected:
+    tables = {"progress": progress, "weights": weights, "alpha": alpha}
+    for name, table in tables.items():
+        if name != "progress" and list(table.shape) != expected:
             reason = f"{len(progress)} rows of progress, {num_pathways} pathways"
             raise ProcessError(f"{name} has the shape {list(table.shape)}; expected {expected}: {reason}")
-    for name, table in (("progress", progress), ("weights", weights), ("alpha", alpha)):
         if not np.isfinite(table).all():
             raise ProcessError(f"{name} holds a value that is not finite")
     if progress[0] != 0 or progress[-1] != 1 or not (np.diff(progress) > 0).all():

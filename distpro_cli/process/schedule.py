@@ -13,25 +13,21 @@ from numpy.typing import NDArray
 from distpro_cli.errors import DistproError
 
 Float32 = NDArray[np.float32]
-Entries = tuple[NDArray[np.bool_], NDArray[np.float64], float]  # mask, score and cutoff of a `Schedule`
 MOST_ROWS = 2000
 
 
-def rows_to_keep(num_steps: int, most: int = MOST_ROWS) -> list[int]:
+def rows_to_keep(num_steps: int) -> list[int]:
     """Chooses which steps of a run are recorded.
 
     Args:
         num_steps: Steps of the run, at least 1.
-        most: Largest number of rows, at least 2.
 
     Returns:
-        Step numbers from 0 to num_steps - 1, increasing, first and last included, evenly spread.
+        At most `MOST_ROWS` step numbers from 0 to num_steps - 1, increasing, first and last included, evenly spread.
     """
-    if num_steps < 1 or most < 2:
-        raise ValueError(f"num_steps is {num_steps} and most is {most}; at least 1 and 2 are needed")
-    if num_steps <= most:
+    if num_steps <= MOST_ROWS:
         return list(range(num_steps))
-    return [row * (num_steps - 1) // (most - 1) for row in range(most)]
+    return [row * (num_steps - 1) // (MOST_ROWS - 1) for row in range(MOST_ROWS)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +76,10 @@ class Schedule:
         return weights
 
 
-def kept_entries(alpha_tk: Float32, threshold: float | None, keep: float | None) -> Entries:
-    """Returns which entries of a whole table of alpha are kept; for the arguments see `Process.schedule`.
+def kept_entries(
+    alpha_tk: Float32, threshold: float | None, keep: float | None
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], float]:
+    """Returns mask, score and cutoff of a `Schedule` for a whole table of alpha; arguments as in `Process.schedule`.
 
     Raises:
         DistproError: both are given, or one is out of range.

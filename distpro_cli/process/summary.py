@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ def summarize(
     both. `step_cost` is the part of a full step's cost that the student, the teacher and the pathways have.
     Costs are None where the process does not hold what its steps cost.
     """
+    at_threshold = {f"{threshold:g}": process.schedule(threshold=threshold) for threshold in thresholds}
     columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, process.share, strict=True)
     return {
         "format": FORMAT,
@@ -44,10 +45,8 @@ def summarize(
             }
             for pathway, (start, middle, end, mean, share) in zip(process.pathways, columns, strict=True)
         ],
-        "remaining_percent": process.remaining_percent(thresholds),
-        "relative_cost": {
-            f"{threshold:g}": process.relative_cost(process.schedule(threshold=threshold)) for threshold in thresholds
-        }
+        "remaining_percent": {mark: schedule.remaining_percent for mark, schedule in at_threshold.items()},
+        "relative_cost": {mark: process.relative_cost(schedule) for mark, schedule in at_threshold.items()}
         if process.parts
         else None,
         "keep": {f"{keep:g}": _at_keep(process, keep) for keep in keeps},
@@ -84,10 +83,14 @@ def sample(process: Process, num_points: int) -> NDArray[np.float64]:
     return means
 
 
-def levels(process: Process, side: str) -> list[LevelInfo]:
-    """Returns the levels that pathways use on one `side` (`teacher` or `student`), shallow to deep."""
+def levels(processes: Iterable[Process], side: str) -> list[LevelInfo]:
+    """Returns the levels that pathways use on one `side` (`teacher` or `student`), shallow to deep.
+
+    Where several processes have a level of the same number, the first decides.
+    """
     used: dict[int, LevelInfo] = {}
-    for pathway in process.pathways:
-        level = pathway.teacher if side == "teacher" else pathway.student
-        used.setdefault(level.number, level)
+    for process in processes:
+        for pathway in process.pathways:
+            level = pathway.teacher if side == "teacher" else pathway.student
+            used.setdefault(level.number, level)
     return [used[number] for number in sorted(used)]

@@ -10,11 +10,13 @@ from pydantic_core import PydanticCustomError
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 PositiveInt = Annotated[int, Field(gt=0)]
+PositiveNumber = Annotated[float, Field(gt=0)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Mean = Annotated[list[Probability], Field(min_length=1)]
-Deviation = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+Deviation = Annotated[list[PositiveShare], Field(min_length=1)]
 UserFile = Annotated[str, Field(pattern=r"\.py:\w+$")]  # path/to/file.py:Name
 Connection = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
@@ -28,12 +30,6 @@ def wrong(message: str, key: str = "") -> PydanticCustomError:
     """
     # Handed over as a value, since pydantic reads braces in a template.
     return PydanticCustomError("wrong", "{message}", {"message": message, "key": key})
-
-
-def check_normalization(mean: list[float] | None, std: list[float] | None) -> None:
-    """Checks that `mean` and `std` fit each other where both are given."""
-    if mean is not None and std is not None and len(mean) != len(std):
-        raise wrong(f"has {len(std)} values, but mean has {len(mean)}; give one per channel in both", "std")
 
 
 class Model(BaseModel):

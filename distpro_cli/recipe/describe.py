@@ -1,112 +1,100 @@
-"""What the schema allows, in words: shared by error messages and by the generated reference."""
+"""What the schema allows, in words: shared by error messages and by the generated reference.
+
+The schema is read as JSON Schema: plain dicts of which every kind of value has the same few keys.
+"""
 
 from __future__ import annotations
 
-import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
-import annotated_types
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
+from distpro_cli.recipe.schema import Recipe
 from distpro_cli.recipe.strict_yaml import KeyPath, write_yaml
 
-SCALARS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+JsonSchema = dict[str, Any]
+
+NULL: JsonSchema = {"type": "null"}
+BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
-def split(annotation: Any, metadata: list[Any] | None = None) -> tuple[Any, list[Any]]:
-    """Returns the type of `annotation`, without `Annotated` and `| None`, and all its metadata."""
-    collected = list(metadata or [])
-    while True:
-        if get_origin(annotation) is Annotated:
-            annotation, *extra = get_args(annotation)
-            for item in extra:
-                collected += item.metadata if isinstance(item, FieldInfo) else [item]
-        elif nullable(annotation) and len(get_args(annotation)) == 2:
-            annotation = next(a for a in get_args(annotation) if a is not type(None))
-        else:
-            return annotation, collected
+@cache
+def recipe_schema() -> JsonSchema:
+    """Returns the JSON Schema of a recipe."""
+    return Recipe.model_json_schema()
 
 
-def nullable(annotation: Any) -> bool:
-    """Returns whether `annotation` allows None."""
-    return is_union(annotation) and type(None) in get_args(annotation)
+def resolve(schema: JsonSchema) -> JsonSchema:
+    """Returns what a key's `schema` allows besides nothing, its reference followed; a union stays as it is."""
+    members = [member for member in schema.get("anyOf", ()) if member != NULL]
+    if len(members) == 1:
+        schema = members[0]
+    if "$ref" in schema:
+        definition: JsonSchema = recipe_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
+        return definition
+    return schema
 
 
-def is_union(annotation: Any) -> bool:
-    """Returns whether `annotation` is a union."""
-    return get_origin(annotation) in (Union, types.UnionType)
+def nullable(schema: JsonSchema) -> bool:
+    """Returns whether a key of this `schema` may hold nothing."""
+    return NULL in schema.get("anyOf", ())
 
 
-def is_section(annotation: Any) -> bool:
-    """Returns whether `annotation` is one of the schema's models."""
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def sections(item: str, schema: JsonSchema | None = None, place: str = "") -> Iterator[tuple[str, JsonSchema]]:
+    """Yields the dotted place and the schema of every section, the whole recipe first.
+
+    Args:
+        item: What stands for the number of a list's item, such as `0` or `N`.
+        schema: Where to begin; None: at the recipe.
+        place: Of `schema`.
+    """
+    schema = resolve(schema or recipe_schema())
+    if "items" in schema:
+        yield from sections(item, schema["items"], f"{place}.{item}")
+    if "properties" in schema:
+        yield place, schema
+        for key, inner in schema["properties"].items():
+            yield from sections(item, inner, f"{place}.{key}" if place else key)
 
 
-def bounds(metadata: list[Any]) -> str:
-    """Returns the range that `metadata` gives a number, such as `> 0` or `from 0 to 1`; empty without one."""
-    low = next((m for m in metadata if isinstance(m, annotated_types.Gt | annotated_types.Ge)), None)
-    high = next((m for m in metadata if isinstance(m, annotated_types.Lt | annotated_types.Le)), None)
-    parts = []
-    if isinstance(low, annotated_types.Gt):
-        parts.append(f"> {low.gt}")
-    elif isinstance(low, annotated_types.Ge):
-        parts.append(f"≥ {low.ge}")
-    if isinstance(high, annotated_types.Lt):
-        parts.append(f"< {high.lt}")
-    elif isinstance(high, annotated_types.Le):
-        parts.append(f"≤ {high.le}")
-    return " and ".join(parts)
+def allowed(schema: JsonSchema, *, plural: bool = False) -> str:
+    """Returns what a value of `schema` may be, such as `a whole number > 0`."""
+    schema = resolve(schema)
+    if "anyOf" in schema:
+        return " or ".join(allowed(member, plural=plural) for member in schema["anyOf"] if member != NULL)
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    match schema.get("type"):
+        case "array":
+            low, high = schema.get("minItems"), schema.get("maxItems")
+            length = "" if low is None else f"{low} " if low == high else f"at least {low} "
+            return f"{'lists' if plural else 'a list'} of {length}{allowed(schema['items'], plural=True)}"
+        case "object":
+            return "sections" if plural else "a section of keys and values"
+        case "boolean":
+            return "true or false"
+        case "string" if "pattern" in schema:
+            return "path/to/file.py:Name"
+        case "string":
+            return "text that is not empty" if "minLength" in schema else "text"
+        case "integer" | "number" as kind:
+            words = "whole number" if kind == "integer" else "number"
+            # Early versions of pydantic write the bound 0 as 0.0.
+            limits = {sign: str(schema[key]).removesuffix(".0") for key, sign in BOUNDS.items() if key in schema}
+            bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits.items())
+            return f"{f'{words}s' if plural else f'a {words}'} {bounds}".rstrip()
+    return "anything"
 
 
-def length(metadata: list[Any]) -> str:
-    """Returns the number of items that `metadata` asks for, such as `2` or `at least 1`, or nothing."""
-    low = next((m.min_length for m in metadata if isinstance(m, annotated_types.MinLen)), None)
-    high = next((m.max_length for m in metadata if isinstance(m, annotated_types.MaxLen)), None)
-    if low is None:
-        return ""
-    return str(low) if low == high else f"at least {low}"
-
-
-def allowed(annotation: Any, metadata: list[Any] | None = None, *, plural: bool = False) -> str:
-    """Returns what a value of `annotation` may be, such as `a whole number > 0`."""
-    kind, metadata = split(annotation, metadata)
-    if is_union(kind):
-        members = [member for member in get_args(kind) if member is not type(None)]
-        return " or ".join(allowed(member, plural=plural) for member in members)
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(str(value) for value in get_args(kind))
-    if get_origin(kind) is list:
-        number = length(metadata)
-        items = allowed(get_args(kind)[0], plural=True)
-        return f"{'lists' if plural else 'a list'} of {number + ' ' if number else ''}{items}"
-    if get_origin(kind) is dict or is_section(kind):
-        return "sections" if plural else "a section of keys and values"
-    words = SCALARS.get(kind, "anything")
-    if kind is str and any(getattr(m, "pattern", None) for m in metadata):
-        words = "path/to/file.py:Name"
-    elif kind is str and length(metadata):
-        words = "text that is not empty"
-    elif kind in (int, float):
-        words = f"{words}s" if plural else f"a {words}"
-        words = f"{words} {bounds(metadata)}".rstrip()
-    return words
-
-
-def example(field: FieldInfo) -> str:
-    """Returns `, such as ...` with the examples of `field`, or nothing."""
-    if not field.examples:
-        return ""
-    return ", such as " + " or ".join(flow(value) for value in field.examples)
+def example(schema: JsonSchema) -> str:
+    """Returns `, such as ...` with the examples of a key, or nothing."""
+    examples = " or ".join(flow(value) for value in schema.get("examples", ()))
+    return f", such as {examples}" if examples else ""
 
 
 def flow(value: Any) -> str:
     """Returns `value` as YAML on one line."""
-    if isinstance(value, list):
-        return "[" + ", ".join(flow(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{flow(key)}: {flow(item)}" for key, item in value.items()) + "}"
-    return write_yaml(value).removesuffix("\n").removesuffix("\n...")
+    return write_yaml(value, flow=True).removesuffix("\n").removesuffix("\n...")
 
 
 def written(value: Any) -> str:

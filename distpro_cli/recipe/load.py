@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,75 +16,7 @@ from distpro_cli.recipe.overrides import apply_overrides
 from distpro_cli.recipe.problems import explain
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.recipe.shipped import shipped_recipes
-from distpro_cli.recipe.strict_yaml import (
-    MAX_BYTES,
-    Document,
-    KeyPath,
-    StrictYamlError,
-    read_yaml,
-    write_yaml,
-)
-
-Section = TypeVar("Section", bound=Model)
-
-OVERRIDES_LAST = MAX_BYTES + 1
-
-
-@dataclass(frozen=True)
-class Origins:
-    """Where each value of a recipe comes from.
-
-    Attributes:
-        filename: What error messages call the text.
-        document: The text's values, with their lines.
-        set_by: The overrides by the path that they set.
-    """
-
-    filename: str
-    document: Document
-    set_by: dict[KeyPath, str]
-
-    def override(self, path: KeyPath) -> str | None:
-        """Returns the override that set `path` or what it lies in, or that made a section of it."""
-        for prefix in _prefixes(path):
-            if prefix in self.set_by:
-                return self.set_by[prefix]
-        for prefix in _prefixes(path):
-            if prefix in self.document.lines:
-                return None
-            for where, override in self.set_by.items():
-                if where[: len(prefix)] == prefix:
-                    return override
-        return None
-
-    def line(self, path: KeyPath) -> int | None:
-        """Returns the line of `path` or of what it lies in; None at the top and for overrides."""
-        if self.override(path):
-            return None
-        return next((self.document.lines[p] for p in _prefixes(path) if p in self.document.lines), None)
-
-    def unread(self, path: KeyPath) -> bool:
-        """Returns whether `path` lies in a value that could not be read, which has been reported as such."""
-        unread = any(prefix in self.document.unread for prefix in _prefixes(path))
-        return unread and self.override(path) is None
-
-    def place(self, path: KeyPath) -> str:
-        """Returns the place of `path` for an error message: the override's text, or file and line."""
-        return self.override(path) or _place(self.filename, self.line(path))
-
-
-def _no_section(document: Document, filename: str) -> list[Problem]:
-    """Returns what is wrong with a document that is not a section of keys."""
-    if document.mistakes:
-        return [Problem("", m.message, _place(filename, m.line)) for m in document.mistakes]
-    found = "is empty" if document.value is None else f"found {written(document.value)}"
-    message = f"{found}; a recipe is a section of keys with at least data, teacher and student"
-    return [Problem("", message, filename)]
-
-
-def _prefixes(path: KeyPath) -> list[KeyPath]:
-    """Returns `path` and what it lies in, deepest first, without the whole recipe."""
-    return [path[:end] for end in range(len(path), 0, -1)]
+from distpro_cli.recipe.strict_yaml import MAX_BYTES, KeyPath, StrictYamlError, read_yaml, write_yaml
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -145,18 +76,24 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), filename: str = "<rec
         document = read_yaml(text)
     except StrictYamlError as error:
         raise RecipeError([Problem("", error.message, _place(filename, error.line))]) from None
+    found = [(m.line, Problem(dotted(m.path), m.message, _place(filename, m.line))) for m in document.mistakes]
     data = document.value
     if not isinstance(data, dict):
-        raise RecipeError(_no_section(document, filename))
-    set_by, override_problems = apply_overrides(data, overrides)
-    origins = Origins(filename, document, set_by)
-    found = [(m.line, Problem(dotted(m.path), m.message, _place(filename, m.line))) for m in document.mistakes]
+        state = "is empty" if data is None else f"found {written(data)}"
+        message = f"{state}; a recipe is a section of keys with at least data, teacher and student"
+        raise RecipeError([problem for _, problem in found] or [Problem("", message, filename)])
+    places: dict[KeyPath, int | str] = dict(document.lines)
+    unset = apply_overrides(data, overrides, places)
+    overridden: list[Problem] = []
     recipe, mistakes = _validate(data)
     for path, message in mistakes:
-        if not origins.unread(path):
-            order = OVERRIDES_LAST if origins.override(path) else origins.line(path) or 0
-            found.append((order, Problem(dotted(path), message, origins.place(path))))
-    problems = [problem for _, problem in sorted(found, key=lambda item: item[0])] + override_problems
+        around = [path[:end] for end in range(len(path), 0, -1)]
+        place = next((places[one] for one in around if one in places), 0)
+        if isinstance(place, str):
+            overridden.append(Problem(dotted(path), message, place))
+        elif document.unread.isdisjoint(around):  # else it has been reported as unreadable
+            found.append((place, Problem(dotted(path), message, _place(filename, place))))
+    problems = [problem for _, problem in sorted(found, key=lambda item: item[0])] + overridden + unset
     if problems or recipe is None:
         raise RecipeError(problems)
     return complete_search(recipe)
@@ -172,20 +109,12 @@ def complete_search(recipe: Recipe) -> Recipe:
 
     A section with another `name` than distill's (another optimiser or schedule) is left as it is.
     """
-    search = recipe.search
     completed: dict[str, Model] = {}
-    if search.optimizer is not None:
-        completed["optimizer"] = _complete(search.optimizer, recipe.distill.optimizer)
-    if search.schedule is not None:
-        completed["schedule"] = _complete(search.schedule, recipe.distill.schedule)
-    return recipe.model_copy(update={"search": search.model_copy(update=completed)})
-
-
-def _complete(section: Section, pattern: Section) -> Section:
-    given = {key: getattr(section, key) for key in section.model_fields_set}
-    if given.get("name", getattr(pattern, "name", None)) != getattr(pattern, "name", None):
-        return section
-    return pattern.model_copy(update=given)
+    for key in ("optimizer", "schedule"):
+        section, pattern = getattr(recipe.search, key), getattr(recipe.distill, key)
+        if section is not None and ("name" not in section.model_fields_set or section.name == pattern.name):
+            completed[key] = pattern.model_copy(update=section.model_dump(exclude_unset=True))
+    return recipe.model_copy(update={"search": recipe.search.model_copy(update=completed)})
 
 
 def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPath, str]]]:

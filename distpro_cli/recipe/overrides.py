@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from distpro_cli.errors import Problem
-from distpro_cli.recipe.base import Model
-from distpro_cli.recipe.describe import shorten
+from distpro_cli.recipe.describe import dotted, shorten
 from distpro_cli.recipe.problems import locate
 from distpro_cli.recipe.strict_yaml import KeyPath, StrictYamlError, read_yaml
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[KeyPath, str], list[Problem]]:
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str], places: dict[KeyPath, int | str]) -> list[Problem]:
     """Sets every `KEY=VALUE` in `data`, later ones winning; missing sections and lists are made.
 
     Args:
         data: The recipe's values; changed in place.
         overrides: Dotted keys (list items by index, such as `pathways.0.connections`) and YAML values.
+        places: By path the line of a value; what an override sets or makes gets the override's text in its place.
 
     Returns:
-        Which override set what: path to its text. And what is wrong with overrides that could not be set.
+        What is wrong with overrides that could not be set.
     """
-    places: dict[KeyPath, str] = {}
     problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -33,65 +33,52 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dic
             continue
         try:
             document = read_yaml(text)
+            messages = [mistake.message for mistake in document.mistakes]
+            if not messages:
+                _set(data, parts, document.value, places, shorten(override, 80))
         except StrictYamlError as error:
-            problems.append(Problem(key.strip(), f"value {error.message}", override))
-            continue
-        if document.mistakes:
-            problems += [Problem(key.strip(), mistake.message, override) for mistake in document.mistakes]
-            continue
-        try:
-            path = _set(data, parts, document.value)
+            messages = [f"value {error.message}"]
         except ValueError as error:
-            problems.append(Problem(key.strip(), str(error), override))
-            continue
-        places = {old: place for old, place in places.items() if old[: len(path)] != path}
-        places[path] = shorten(override, 80)
-    return places, problems
+            messages = [str(error)]
+        problems += [Problem(key.strip(), message, override) for message in messages]
+    return problems
 
 
-def _set(data: dict[str, Any], parts: Sequence[str], value: Any) -> KeyPath:
-    """Sets `value` at `parts` below `data` and returns the path.
+def _set(
+    data: dict[str, Any], parts: Sequence[str], value: Any, places: dict[KeyPath, int | str], override: str
+) -> None:
+    """Sets `value` at `parts` below `data`.
 
     Raises:
         ValueError: A part leads into a value that has no parts, or to an item that a list does not have.
     """
-    place: Any = data
+    around: Any = data
     path: KeyPath = ()
-    for position, part in enumerate(parts):
-        last = position == len(parts) - 1
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
         index: int | str = part
-        if isinstance(place, list):
-            index = _index(place, part, path)
-        elif not isinstance(place, dict):
-            shown = ".".join(str(step) for step in path)
-            raise ValueError(f"{shown} is a single value and has no key '{part}'")
+        if isinstance(around, list):
+            if not part.isdecimal() or int(part) > len(around):
+                raise ValueError(f"{dotted(path)} is a list; found '{part}', allowed: an index from 0 to {len(around)}")
+            index = int(part)
+            if index == len(around):
+                around.append({})
+        elif not isinstance(around, dict):
+            raise ValueError(f"{dotted(path)} is a single value and has no key '{part}'")
         path = (*path, index)
-        there = isinstance(index, int) or place.get(index) is not None
-        if isinstance(place, list) and index == len(place):
-            place.append({})
-        if last:
-            place[index] = value
-        else:
-            if not there:
-                place[index] = _start(path, parts[position + 1])
-            place = place[index]
-    return path
-
-
-def _index(items: list[Any], part: str, path: KeyPath) -> int:
-    """Returns the index that `part` names: an item of `items`, or the one after the last."""
-    shown = ".".join(str(step) for step in path)
-    if not part.isdecimal() or int(part) > len(items):
-        raise ValueError(f"{shown} is a list; found '{part}', allowed: an index from 0 to {len(items)}")
-    return int(part)
+        places.setdefault(path, override)
+        if following is None:
+            around[index] = value
+        elif isinstance(around, dict) and around.get(part) is None:
+            around[index] = _start(path, following)
+        around = around[index]
+    for below in [place for place in places if place[: len(path)] == path]:
+        del places[below]
+    places[path] = override
 
 
 def _start(path: KeyPath, following: str) -> Any:
     """Returns what an override finds at an unset `path`: the default of a list, an empty section."""
     if not following.isdecimal():
         return {}
-    field = locate(path, None).field
-    default = field.get_default() if field is not None else []
-    if not isinstance(default, list):
-        return []
-    return [item.model_dump() if isinstance(item, Model) else item for item in default]
+    default = locate(path, None).schema.get("default")
+    return deepcopy(default) if isinstance(default, list) else []

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from distpro_cli.errors import nearest
 from distpro_cli.recipe.describe import (
+    JsonSchema,
     allowed,
     dotted,
     example,
-    is_section,
-    is_union,
     nullable,
-    split,
+    recipe_schema,
+    resolve,
+    sections,
     written,
 )
-from distpro_cli.recipe.schema import Recipe
 from distpro_cli.recipe.strict_yaml import KeyPath
 
 BOOLEAN_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
@@ -33,18 +31,13 @@ class Spot:
 
     Attributes:
         path: The key, without the branches of unions that pydantic names too.
-        annotation: What is allowed there, with its metadata.
-        field: The field the value belongs to, if the path ends at one.
+        schema: What is allowed there; of a key, with its description, default and examples.
         value: What was found.
-        optional: Whether the key may hold nothing.
     """
 
     path: KeyPath
-    annotation: Any
-    metadata: list[Any]
-    field: FieldInfo | None
+    schema: JsonSchema
     value: Any
-    optional: bool = False
 
 
 def explain(errors: Sequence[ErrorDetails], data: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -63,75 +56,53 @@ def explain(errors: Sequence[ErrorDetails], data: Any) -> Iterator[tuple[KeyPath
 
 def _explain(error: ErrorDetails, data: Any) -> tuple[KeyPath, str]:
     location = error["loc"]
-    kind = error["type"]
-    if kind == "missing":
-        return location, _missing(location)
-    if kind == "extra_forbidden":
-        return location, _unknown(location)
     spot = locate(location, data)
-    if kind == "wrong":
-        context = error.get("ctx", {})
-        message, key = str(context["message"]), context["key"]
-        if key:
-            return (*spot.path, key), message
-        return spot.path, f"found {written(spot.value)}: {message}"
+    match error["type"]:
+        case "missing":
+            more = example(spot.schema) or f" ({spot.schema['description']})"
+            return location, f"is missing; give {allowed(spot.schema)}{more}"
+        case "extra_forbidden":
+            return location, _unknown(location)
+        case "wrong":
+            message, key = error["ctx"]["message"], error["ctx"]["key"]
+            return ((*spot.path, key), message) if key else (spot.path, f"found {written(spot.value)}: {message}")
     return spot.path, _not_allowed(spot)
 
 
-def _missing(path: KeyPath) -> str:
-    spot = locate(path, {})
-    if spot.field is None:
-        return "is missing"
-    shown = allowed(spot.annotation, spot.metadata)
-    return f"is missing; give {shown}{example(spot.field) or f' ({spot.field.description})'}"
-
-
 def _unknown(path: KeyPath) -> str:
-    *parents, name = path
-    section = section_at(tuple(parents))
-    keys = list(section.model_fields) if section else []
-    elsewhere = places_of(str(name))
-    below = [place for place in elsewhere if place.startswith(f"{dotted(tuple(parents))}.")]
-    hint = nearest(str(name), keys)
+    parents, name = path[:-1], str(path[-1])
+    keys = list(resolve(locate(parents, None).schema)["properties"])
+    elsewhere = places_of(name)
+    below = [place for place in elsewhere if place.startswith(f"{dotted(parents)}.")]
+    hint = nearest(name, keys)
     if elsewhere:
         hint = f" (did you mean {' or '.join((below or elsewhere)[:3])}?)"
-    where = f"of {dotted(tuple(parents))}" if parents else "of a recipe"
+    where = f"of {dotted(parents)}" if parents else "of a recipe"
     return f"unknown key{hint}; keys {where}: {', '.join(keys)}"
 
 
 def _not_allowed(spot: Spot) -> str:
-    kind, _ = split(spot.annotation, spot.metadata)
-    if is_section(kind):
-        keys = ", ".join(kind.model_fields)
+    schema, found = resolve(spot.schema), f"found {written(spot.value)}"
+    if "properties" in schema:
         remedy = "; leave the key out for its defaults" if spot.value is None else ""
-        return f"found {written(spot.value)}; allowed: a section with the keys {keys}{remedy}"
-    words = allowed(spot.annotation, spot.metadata)
-    if spot.optional:
-        words += ", or nothing"
-    examples = example(spot.field) if spot.field else ""
-    return f"found {written(spot.value)}{_hint(kind, spot.value)}; allowed: {words}{examples}"
+        return f"{found}; allowed: a section with the keys {', '.join(schema['properties'])}{remedy}"
+    nothing = ", or nothing" if nullable(spot.schema) else ""
+    return f"{found}{_hint(schema, spot.value)}; allowed: {allowed(schema)}{nothing}{example(spot.schema)}"
 
 
-def _hint(kind: Any, value: Any) -> str:
+def _hint(schema: JsonSchema, value: Any) -> str:
     """Returns the likely remedy in brackets, or nothing."""
-    if isinstance(value, str):
-        options = [str(option) for option in choices(kind)]
-        if options:
-            return nearest(value, options)
-        if kind is bool and value.lower() in BOOLEAN_WORDS:
-            return f" (write {BOOLEAN_WORDS[value.lower()]})"
-    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+    options = [option for member in schema.get("anyOf", [schema]) for option in member.get("enum", ())]
+    if options:
+        return nearest(value, options) if isinstance(value, str) else ""
+    kind = schema.get("type")
+    if kind == "boolean" and isinstance(value, str) and value.lower() in BOOLEAN_WORDS:
+        return f" (write {BOOLEAN_WORDS[value.lower()]})"
+    if kind == "integer" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f" (write {int(value)})"
-    if kind is str and isinstance(value, int | float):
+    if kind == "string" and isinstance(value, int | float):
         return " (put it in quotes to make it text)"
     return ""
-
-
-def choices(kind: Any) -> list[Any]:
-    """Returns the options of a literal, also of one inside a union."""
-    if is_union(kind):
-        return [option for member in get_args(kind) for option in choices(member)]
-    return list(get_args(kind)) if get_origin(kind) is Literal else []
 
 
 def locate(location: Sequence[int | str], data: Any) -> Spot:
@@ -140,46 +111,25 @@ def locate(location: Sequence[int | str], data: Any) -> Spot:
     It ends early at a union, unless the value is a list and the union has a list among its members: then the
     item of the list is shown.
     """
-    spot = Spot((), Recipe, [], None, data)
+    spot = Spot((), recipe_schema(), data)
     for part in location:
-        kind, metadata = split(spot.annotation, spot.metadata)
-        if is_union(kind):
-            lists = [member for member in get_args(kind) if get_origin(split(member)[0]) is list]
-            if not lists or not isinstance(spot.value, list):
+        path, schema, value = (*spot.path, part), resolve(spot.schema), spot.value
+        if "anyOf" in schema:  # The part names the branch of the union.
+            lists = [member for member in schema["anyOf"] if member.get("type") == "array"]
+            if not lists or not isinstance(value, list):
                 return spot
-            kind, metadata = split(lists[0])
-            if not isinstance(part, int):
-                # This part names the branch of the union.
-                spot = Spot(spot.path, kind, metadata, spot.field, spot.value, spot.optional)
-                continue
-        path = (*spot.path, part)
-        if is_section(kind) and part in kind.model_fields:
-            field = kind.model_fields[part]
-            value = spot.value.get(part) if isinstance(spot.value, dict) else None
-            spot = Spot(path, field.annotation, field.metadata, field, value, nullable(field.annotation))
-        elif get_origin(kind) is list and isinstance(part, int):
-            item = spot.value[part] if isinstance(spot.value, list) and part < len(spot.value) else None
-            spot = Spot(path, get_args(kind)[0], [], None, item)
+            spot = Spot(spot.path, lists[0], value)
+        elif part in schema.get("properties", ()):
+            spot = Spot(path, schema["properties"][part], value.get(part) if isinstance(value, dict) else None)
+        elif "items" in schema and isinstance(part, int):
+            item = value[part] if isinstance(value, list) and part < len(value) else None
+            spot = Spot(path, schema["items"], item)
         else:
             return spot
     return spot
 
 
-def section_at(path: KeyPath) -> type[BaseModel] | None:
-    """Returns the schema's model at `path`, if there is one."""
-    kind, _ = split(locate(path, None).annotation)
-    return kind if is_section(kind) else None
-
-
-def places_of(name: str, model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+def places_of(name: str) -> list[str]:
     """Returns the dotted paths at which the schema has a key `name`."""
-    found = []
-    for key, field in model.model_fields.items():
-        kind, _ = split(field.annotation)
-        if key == name:
-            found.append(f"{prefix}{key}")
-        if get_origin(kind) is list and is_section(get_args(kind)[0]):
-            found += places_of(name, get_args(kind)[0], f"{prefix}{key}.0.")
-        elif is_section(kind):
-            found += places_of(name, kind, f"{prefix}{key}.")
-    return found
+    found = [place for place, section in sections("0") if name in section["properties"]]
+    return [f"{place}.{name}" if place else name for place in found]

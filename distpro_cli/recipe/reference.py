@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Iterator
-from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
-from distpro_cli.recipe.describe import allowed, example, flow, is_section, nullable, split
-from distpro_cli.recipe.schema import Recipe
+from distpro_cli.recipe.describe import JsonSchema, allowed, example, flow, nullable, recipe_schema, resolve, sections
 
 INTRODUCTION = """\
 # Recipe reference
@@ -36,58 +29,43 @@ booleans. Anchors, aliases and merge keys (`<<`) work; tags that build objects d
 
 def json_schema() -> str:
     """Returns the JSON Schema (draft 2020-12) of a recipe as text."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
-    schema["title"] = "distpro recipe"
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **recipe_schema(), "title": "distpro recipe"}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def markdown() -> str:
     """Returns the recipe reference: one table per section, in the order of the schema."""
-    places: dict[type[BaseModel], list[str]] = {}
-    for place, model in sections(Recipe):
-        places.setdefault(model, []).append(place)
-    parts = [INTRODUCTION]
-    for model, names in places.items():
-        shown = ", ".join(f"`{name}`" for name in names) if names != [""] else "Top level"
-        about = inspect.cleandoc(model.__doc__ or "")
-        parts.append(f"## {shown}\n\n{about}\n\n{table(model)}")
-    return "\n".join(parts)
+    places: dict[str, list[str]] = {}
+    tables: dict[str, str] = {}
+    for place, section in sections("N"):
+        places.setdefault(section["title"], []).append(f"`{place}`" if place else "Top level")
+        tables[section["title"]] = f"{section['description']}\n\n{_table(section)}"
+    parts = [f"## {', '.join(names)}\n\n{tables[title]}" for title, names in places.items()]
+    return "\n".join([INTRODUCTION, *parts])
 
 
-def sections(model: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yields the dotted place and the model of every section, `model` itself first."""
-    yield place, model
-    for name, field in model.model_fields.items():
-        kind, _ = split(field.annotation)
-        inner = f"{place}.{name}" if place else name
-        if get_origin(kind) is list and is_section(get_args(kind)[0]):
-            yield from sections(get_args(kind)[0], f"{inner}.N")
-        elif is_section(kind):
-            yield from sections(kind, inner)
-
-
-def table(model: type[BaseModel]) -> str:
-    """Returns the table of one section's keys."""
+def _table(section: JsonSchema) -> str:
     lines = ["| key | type and allowed values | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, field in model.model_fields.items():
-        cells = (f"`{name}`", type_of(field), default_of(field), field.description or "")
+    for name, schema in section["properties"].items():
+        cells = (f"`{name}`", _type(schema), _default(schema), schema["description"])
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def type_of(field: FieldInfo) -> str:
-    """Returns what a key may hold, in words."""
-    words = allowed(field.annotation, field.metadata).removeprefix("a ")
-    return words + example(field) + (", or nothing" if nullable(field.annotation) else "")
+def _type(schema: JsonSchema) -> str:
+    words = allowed(schema).removeprefix("a ")
+    return words + example(schema) + (", or nothing" if nullable(schema) else "")
 
 
-def default_of(field: FieldInfo) -> str:
+def _default(schema: JsonSchema) -> str:
     """Returns a key's default as it would be written in a recipe."""
-    if field.is_required():
+    if "default" not in schema:
         return "**required**"
-    default: Any = field.get_default()
-    if isinstance(default, BaseModel):
+    default = schema["default"]
+    if default is None:
+        return "nothing"
+    if "properties" in resolve(schema):
         return "its defaults"
-    if isinstance(default, list) and any(isinstance(item, BaseModel) for item in default):
+    if isinstance(default, list) and any(isinstance(item, dict) for item in default):
         return "one group with its defaults"
-    return "nothing" if default is None else f"`{flow(default)}`"
+    return f"`{flow(default)}`"

@@ -6,7 +6,7 @@ A recipe is a task, two networks, the pathways between their levels, and how to 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,14 +19,25 @@ from distpro_cli.recipe.base import (
     Model,
     NonNegative,
     PositiveInt,
+    PositiveNumber,
+    PositiveShare,
     Probability,
     Seed,
     UserFile,
-    check_normalization,
     wrong,
 )
 from distpro_cli.recipe.scheme_names import SearchMethod
 from distpro_cli.recipe.schemes import Schemes
+
+Normalized = TypeVar("Normalized", "Data", "Network")
+
+
+def check_normalization(section: Normalized) -> Normalized:
+    """Checks that `mean` and `std` fit each other where both are given."""
+    mean, std = section.mean, section.std
+    if mean is not None and std is not None and len(mean) != len(std):
+        raise wrong(f"has {len(std)} values, but mean has {len(mean)}; give one per channel in both", "std")
+    return section
 
 
 class Augmentation(Model):
@@ -38,7 +49,7 @@ class Augmentation(Model):
     )
     padding: PositiveInt = Field(4, description="pixels of padding on each side for crop: pad")
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
-    scale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] = Field(
+    scale: Annotated[list[PositiveShare], Field(min_length=2, max_length=2)] = Field(
         [0.08, 1.0], description="smallest and largest share of the area kept by crop: resized"
     )
     auto_augment: str | None = Field(None, description="timm policy, such as rand-m9-mstd0.5-inc1")
@@ -93,27 +104,23 @@ class Data(Model):
     augment: Augmentation = Field(Augmentation(), description="training-time augmentation")
     mean: Mean | None = Field(None, description="mean per channel of images in [0, 1], for networks without their own")
     std: Deviation | None = Field(None, description="standard deviation per channel, for networks without their own")
-    crop_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    crop_share: PositiveShare | None = Field(
         None,
         description="share of the resized test image kept by the centre crop; default: 0.875 from 64 pixels on, else 1",
     )
     workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that load data; results do not depend on it")
     cache: bool = Field(False, description="keep decoded images in memory (small sets)")
 
-    @model_validator(mode="after")
-    def _normalization_fits(self) -> Self:
-        check_normalization(self.mean, self.std)
-        return self
+    _normalization_fits = model_validator(mode="after")(check_normalization)
 
 
 class Optimizer(Model):
     """A timm optimiser."""
 
     name: str = Field(
-        "sgd",
-        description="timm's name: sgd is Nesterov SGD, momentum is plain momentum SGD, adamw, lamb, ...",
+        "sgd", description="timm's name: sgd is Nesterov SGD, momentum is plain momentum SGD, adamw, lamb, ..."
     )
-    lr: Annotated[float, Field(gt=0)] = Field(0.1, description="peak learning rate at this batch size")
+    lr: PositiveNumber = Field(0.1, description="peak learning rate at this batch size")
     momentum: BelowOne = Field(0.9, description="momentum, where the optimiser has one")
     weight_decay: NonNegative = Field(
         5e-4, description="weight decay; not applied to biases and norms when no_decay is set"
@@ -131,7 +138,7 @@ class Schedule(Model):
         description="step: shares of the run, increasing, after which the rate is multiplied by gamma",
         examples=[[0.3, 0.6, 0.9]],
     )
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="step: the factor at a milestone")
+    gamma: PositiveShare = Field(0.1, description="step: the factor at a milestone")
     warmup_epochs: NonNegative = Field(0.0, description="epochs of linear warm-up from 1 percent of lr")
     min_lr: NonNegative = Field(0.0, description="cosine: learning rate at the end")
 
@@ -161,7 +168,7 @@ class Training(Model):
     label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss")
     mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 disables it")
     cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 disables it")
-    clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of the gradient")
+    clip_grad: PositiveNumber | None = Field(None, description="largest norm of the gradient")
 
 
 class Network(Model):
@@ -187,19 +194,14 @@ class Network(Model):
         examples=[[0, 1, 2, 3, "pooled"]],
     )
     feature: Literal["output", "before-activation", "after-activation"] = Field(
-        "output",
-        description="where a stage is tapped: as it comes out, or before or after the activation at its end",
+        "output", description="where a stage is tapped: as it comes out, or before or after the activation at its end"
     )
     mean: Mean | None = Field(
-        None,
-        description="mean per channel this network was trained with; default: its own, else the data's",
+        None, description="mean per channel this network was trained with; default: its own, else the data's"
     )
     std: Deviation | None = Field(None, description="standard deviation per channel; default as for mean")
 
-    @model_validator(mode="after")
-    def _normalization_fits(self) -> Self:
-        check_normalization(self.mean, self.std)
-        return self
+    _normalization_fits = model_validator(mode="after")(check_normalization)
 
 
 class Teacher(Network):
@@ -235,7 +237,7 @@ class PathwayGroup(Model):
         "l1, attention-map, kl (logits), or your own as path/to/file.py:Name",
     )
     distance_options: dict[str, Any] = Field({}, description="keyword arguments of the distance, such as temperature")
-    weight: Annotated[float, Field(gt=0)] = Field(
+    weight: PositiveNumber = Field(
         1.0, description="factor of the group's weights in a search and in the scheme uniform"
     )
     alpha_start: float | None = Field(None, description="alpha of the group at the start; default: search.alpha_start")
@@ -284,7 +286,7 @@ class Search(Model):
     outer_batch_size: PositiveInt | None = Field(
         None, description="images per outer batch; default: as many as per inner one"
     )
-    alpha_lr: Annotated[float, Field(gt=0)] | None = Field(
+    alpha_lr: PositiveNumber | None = Field(
         None,
         description="learning rate of Adam on alpha; default: 0.1, less in long searches, so that alpha remembers "
         "alpha_memory of the search",
@@ -310,7 +312,7 @@ class Search(Model):
         "biased-softmax", description="how alpha becomes weights"
     )
     bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
-    weight: Annotated[float, Field(gt=0)] = Field(
+    weight: PositiveNumber = Field(
         1.0, description="kappa, the distillation weight; method share: odds of distillation's part of the gradient"
     )
     learn_weight: bool = Field(False, description="whether kappa is learnt beside alpha, starting at weight")
@@ -337,7 +339,7 @@ class Recipe(Model):
     seed: Seed = Field(0, description="seed of everything random except the data split")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
     channels_last: bool = Field(True, description="memory format of images and networks")
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
+    checkpoint_seconds: PositiveNumber = Field(
         300.0, description="longest time between two checkpoints; one is also written after every epoch"
     )
     data: Data = Field(..., description="images")

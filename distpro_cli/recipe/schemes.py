@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
-from distpro_cli.recipe.base import BelowOne, Model, PositiveInt
-
-PositiveNumber = Annotated[float, Field(gt=0)]
+from distpro_cli.recipe.base import BelowOne, Model, PositiveInt, PositiveNumber
 
 
 class Uniform(Model):

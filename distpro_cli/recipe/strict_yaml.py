@@ -6,8 +6,9 @@ objects, alias bombs) is closed here by turning nodes into plain values ourselve
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,15 +35,15 @@ PATTERNS = {
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     "merge": r"<<",
 }
-REGEXES = {name: re.compile(f"(?:{pattern})") for name, pattern in PATTERNS.items()}
+REGEXES = {name: re.compile(f"^(?:{pattern})$") for name, pattern in PATTERNS.items()}
 
 
 class CoreResolver(BaseResolver):
     """Decides which plain scalars are numbers, booleans and null; the same for reading and for writing."""
 
 
-for _name, _pattern in PATTERNS.items():
-    CoreResolver.add_implicit_resolver(f"{CORE}{_name}", re.compile(f"^(?:{_pattern})$"), None)
+for _name, _regex in REGEXES.items():
+    CoreResolver.add_implicit_resolver(f"{CORE}{_name}", _regex, None)
 
 
 class StrictYamlError(Exception):
@@ -81,7 +82,7 @@ class Document:
 
 
 class NodeLoader(yaml.SafeLoader):
-    """PyYAML's parser with the core resolver and a bound on nesting; only `get_single_node` is used of it."""
+    """PyYAML's parser with the core resolver and a bound on nesting."""
 
     yaml_implicit_resolvers = CoreResolver.yaml_implicit_resolvers
     depth = 0
@@ -107,16 +108,18 @@ class CoreDumper(yaml.SafeDumper):
         return True
 
 
-def write_yaml(value: Any) -> str:
-    """Returns `value` (dicts, lists, scalars) as YAML in the order of its keys; `read_yaml` gives it back."""
+def write_yaml(value: Any, *, flow: bool = False) -> str:
+    """Returns `value` (dicts, lists, scalars) as YAML in the order of its keys; `read_yaml` gives it back.
 
-    def dump(allow_unicode: bool) -> str:
-        text: str = yaml.dump(value, Dumper=CoreDumper, sort_keys=False, allow_unicode=allow_unicode, width=10_000)
-        return text
-
-    text = dump(allow_unicode=True)
-    # PyYAML leaves these line breaks as they are, and a reader folds them.
-    return dump(allow_unicode=False) if any(mark in text for mark in "\x85\u2028\u2029") else text
+    Args:
+        value: What to write.
+        flow: Whether lists and sections are written in brackets, all on one line.
+    """
+    options: dict[str, Any] = {"Dumper": CoreDumper, "sort_keys": False, "default_flow_style": flow, "width": 10_000}
+    text: str = yaml.dump(value, allow_unicode=True, **options)
+    if any(mark in text for mark in "\x85\u2028\u2029"):  # PyYAML leaves these as they are, and a reader folds them
+        text = yaml.dump(value, **options)
+    return text
 
 
 def read_yaml(text: str) -> Document:
@@ -128,11 +131,7 @@ def read_yaml(text: str) -> Document:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise StrictYamlError(f"larger than {MAX_BYTES // 1024} KiB, the limit for a recipe")
     try:
-        loader = NodeLoader(text)
-        try:
-            node = loader.get_single_node()
-        finally:
-            loader.dispose()
+        node = yaml.compose(text, Loader=NodeLoader)
     except yaml.MarkedYAMLError as error:
         raise _explain(error) from None
     except yaml.YAMLError as error:
@@ -171,7 +170,6 @@ class _Reader:
 
     def read(self, node: Node, path: KeyPath) -> Any:
         """Returns the value of `node`, which stands at `path`."""
-        self._count(node)
         line = node.start_mark.line + 1
         kind = node.tag.removeprefix(CORE)
         if node.tag != MERGE_TAG and kind not in KINDS:
@@ -181,14 +179,23 @@ class _Reader:
             return self._scalar(node, kind, path, line)
         if (kind == "seq") != isinstance(node, SequenceNode):
             return self._refuse(path, line, f"tag '!!{kind}' does not fit the value")
-        if id(node) in self._open:
-            raise StrictYamlError("an alias contains itself", line)
         if len(path) >= MAX_DEPTH:
             raise StrictYamlError(f"nested more than {MAX_DEPTH} deep", line)
+        with self._inside(node):
+            if isinstance(node, SequenceNode):
+                return self._list(node, path)
+            value: dict[str, Any] = {}
+            self._fill(value, node, path)
+            return value
+
+    @contextmanager
+    def _inside(self, node: Node) -> Iterator[None]:
+        """Refuses an alias inside of what it stands for."""
+        if id(node) in self._open:
+            raise StrictYamlError("an alias contains itself", node.start_mark.line + 1)
         self._open.add(id(node))
-        value = self._list(node, path) if isinstance(node, SequenceNode) else self._mapping(node, path)
+        yield
         self._open.remove(id(node))
-        return value
 
     def _count(self, node: Node) -> None:
         self._num_values += 1
@@ -199,8 +206,11 @@ class _Reader:
             raise StrictYamlError(message, node.start_mark.line + 1)
 
     def _refuse(self, path: KeyPath, line: int, message: str) -> None:
-        self.document.mistakes.append(Mistake(path, line, message))
+        self._mistake(path, line, message)
         self.document.unread.add(path)
+
+    def _mistake(self, path: KeyPath, line: int, message: str) -> None:
+        self.document.mistakes.append(Mistake(path, line, message))
 
     def _scalar(self, node: ScalarNode, kind: str, path: KeyPath, line: int) -> Any:
         text = node.value
@@ -218,88 +228,43 @@ class _Reader:
     def _list(self, node: SequenceNode, path: KeyPath) -> list[Any]:
         values = []
         for index, item in enumerate(node.value):
+            self._count(item)
             self.document.lines[*path, index] = item.start_mark.line + 1
             values.append(self.read(item, (*path, index)))
         return values
 
-    def _mapping(self, node: Node, path: KeyPath) -> dict[str, Any]:
-        if not isinstance(node, MappingNode):
-            raise AssertionError("a node is a scalar, a sequence or a mapping")
-        value: dict[str, Any] = {}
+    def _fill(self, value: dict[str, Any], node: Node, path: KeyPath) -> None:
+        """Adds to `value` the keys of a mapping that it has not; those that the mapping merges come last."""
+        first_lines: dict[str, int] = {}
+        merged: list[Node] = []
         for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
+            self._count(value_node)
+            line, key = key_node.start_mark.line + 1, key_node.value
             if key_node.tag == MERGE_TAG:
-                continue
-            if key_node.tag != f"{CORE}str" or not isinstance(key_node, ScalarNode):
-                shown = f"'{key_node.value[:40]}'" if isinstance(key_node, ScalarNode) else "a list or section"
-                message = f"found the key {shown}; keys are text, write it in quotes if it is meant"
-                self.document.mistakes.append(Mistake(path, line, message))
-                continue
-            key = key_node.value
-            here = (*path, key)
-            if key in value:
-                first = self.document.lines[here]
-                message = f"duplicate key; it is given in line {first} already, keep one of the two"
-                self.document.mistakes.append(Mistake(here, line, message))
-                continue
-            self.document.lines[here] = line
-            value[key] = self.read(value_node, here)
-        for key_node, value_node in node.value:
-            if key_node.tag == MERGE_TAG:
-                self._merge(value, value_node, path)
-        return value
-
-    def _merge(self, value: dict[str, Any], node: Node, path: KeyPath) -> None:
-        """Adds the keys of the merged mapping, or list of mappings, that `value` has not itself."""
-        sources = node.value if isinstance(node, SequenceNode) else [node]
-        for source in sources:
-            line = source.start_mark.line + 1
-            if not isinstance(source, MappingNode):
-                self.document.mistakes.append(Mistake(path, line, "'<<' merges sections; found something else"))
-                continue
-            part = _Reader()
-            part._open, part._num_values, part._num_characters = (
-                self._open,
-                self._num_values,
-                self._num_characters,
-            )
-            merged = part.read(source, path)
-            self._num_values, self._num_characters = part._num_values, part._num_characters
-            if not isinstance(merged, dict):
-                self.document.mistakes += part.document.mistakes
-                continue
-            added = {key: item for key, item in merged.items() if key not in value}
-            value.update(added)
-            self._adopt(part.document, path, added)
-
-    def _adopt(self, part: Document, path: KeyPath, added: dict[str, Any]) -> None:
-        """Takes over the lines and unread paths of the merged keys, and the mistakes in them."""
-        depth = len(path)
-
-        def ours(where: KeyPath) -> bool:
-            return len(where) <= depth or where[depth] in added
-
-        self.document.lines.update({where: line for where, line in part.lines.items() if ours(where)})
-        self.document.unread.update(where for where in part.unread if ours(where))
-        known = set(self.document.mistakes)
-        self.document.mistakes += [m for m in part.mistakes if ours(m.path) and m not in known]
+                merged += value_node.value if isinstance(value_node, SequenceNode) else [value_node]
+            elif key_node.tag != f"{CORE}str" or not isinstance(key_node, ScalarNode):
+                shown = f"'{key[:40]}'" if isinstance(key_node, ScalarNode) else "a list or section"
+                self._mistake(path, line, f"found the key {shown}; keys are text, write it in quotes if it is meant")
+            elif key in first_lines:
+                message = f"duplicate key; it is given in line {first_lines[key]} already, keep one of the two"
+                self._mistake((*path, key), line, message)
+            else:
+                first_lines[key] = line
+                if key not in value:
+                    self.document.lines[*path, key] = line
+                    value[key] = self.read(value_node, (*path, key))
+        for source in merged:
+            self._count(source)
+            if isinstance(source, MappingNode) and source.tag == f"{CORE}map":
+                with self._inside(source):
+                    self._fill(value, source, path)
+            else:
+                self._mistake(path, source.start_mark.line + 1, "'<<' merges sections; found something else")
 
 
-def _integer(text: str) -> int:
-    base = {"0x": 16, "0o": 8}.get(text[:2], 10)
-    return int(text, base)
-
-
-def _number(text: str) -> float:
-    lowered = text.lower()
-    if lowered.endswith("inf"):
-        return -math.inf if lowered.startswith("-") else math.inf
-    return math.nan if lowered == ".nan" else float(text)
-
-
-_CONVERT = {
+_CONVERT: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
     "bool": lambda text: text.lower() == "true",
-    "int": _integer,
-    "float": _number,
+    "int": lambda text: int(text, {"0x": 16, "0o": 8}.get(text[:2], 10)),
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
 }

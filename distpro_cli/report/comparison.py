@@ -7,7 +7,7 @@ from typing import Any
 
 from distpro_cli.metric import Metric
 from distpro_cli.report.statistics import paired_difference, spread
-from distpro_cli.report.terminal import add_columns, encodable, make_console, make_table
+from distpro_cli.report.terminal import add_columns, encodable, make_console, make_table, print_table
 
 STUDENT = "student"
 HEADS = ("method", "last", "best", "Δ student", "left %", "wall s", "device s", "search s")
@@ -67,9 +67,7 @@ def print_comparison(summary: Mapping[str, Any]) -> None:
     add_columns(table, *(encodable(head, console.encoding).replace(" ", "\n") for head in HEADS[1:]), numbers=True)
     for method in summary["methods"]:
         table.add_row(*(encodable(cell, console.encoding) for cell in _cells(method, metric)))
-    console.print()
-    console.print(table)
-    console.print()
+    print_table(console, table)
     for line in [_legend(summary, metric), *worse_lines(summary)]:
         console.print(encodable(line, console.encoding), soft_wrap=True)
 

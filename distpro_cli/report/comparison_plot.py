@@ -39,33 +39,19 @@ def _draw(summary: Mapping[str, Any]) -> Figure:
     for i, method in enumerate(summary["methods"]):
         colour, last = COLOURS[i % len(COLOURS)], method[f"{metric.name}_last"]
         marker = "o" if i < len(COLOURS) else "s"
-        axes.errorbar(
-            method["seconds"],
-            last["mean"],
-            yerr=last["std"] if len(last["values"]) > 1 else None,
-            fmt=marker,
-            color=colour,
-            markersize=5,
-            capsize=3,
-            linewidth=1,
-            label=method["name"],
-        )
+        style: dict[str, Any] = {"color": colour, "markersize": 5, "linewidth": 1}
+        deviation = last["std"] if len(last["values"]) > 1 else None
+        axes.errorbar(method["seconds"], last["mean"], deviation, fmt=marker, capsize=3, label=method["name"], **style)
         if method["search_seconds"]:
             whole = method["seconds"] + method["search_seconds"]
-            axes.plot([method["seconds"], whole], [last["mean"]] * 2, ":", color=colour, linewidth=1)
-            axes.plot(whole, last["mean"], marker, color=colour, markersize=5, fillstyle="none")
+            axes.plot([method["seconds"], whole], [last["mean"]] * 2, ":", **style)
+            axes.plot(whole, last["mean"], marker, fillstyle="none", **style)
     teacher = summary["teacher"]
     level = teacher[metric.name]
     if level is not None:
         axes.axhline(level, color="#9a9a9a", linewidth=0.8, linestyle="--")
-        axes.annotate(
-            f"teacher {teacher['name']}",
-            (0.995, level),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            color="#6b6b6b",
-        )
+        corner: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        axes.text(0.995, level, f"teacher {teacher['name']}", color="#6b6b6b", **corner)
     axes.set_xlim(left=0)
     axes.set_xlabel("wall seconds of a run (hollow: with its search)")
     axes.set_ylabel(f"{label_with_unit(metric)} after {summary['epochs']} epochs")

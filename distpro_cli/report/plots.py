@@ -12,6 +12,7 @@ from distpro_cli.files import check_writable, write_atomically
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.process.summary import levels
+from distpro_cli.report.terminal import with_reduction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,13 +87,13 @@ def write_figure(draw: Callable[[], Figure], path: Path, *, force: bool) -> None
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)  # type: ignore[arg-type]
         draw().savefig(content, format=kind, dpi=160, metadata=_METADATA[kind], facecolor="white")
-    write_atomically(path, lambda file: file.write(content.getvalue()))
+    write_atomically(path, content.getbuffer())
 
 
 def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:
     from matplotlib.figure import Figure
 
-    teacher, student = _all_levels(processes, "teacher"), _all_levels(processes, "student")
+    teacher, student = (levels((process for _, process in processes), side) for side in ("teacher", "student"))
     width = min(2.1, max(0.95, 12 / len(student)))
     figure = Figure(figsize=(1.3 + width * len(student), 1.2 + 0.68 * width * len(teacher)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)  # type: ignore[union-attr,call-arg]
@@ -112,14 +113,8 @@ def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:
     figure.supylabel("weight of the pathway", fontsize=9)
     if len(handles) > 1:
         columns = min(len(handles), max(1, len(student)), 4)
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            ncols=columns,
-            frameon=False,
-            fontsize=8,
-        )
+        style: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
+        figure.legend(handles.values(), handles.keys(), ncols=columns, **style)
     return figure
 
 
@@ -173,17 +168,12 @@ def _label(
         panels[first, level.number].set_title(f"student {_level(level)}", fontsize=8, color="#333333")
 
 
-def _all_levels(processes: Sequence[tuple[str, Process]], side: str) -> list[LevelInfo]:
-    found = {level.number: level for _, process in reversed(processes) for level in levels(process, side)}
-    return [found[number] for number in sorted(found)]
-
-
 def _kind(pathway: PathwayInfo) -> str:
     return f"{pathway.transform}, {pathway.distance}"
 
 
 def _level(level: LevelInfo) -> str:
-    return f"{level.number}\n{level.name}" + (f" /{level.reduction}" if level.reduction is not None else "")
+    return with_reduction(f"{level.number}\n{level.name}", level.reduction)
 
 
 def _title(processes: Sequence[tuple[str, Process]]) -> str:

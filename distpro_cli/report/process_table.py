@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from distpro_cli.process.process import THRESHOLDS, Process
 from distpro_cli.process.summary import levels, sample, summarize
-from distpro_cli.report.terminal import GAP, add_columns, make_console, make_table, number, print_kinds, sparkline
+from distpro_cli.report.terminal import (
+    GAP,
+    add_columns,
+    make_console,
+    make_table,
+    number,
+    print_kinds,
+    print_table,
+    sparkline,
+    with_reduction,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,9 +39,7 @@ def print_process_table(
 
 
 def print_side_by_side(
-    processes: Sequence[tuple[str, Process]],
-    thresholds: Sequence[float] = THRESHOLDS,
-    keeps: Sequence[float] = (),
+    processes: Sequence[tuple[str, Process]], thresholds: Sequence[float] = THRESHOLDS, keeps: Sequence[float] = ()
 ) -> None:
     """Prints several processes, by pathway id, as many side by side as the width allows."""
     console = make_console()
@@ -49,8 +57,7 @@ def print_side_by_side(
 def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
     """Prints processes one per line; an entry has `path`, and what `summarize` returns or an `error`."""
     console = make_console()
-    table = make_table(title)
-    add_columns(table, "process")
+    table = make_table("process", title=title)
     add_columns(table, "rows", "pathways", numbers=True)
     add_columns(table, "strongest, share of the mean weight")
     sound = [entry for entry in entries if "error" not in entry]
@@ -78,10 +85,8 @@ def _print_heading(console: Console, label: str, process: Process) -> None:
     ]
     console.print(", ".join(facts))
     for side in ("teacher", "student"):
-        named = [
-            f"{level.number} {level.name}" + (f" /{level.reduction}" if level.reduction is not None else "")
-            for level in levels(process, side)
-        ]
+        used = levels([process], side)
+        named = [with_reduction(f"{level.number} {level.name}", level.reduction) for level in used]
         console.print(f"{side} levels: {', '.join(named)}")
     print_kinds(console, [(pathway.id, pathway.transform, pathway.distance) for pathway in process.pathways])
     if process.measured:
@@ -95,8 +100,7 @@ def _print_pathways(console: Console, process: Process, rows: Sequence[Mapping[s
     heads = ["pathway", *numbers, "share"]
     used = sum(max(len(head), *(len(line[i]) for line in cells)) + GAP for i, head in enumerate(heads))
     points = max(_SHORTEST_SPARKLINE, min(_LONGEST_SPARKLINE, console.width - used))
-    table = make_table()
-    add_columns(table, "pathway")
+    table = make_table("pathway")
     add_columns(table, *numbers, "share", numbers=True)
     table.add_column("over time", no_wrap=True)
     top = float(process.weights.max())
@@ -105,9 +109,7 @@ def _print_pathways(console: Console, process: Process, rows: Sequence[Mapping[s
     for k, (row, line) in enumerate(zip(rows, cells, strict=True)):
         bold = "bold" if row["share"] == strongest and len(rows) > 1 else None
         table.add_row(*line, sparkline(over_time[:, k].tolist(), top, console.encoding), style=bold)
-    console.print()
-    console.print(table)
-    console.print()
+    print_table(console, table)
     console.print(f"over time: weight from 0 to {number(top)}, progress 0 to 1 from left to right")
 
 
@@ -134,19 +136,18 @@ def _print_thresholds(
     console: Console, processes: Sequence[tuple[str, Process]], thresholds: Sequence[float], keeps: Sequence[float]
 ) -> None:
     """Prints what dropping leaves of each process, entries and cost of a step beside each other."""
-    table = make_table("entries left / cost of a step, %, at a threshold" + (" or a share kept" if keeps else ""))
-    add_columns(table, "process")
-    names = [f"{threshold:g}" for threshold in thresholds] + [f"keep {keep:g}" for keep in keeps]
-    add_columns(table, *names, numbers=True)
+    title = "entries left / cost of a step, %, at a threshold" + (" or a share kept" if keeps else "")
+    table = make_table("process", title=title)
+    add_columns(
+        table, *(f"{threshold:g}" for threshold in thresholds), *(f"keep {keep:g}" for keep in keeps), numbers=True
+    )
     for label, process in processes:
         schedules = [process.schedule(threshold=threshold) for threshold in thresholds]
         schedules += [process.schedule(keep=keep) for keep in keeps]
         costs = [process.relative_cost(schedule) for schedule in schedules]
-        cells = [
-            f"{schedule.remaining_percent:.0f} / {'-' if cost is None else f'{100 * cost:.0f}'}"
-            for schedule, cost in zip(schedules, costs, strict=True)
-        ]
-        table.add_row(label, *cells)
+        shown = ["-" if cost is None else f"{100 * cost:.0f}" for cost in costs]
+        left = [f"{schedule.remaining_percent:.0f}" for schedule in schedules]
+        table.add_row(label, *(f"{a} / {b}" for a, b in zip(left, shown, strict=True)))
     console.print(table)
 
 
@@ -158,23 +159,14 @@ def _print_beside(
     console: Console, processes: Sequence[tuple[str, Process]], ids: Sequence[str], top: float, room: int
 ) -> None:
     points = min(_LONGEST_SPARKLINE, max(_SHORTEST_SPARKLINE, room // len(processes) - 18))
-    columns = [dict(_cells(process, points, top, console.encoding)) for _, process in processes]
-    table = make_table()
-    add_columns(table, "pathway")
-    for label, _ in processes:
-        add_columns(table, label)
-    for name in ids:
-        table.add_row(name, *(column.get(name, "      -") for column in columns))
+    cells: dict[str, list[str]] = {name: ["      -"] * len(processes) for name in ids}
+    for column, (_, process) in enumerate(processes):
+        over_time = sample(process, points)
+        for k, (pathway, mean, share) in enumerate(zip(process.pathways, process.mean, process.share, strict=True)):
+            bars = sparkline(over_time[:, k].tolist(), top, console.encoding)
+            cells[pathway.id][column] = f"{number(mean):>7} {100 * share:5.1f}% {bars}"
+    table = make_table("pathway", *(label for label, _ in processes))
+    for name, row in cells.items():
+        table.add_row(name, *row)
     console.print(table)
     console.print()
-
-
-def _cells(process: Process, points: int, top: float, encoding: str) -> list[tuple[str, str]]:
-    over_time = sample(process, points)
-    return [
-        (
-            pathway.id,
-            f"{number(mean):>7} {100 * share:5.1f}% {sparkline(over_time[:, k].tolist(), top, encoding)}",
-        )
-        for k, (pathway, mean, share) in enumerate(zip(process.pathways, process.mean, process.share, strict=True))
-    ]

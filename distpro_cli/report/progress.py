@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import RenderableType
-    from rich.progress import Progress, TaskID
 
 PLAIN_LINE_SECONDS = 10.0
 STRONGEST = 3
@@ -44,10 +43,6 @@ class PlainReporter(Reporter):
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._total_steps = 0
-        self._first_step = 0
-        self._title = ""
-        self._started = self._shown = 0.0
 
     @override
     def message(self, text: str) -> None:
@@ -66,7 +61,7 @@ class PlainReporter(Reporter):
         if now - self._shown >= PLAIN_LINE_SECONDS:
             self._shown = now
             speed = (steps_done - self._first_step) / (now - self._started)
-            left = (self._total_steps - steps_done) / max(speed, 1e-9)
+            left = (self._total_steps - steps_done) / speed
             self.message(
                 f"{self._title}: step {steps_done}/{self._total_steps}  {describe(row, self._metric)}  "
                 f"{speed:.1f} steps/s  {duration(left)} left"
@@ -74,8 +69,8 @@ class PlainReporter(Reporter):
 
     @override
     def epoch(self, epoch: int, epochs: int, figure: float) -> None:
-        shown = self._metric.with_unit(figure)
-        self.message(f"{self._title}: epoch {epoch}/{epochs}  test {self._metric.label} {shown}")
+        metric = self._metric
+        self.message(f"{self._title}: epoch {epoch}/{epochs}  test {metric.label} {metric.with_unit(figure)}")
 
 
 class LiveReporter(Reporter):
@@ -85,11 +80,6 @@ class LiveReporter(Reporter):
         from rich.console import Console
 
         self.console = Console(stderr=True)
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._started = 0.0
-        self._first_step = 0
-        self._status = self._last_epoch = ""
 
     @override
     def message(self, text: str) -> None:
@@ -100,12 +90,11 @@ class LiveReporter(Reporter):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.text import Text
 
-        reporter = self
-
         class Panel(Progress):
             def get_renderables(self) -> Iterator[RenderableType]:
                 yield self.make_tasks_table(self.tasks)
-                yield Text(reporter._status, overflow="ellipsis", no_wrap=True)
+                for task in self.tasks:
+                    yield Text(task.fields["status"], overflow="ellipsis", no_wrap=True)
 
         columns = (
             TextColumn("{task.description}", style="bold", markup=False),
@@ -116,16 +105,15 @@ class LiveReporter(Reporter):
         )
         self._bar = Panel(*columns, console=self.console, refresh_per_second=4)
         self._started, self._first_step, self._metric = time.monotonic(), first_step, metric
-        self._status = self._last_epoch = ""
-        self._task = self._bar.add_task(title, total=total_steps, completed=first_step, speed="")
+        self._last_epoch = ""
+        self._task = self._bar.add_task(title, total=total_steps, completed=first_step, speed="", status="")
         self._bar.start()
 
     @override
     def step(self, steps_done: int, row: dict[str, Any]) -> None:
-        if self._bar is not None and self._task is not None:
-            speed = (steps_done - self._first_step) / max(time.monotonic() - self._started, 1e-9)
-            self._status = f"{describe(row, self._metric)}{self._last_epoch}"
-            self._bar.update(self._task, completed=steps_done, speed=f"{speed:.1f} steps/s")
+        speed = (steps_done - self._first_step) / max(time.monotonic() - self._started, 1e-9)
+        status = f"{describe(row, self._metric)}{self._last_epoch}"
+        self._bar.update(self._task, completed=steps_done, speed=f"{speed:.1f} steps/s", status=status)
 
     @override
     def epoch(self, epoch: int, epochs: int, figure: float) -> None:
@@ -133,9 +121,7 @@ class LiveReporter(Reporter):
 
     @override
     def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._bar.stop()
 
 
 def make_reporter(quiet: bool) -> Reporter:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distpro_cli.report.terminal import add_columns, count, make_console, make_table, print_kinds, shape, size
+from distpro_cli.report.terminal import (
+    add_columns,
+    count,
+    make_console,
+    make_table,
+    print_kinds,
+    print_table,
+    shape,
+    size,
+)
 
 
 def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
@@ -16,19 +25,14 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
         network = report[side]
         costs = f"{count(network['parameters'])} parameters, {count(network['multiply_adds'])} multiply-adds"
         console.print(f"{side}: {network['name']}, {costs}")
-    console.print()
-    table = make_table("levels")
-    add_columns(table, "network", "level", "name", "kind", "shape, reduction")
+    table = make_table("network", "level", "name", "kind", "shape, reduction", title="levels")
     for side in ("teacher", "student"):
         for level in report[side]["levels"]:
             text = shape(level["shape"], level["reduction"])
             table.add_row(side, str(level["number"]), level["name"], level["kind"], text)
-    console.print(table)
-    console.print()
+    print_table(console, table)
     print_kinds(console, [(row["id"], row["transform"], row["distance"]) for row in report["pathways"]])
-    console.print()
-    pathways = make_table("pathways")
-    add_columns(pathways, "pathway", "teacher", "student")
+    pathways = make_table("pathway", "teacher", "student", title="pathways")
     add_columns(pathways, "params", "mult-adds", "memory", numbers=True)
     for row in report["pathways"]:
         pathways.add_row(
@@ -43,15 +47,14 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
     totals = report["totals"]
     pathways.add_section()
     pathways.add_row(f"{totals['pathways']} in all", "", "", *_costs(totals), style="bold")
-    console.print(pathways)
-    console.print()
+    print_table(console, pathways)
     console.print("multiply-adds: forward, one image; memory: kept for the backward pass, one image")
 
 
 def print_recipe_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
     """Prints recipes one per line; an entry has `name`, and `teacher` and `student` or an `error`."""
     console = make_console()
-    table = make_table(title)
+    table = make_table(title=title)
     table.add_column("recipe", no_wrap=True)  # a name to copy is never folded
     add_columns(table, "teacher", "student")
     for entry in entries:

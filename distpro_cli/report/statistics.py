@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-CONFIDENCE = 0.95
-
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Returns `mean`, `std` (of the sample; 0.0 of a single value) and `values`."""
@@ -37,7 +35,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dic
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": differences}
 
 
-def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+def t_quantile(degrees: int, confidence: float = 0.95) -> float:
     """Returns the t within ± which Student's distribution has `confidence` of its mass.
 
     Args:

@@ -24,12 +24,12 @@ def make_console() -> Console:
     return Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
 
 
-def make_table(title: str | None = None) -> Table:
-    """Returns a table without frames, so that it reads as plain text too."""
+def make_table(*columns: str, title: str | None = None) -> Table:
+    """Returns a table that begins with these columns of text, without frames, so that it reads as plain text too."""
     from rich import box
     from rich.table import Table
 
-    return Table(
+    table = Table(
         title=title,
         title_justify="left",
         title_style="bold",
@@ -39,6 +39,8 @@ def make_table(title: str | None = None) -> Table:
         padding=(0, 1, 0, 0),
         header_style="bold",
     )
+    add_columns(table, *columns)
+    return table
 
 
 def add_columns(table: Table, *names: str, numbers: bool = False) -> None:
@@ -46,6 +48,13 @@ def add_columns(table: Table, *names: str, numbers: bool = False) -> None:
     for name in names:
         justify = "right" if numbers else "left"
         table.add_column(name, justify=justify, no_wrap=numbers, overflow="fold")  # type: ignore[arg-type]
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table between two empty lines."""
+    console.print()
+    console.print(table)
+    console.print()
 
 
 def print_kinds(console: Console, pathways: Iterable[tuple[str, str, str]]) -> None:
@@ -89,23 +98,27 @@ def number(value: float) -> str:
 
 def count(value: float) -> str:
     """Writes a count with a decimal unit: 812, 12.3 k, 4.56 M."""
-    for unit in ("", " k", " M", " G", " T"):
-        if abs(value) < 999.5 or unit == " T":
-            break
-        value /= 1000
-    return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
+    return _scaled(value, 1000, ("", " k", " M", " G", " T"))
 
 
 def size(num_bytes: float) -> str:
     """Writes a number of bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1023.5 or unit == "GiB":
+    return _scaled(num_bytes, 1024, (" B", " KiB", " MiB", " GiB"))
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    for unit in units:
+        if value < base - 0.5 or unit == units[-1]:
             break
-        num_bytes /= 1024
-    return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.3g} {unit}"
+        value /= base
+    return f"{value:.0f}{unit}" if unit == units[0] else f"{value:.3g}{unit}"
 
 
 def shape(sizes: Sequence[int], reduction: int | None) -> str:
     """Writes a level's shape and reduction: 64x32x32 /4."""
-    text = "x".join(str(one) for one in sizes)
+    return with_reduction("x".join(map(str, sizes)), reduction)
+
+
+def with_reduction(text: str, reduction: int | None) -> str:
+    """Writes how many input pixels a cell of a level has behind what the level is called; vectors have none."""
     return text if reduction is None else f"{text} /{reduction}"

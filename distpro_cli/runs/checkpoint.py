@@ -22,7 +22,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     # Through memory, so that a full disk is an OSError of ours and not one inside torch's writer.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write_atomically(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json, as the last file of a run."""
-        _write(self.summary, json.dumps(summary, indent=2) + "\n")
+        write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
 
     @property
     def made(self) -> list[Path]:
@@ -113,8 +113,8 @@ def open_run_folder(
             _check_same_run(folder, recipe, dict(inputs or {}))
             return folder
         _clear(folder, force=force or resume)
-        _write(folder.inputs, json.dumps(dict(inputs or {})))
-        _write(folder.recipe, dump_recipe(recipe))
+        write_atomically(folder.inputs, json.dumps(dict(inputs or {})))
+        write_atomically(folder.recipe, dump_recipe(recipe))
     except OSError as error:
         raise DistproError(f"{path}: the run folder cannot be made ({error.strerror})") from None
     return folder
@@ -164,7 +164,3 @@ def _check_same_run(folder: RunFolder, recipe: Recipe, inputs: dict[str, Any]) -
             f"{folder.path} was started with {key}={old}, not {new}{more}; a run is resumed with its own recipe: "
             f"give {folder.recipe}, or start over with --force"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -264,7 +264,7 @@ class Comparison:
                     self.context.reporter.message(f"{checkpoint}: damaged; the run starts over")
                     checkpoint.unlink()
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder.recipe, lambda file: file.write(dump_recipe(recipe).encode()))
+        write_atomically(folder.recipe, dump_recipe(recipe))
 
 
 def as_distilled(summary: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 
 from distpro_cli.errors import DistproError, ProcessError
 from distpro_cli.process.schedule import rows_to_keep
+from distpro_cli.process.summary import summarize
 from tests.process.examples import constant_process, lower_pathways, make_process
 
 
@@ -29,7 +30,8 @@ def test_a_threshold_keeps_what_scaled_alpha_reaches(threshold: float) -> None:
         expected = np.where(scaled[row] >= threshold, process.weights[row], 0)
         np.testing.assert_allclose(schedule.at(float(u)), expected, rtol=1e-5)
     assert schedule.remaining_percent == pytest.approx(100 * (scaled >= threshold).mean())
-    assert process.remaining_percent([threshold]) == {f"{threshold:g}": pytest.approx(schedule.remaining_percent)}
+    left = summarize(process, [threshold])["remaining_percent"]
+    assert left == {f"{threshold:g}": pytest.approx(schedule.remaining_percent)}
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.3, 0.5, 1.0])
@@ -70,7 +72,7 @@ def test_means_are_the_integral() -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 1999, 2000, 2001, 1_234_567])
 def test_rows_kept_are_few_ordered_and_hold_both_ends(num_steps: int) -> None:
-    rows = rows_to_keep(num_steps, most=2000)
+    rows = rows_to_keep(num_steps)
     assert rows[0] == 0 and rows[-1] == num_steps - 1
     assert rows == sorted(set(rows)) and len(rows) <= 2000
     if num_steps <= 2000:

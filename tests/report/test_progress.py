@@ -47,4 +47,4 @@ def test_the_panel_shows_the_last_evaluation() -> None:
     reporter.epoch(1, 2, 50.0)
     reporter.step(15, {"task": 0.5, "train_accuracy": 12.5})
     reporter.stop()
-    assert reporter._status == "loss 0.500  train 12.50 %  test 50.00 % after epoch 1/2"
+    assert reporter._bar.tasks[0].fields["status"] == "loss 0.500  train 12.50 %  test 50.00 % after epoch 1/2"

@@ -40,25 +40,31 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_signals_to_the_group_leave_the_data_flowing_and_workers_do_not_outlive_a_killed_parent() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", SCRIPT],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        pids = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(pids) == 2
-        for number in (signal.SIGINT, signal.SIGTERM):
-            os.killpg(process.pid, number)
-            assert process.stdout.readline() == f"{number:d}\n"
-        assert all(alive(pid) for pid in pids)
-        process.kill()
-        deadline = time.monotonic() + 30
-        while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert not any(alive(pid) for pid in pids)
-        assert process.stderr.read() == ""
+def test_signals_leave_the_data_flowing_and_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", SCRIPT],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            pids = [int(pid) for pid in process.stdout.readline().split()]
+            assert len(pids) == 2
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.killpg(process.pid, number)
+                assert process.stdout.readline() == f"{number:d}\n"
+            assert all(alive(pid) for pid in pids) and errors.read_text() == ""
+            process.kill()
+            deadline = time.monotonic() + 30
+            while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert not any(alive(pid) for pid in pids)
+        finally:
+            process.kill()

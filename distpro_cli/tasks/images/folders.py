@@ -86,13 +86,13 @@ def _open(place: Path, _modified: int, _bytes: int) -> Source:
         entries = [] if place.is_file() else list(place.iterdir())
         packed = any(entry.suffix == ".tar" for entry in entries) and not any(entry.is_dir() for entry in entries)
         return _open_tars(place) if place.is_file() or packed else _open_images(place)
-    except (RuntimeError, ValueError) as error:  # timm found no image
-        raise DistproError(
-            f"{place}: no images in class folders <class>/<name> found; "
-            f"known endings: {', '.join(get_img_extensions())}"
-        ) from error
-    except (OSError, AssertionError, tarfile.TarError) as error:
-        raise DistproError(f"{place}: cannot be read as images in class folders ({first_line(error)})") from error
+    except (OSError, RuntimeError, AssertionError, ValueError, tarfile.TarError) as error:
+        reason = f"cannot be read as images in class folders ({first_line(error)})"
+        # Where timm finds no image, it raises one of these two, the second also for a broken index of tars.
+        if isinstance(error, RuntimeError | ValueError) and "corrupt" not in str(error):
+            endings = ", ".join(get_img_extensions())
+            reason = f"no images in class folders <class>/<name> found; known endings: {endings}"
+        raise DistproError(f"{place}: {reason}") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
