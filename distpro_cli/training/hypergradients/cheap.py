@@ -71,8 +71,12 @@ class CheapHypergradient(Hypergradient):
         rounded = distiller.precision != "float32" or rounds_float32(distiller.device)
         shift = shift_along(direction, self.shift_length)
         after = [p.detach().clone() for p in moved]
-        buffers = unmoved_buffers(distiller.student), unmoved_buffers(distiller.pathways.shared)
-        with torch.no_grad(), full_float32(), buffers[0], buffers[1]:
+        with (
+            torch.no_grad(),
+            full_float32(),
+            unmoved_buffers(distiller.student),
+            unmoved_buffers(distiller.pathways.shared),
+        ):
             torch._foreach_copy_(moved, before)
             if rounded:
                 # The difference of two rounded forwards has no digits left, so both ends are run in full float32.
