@@ -7,7 +7,9 @@
 | search_over_plain | a search step over a plain distillation step |
 | plain_over_floor | a plain step over teacher forward + student and pathways forward and backward, run by hand |
 | central_over_ours | a search step by central difference over ours |
-| cosine_float32, cosine_bfloat16 | cosine of our hypergradient to the exact one, which is always in float32 |
+| cosine_float32, cosine_bfloat16 | cosine of our hypergradient to the exact one, which is always in full float32 |
+| cosine_optimizer_adamw | cosine of our hypergradient to the finite difference, in float64, of a step by AdamW |
+| cosine_optimizer_clipped | likewise, of a step by Nesterov SGD whose gradient is clipped; both at 16×16 |
 | memory_search_over_plain | peak memory of a search step over that of a plain step, networks and optimiser included |
 | memory_plain_over_student | peak memory of a plain step over that of a step of the student alone, likewise |
 
@@ -24,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,7 +38,7 @@ from distpro_cli.pathways.module import Pathways
 from distpro_cli.recipe.load import parse_recipe
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.signals import Interruption
-from distpro_cli.training.device import describe_device
+from distpro_cli.training.device import describe_device, full_float32
 from distpro_cli.training.hypergradients import Hypergradient, make_hypergradient
 from distpro_cli.training.step import Distiller, Pair, Solo
 from distpro_cli.workflows.session import Session, run_context
@@ -52,13 +55,18 @@ WARM_UP_STEPS = 20
 COSINE_BATCH_SIZE = 64
 COSINE_PAIRS = 2  # of an inner and an outer batch
 NUM_BATCHES = WARM_UP_STEPS + 2 * COSINE_PAIRS
+# A finite difference takes two steps in float64 per pathway: small batches and images.
+OPTIMIZER_BATCH_SIZE = 16
+ADAMW = ["distill.optimizer.name=adamw", "distill.optimizer.lr=0.002", "distill.optimizer.weight_decay=0.05"]
+CLIPPED = ["distill.clip_grad=1"]
+WEIGHT_CHANGE = 1e-3
 
 
 class Bench:
     """A pair on a device, with steps that can be run and timed."""
 
-    def __init__(self, device: str | None, batch_size: int) -> None:
-        self.recipe = parse_recipe(RECIPE, [f"distill.batch_size={batch_size}"])
+    def __init__(self, device: str | None, batch_size: int, *overrides: str) -> None:
+        self.recipe = parse_recipe(RECIPE, [f"distill.batch_size={batch_size}", *overrides])
         self.session = Session(self.recipe, run_context(device, Reporter(), Interruption()))
         self.device = self.session.device
         torch.manual_seed(0)
@@ -74,6 +82,11 @@ class Bench:
         self.weights_k = torch.ones(len(self.pair.infos), device=self.device)
         self.batches = list(self.session.batches("train", batch_size, NUM_BATCHES)(0))
         self.inner, self.outer = self.batches[-2:]
+
+    def warm_up(self) -> None:
+        """Trains the student for a while."""
+        for step in range(WARM_UP_STEPS):
+            self.distiller.step(self.batches[step], self.weights_k, step)
 
     def synchronize(self) -> None:
         """Waits for the device."""
@@ -133,12 +146,12 @@ def peak_bytes(bench: Bench, step: Callable[[], object]) -> int:
 def cosines(device: str | None) -> dict[str, float]:
     """Returns the worst cosine, over batches, of our hypergradient to the exact one in float32, by precision."""
     bench = Bench(device, COSINE_BATCH_SIZE)
-    for step in range(WARM_UP_STEPS):
-        bench.distiller.step(bench.batches[step], bench.weights_k, step)
+    bench.warm_up()
     found: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for first in range(WARM_UP_STEPS, WARM_UP_STEPS + 2 * COSINE_PAIRS, 2):
         bench.inner, bench.outer = bench.batches[first : first + 2]
-        exact = hypergradient("exact", bench, "float32")
+        with full_float32():
+            exact = hypergradient("exact", bench, "float32")
         for precision, values in found.items():
             ours = hypergradient("cheap", bench, precision)
             values.append(torch.nn.functional.cosine_similarity(ours, exact, dim=0).item())
@@ -151,6 +164,34 @@ def hypergradient(name: str, bench: Bench, precision: str) -> Tensor:
     distiller.precision = precision
     kind = make_hypergradient(name, distiller)
     return kind.step(bench.inner, bench.outer, bench.weights_k, WARM_UP_STEPS)[2]
+
+
+def optimizer_cosine(device: str | None, overrides: list[str]) -> float:
+    """Returns the cosine of our hypergradient to the finite difference through the optimiser's real step."""
+    bench = Bench(device, OPTIMIZER_BATCH_SIZE, "data.image_size=16", *overrides)
+    bench.warm_up()
+    ours = hypergradient("cheap", bench, "float32").double()
+    return torch.nn.functional.cosine_similarity(ours, finite_difference(bench), dim=0).item()
+
+
+def finite_difference(bench: Bench) -> Tensor:
+    """Returns how the outer loss after a step changes with every weight, [K], in float64."""
+    start = copy.deepcopy(bench.distiller)
+    for module in (start.student, start.teacher, start.pathways):
+        module.double()
+    for state in start.optimizer.state.values():
+        state |= {name: value.double() for name, value in state.items() if name != "step"}
+    inner, outer = (replace(batch, images_bchw=batch.images_bchw.double()) for batch in (bench.inner, bench.outer))
+
+    def outer_loss(change_k: Tensor) -> Tensor:
+        distiller = copy.deepcopy(start)
+        distiller.step(inner, bench.weights_k + change_k, WARM_UP_STEPS)
+        with torch.no_grad():
+            output, _ = distiller.student_forward(outer, (), WARM_UP_STEPS)
+        return torch.nn.functional.cross_entropy(output, outer.targets)
+
+    changes = WEIGHT_CHANGE * torch.eye(len(bench.weights_k), dtype=torch.float64, device=bench.device)
+    return torch.stack([outer_loss(change_k) - outer_loss(-change_k) for change_k in changes]) / (2 * WEIGHT_CHANGE)
 
 
 def measure(device: str | None, batch_size: int, repetitions: int) -> dict[str, float | int | str]:
@@ -177,6 +218,8 @@ def measure(device: str | None, batch_size: int, repetitions: int) -> dict[str, 
         "central_over_ours": seconds["central"] / seconds["search"],
         "cosine_float32": cosine["float32"],
         "cosine_bfloat16": cosine["bfloat16"],
+        "cosine_optimizer_adamw": optimizer_cosine(device, ADAMW),
+        "cosine_optimizer_clipped": optimizer_cosine(device, CLIPPED),
         "memory_search_over_plain": memory["search"] / memory["plain"],
         "memory_plain_over_student": memory["plain"] / memory["student"],
         "pathways": len(bench.weights_k),

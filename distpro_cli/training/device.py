@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -39,6 +41,33 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def rounds_float32(device: torch.device) -> bool:
+    """Says whether matrix products or convolutions of float32 are rounded to TF32 there; CUDA's convolutions are."""
+    return device.type == "cuda" and any(getattr(*setting) in (True, "tf32") for setting in _tf32_settings())
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Computes matrix products and convolutions of float32 in full precision inside, without TF32."""
+    settings = _tf32_settings()
+    before = [getattr(*setting) for setting in settings]
+    try:
+        for owner, name in settings:
+            setattr(owner, name, False if name == "allow_tf32" else "ieee")
+        yield
+    finally:
+        for (owner, name), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _tf32_settings() -> list[tuple[Any, str]]:
+    """Returns the owners and names of torch's switches; since torch 2.9 the older ones warn."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(cudnn, "conv"):
+        return [(owner, "fp32_precision") for owner in (matmul, cudnn.conv, cudnn.rnn)]
+    return [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
 
 
 def make_deterministic() -> None:

@@ -161,9 +161,10 @@ class CosineOuter(Rival):
     @override
     def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
         cheap = CheapHypergradient(self.distiller)
-        losses, outer_losses, pairs, _ = cheap.differentiate(batch, self.next_outer(step), weights_k, step)
-        self.state["relative"] = torch.stack([cosine(change, gradient) for gradient, change in pairs]).clamp(min=0)
-        return losses, outer_losses
+        found = cheap.differentiate(batch, self.next_outer(step), weights_k, step)
+        cosines = [cosine(change, gradient) for gradient, change in found.pairs]
+        self.state["relative"] = torch.stack(cosines).clamp(min=0)
+        return found.losses, found.outer_losses
 
 
 class Share(GradientRule):

@@ -83,7 +83,7 @@ class Stepper:
         task: Gives the losses.
         device: Where it computes.
         precision: `float32`, or `bfloat16` for autocast.
-        clip_grad: Largest norm of the student's gradient; None: any.
+        clip_grad: Largest norm of the gradient of all that is trained; None: any.
         seed: Of what the student draws in a step.
     """
 
@@ -107,6 +107,7 @@ class Stepper:
         self.clip_grad = clip_grad
         self.seed = seed
         self.student_parameters: list[Tensor] = [p for p in self.student.parameters() if p.requires_grad]
+        self.trained_parameters: list[Tensor] = [p for m in trained.modules().values() for p in m.parameters()]
 
     def step_alone(self, batch: Batch, step: int) -> StepLosses:
         """Trains on one batch, on the device, by the task loss; `step` seeds the step's randomness."""
@@ -135,7 +136,7 @@ class Stepper:
     def update(self) -> None:
         """Clips if asked, steps the optimiser and drops the gradients."""
         if self.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.student_parameters, self.clip_grad)
+            nn.utils.clip_grad_norm_(self.trained_parameters, self.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -1,7 +1,7 @@
 """What every hypergradient is: a bi-level step with options and state.
 
-d(outer loss)/d(weight_k) ≈ -lr · ⟨v, ∇_w D_k(w_t)⟩ with v = ∇_w L_outer(w_{t+1}), the task loss alone
-(Deng et al. 2022, one-step unrolled).
+d(outer loss)/d(weight_k) = -lr · ⟨u, ∇_w D_k(w_t)⟩, where u is v = ∇_w L_outer(w_{t+1}), of the task loss alone,
+pulled back through the optimiser (`pull_back`); with plain SGD u = v (Deng et al. 2022, one-step unrolled).
 
 A new one is a subclass of `Hypergradient` under `@register_hypergradient("name")`, in a file of this package or of
 the user's, which a recipe names as `search.hypergradient: path/to/file.py:Class`.
@@ -12,7 +12,7 @@ Shape legend: k pathways.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -96,9 +96,3 @@ def shift_along(direction: list[Tensor], length: float) -> Tensor:
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction)))
     shift: Tensor = length / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
     return shift
-
-
-def inner_product(left: Sequence[Tensor], right: Sequence[Tensor | None]) -> Tensor:
-    """Returns ⟨left, right⟩ over all parameters, a scalar; None counts as zero."""
-    products = [torch.sum(a * b) for a, b in zip(left, right, strict=True) if b is not None]
-    return torch.stack(products).sum() if products else left[0].new_zeros(())

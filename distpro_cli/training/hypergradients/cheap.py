@@ -5,12 +5,15 @@ Shape legend: k pathways.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from distpro_cli.registry import positive_number
 from distpro_cli.tasks.task import Batch
+from distpro_cli.training.device import full_float32, rounds_float32
 from distpro_cli.training.hypergradients.base import (
     Hypergradient,
     outer_gradient,
@@ -18,21 +21,44 @@ from distpro_cli.training.hypergradients.base import (
     shift_along,
 )
 from distpro_cli.training.optimiser import learning_rate
+from distpro_cli.training.pull_back import PulledBack, Update, largest_norm
 from distpro_cli.training.step import Distiller, Starts, StepLosses, unmoved_buffers
+
+
+class Differentiated(NamedTuple):
+    """What the step and the shifted forward gave.
+
+    Attributes:
+        losses: Of the inner batch.
+        outer_losses: Of the outer batch.
+        pairs: g_k and ξḞ of every pathway, where it starts.
+        shift: ξ.
+        pulled: The outer gradient, through the update.
+        own_k: What clipping adds for the pathways' own blocks, [K].
+    """
+
+    losses: StepLosses
+    outer_losses: StepLosses
+    pairs: list[tuple[Tensor, Tensor]]
+    shift: Tensor
+    pulled: PulledBack
+    own_k: Tensor
 
 
 @register_hypergradient("cheap")
 class CheapHypergradient(Hypergradient):
-    """Cuts the graph where the pathways start, and runs the student once more at w_t + ξ v.
+    """Cuts the graph where the pathways start, and runs the student once more at w_t + ξ u.
 
     A pathway starts at its student feature or, where pathways share a block (ReviewKD's fusion), at that block's
     output; call it F. `Distiller.backward` gives g_k = ∂D_k/∂F for all k at the price of the ordinary backward pass.
-    One forward of the student, and of the shared blocks, at w_t + ξ v gives the directional derivative Ḟ, and
-    ⟨v, ∇_w D_k⟩ = ⟨g_k, Ḟ⟩: neither the teacher nor a pathway's own block runs twice.
+    One forward of the student, and of the shared blocks, at w_t + ξ u gives the directional derivative Ḟ, and
+    ⟨u, ∇_w D_k⟩ = ⟨g_k, Ḟ⟩: neither the teacher nor a pathway's own block runs twice. u is v, the outer gradient,
+    pulled back through the optimiser. Where the gradient is clipped, the shared blocks are moved as well, and of a
+    pathway's own block, which sees its D_k alone, ⟨g_θ, ∇_θ D_k⟩ = weight_k ‖∇_θ D_k‖² is known from its gradient.
 
     Args:
         distiller: Runs the steps.
-        shift_length: ‖ξ v‖: how far the parameters are moved along v, in their own Euclidean norm.
+        shift_length: ‖ξ u‖: how far the parameters are moved along u, in their own Euclidean norm.
     """
 
     def __init__(self, distiller: Distiller, *, shift_length: float = 1e-3) -> None:
@@ -42,39 +68,47 @@ class CheapHypergradient(Hypergradient):
     @override
     def step(self, inner: Batch, outer: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses, Tensor]:
         lr = learning_rate(self.distiller.optimizer)
-        losses, outer_losses, pairs, shift = self.differentiate(inner, outer, weights_k, step)
-        products = [torch.sum(gradient.to(change.dtype) * change) for gradient, change in pairs]
-        return losses, outer_losses, torch.stack(products) * (-lr / shift)
+        found = self.differentiate(inner, outer, weights_k, step)
+        products = [torch.sum(gradient.to(change.dtype) * change) for gradient, change in found.pairs]
+        unclipped = torch.stack(products) * (-lr / found.shift)
+        hypergradient_k = found.pulled.scale * (unclipped + lr * found.pulled.kappa * found.own_k)
+        return found.losses, found.outer_losses, hypergradient_k
 
-    def differentiate(
-        self, inner: Batch, outer: Batch, weights_k: Tensor, step: int
-    ) -> tuple[StepLosses, StepLosses, list[tuple[Tensor, Tensor]], Tensor]:
-        """Takes the step; returns both losses, g_k and ξḞ of every pathway where it starts, and ξ."""
+    def differentiate(self, inner: Batch, outer: Batch, weights_k: Tensor, step: int) -> Differentiated:
+        """Takes the step, and runs the student once more a little along u."""
         distiller, start_of = self.distiller, self.distiller.pathways.start_of
         gradients: dict[int, Tensor] = {}
         losses, starts = distiller.backward(inner, weights_k, step, gradients)
+        own_k = self._own_products(weights_k)
         # v is known only after the update; then both the student and the shared blocks go back to where they were.
-        before = [p.detach().clone() for p in self._moved_parameters()]
+        update = Update(distiller, list(distiller.pathways.shared.parameters()))
         distiller.update()
-        outer_losses, direction = outer_gradient(distiller, outer, step)
-        changes, shift = self._changes(inner, starts, before, direction, step)
+        outer_losses, v = outer_gradient(distiller, outer, step)
+        pulled = update.pull_back(v)
+        changes, shift = self._changes(inner, starts, update.before, pulled.direction, step)
         pairs = [(gradients[k], changes[start]) for k, start in enumerate(start_of)]
-        return losses, outer_losses, pairs, shift
+        return Differentiated(losses, outer_losses, pairs, shift, pulled, own_k)
 
     def _changes(
         self, inner: Batch, starts: Starts, before: list[Tensor], direction: list[Tensor], step: int
     ) -> tuple[Starts, Tensor]:
-        """Returns F(w_t + ξ v) - F(w_t) of every start in float32, and ξ; all parameters end at step t + 1."""
+        """Returns F(w_t + ξ u) - F(w_t) of every start in float32, and ξ; all parameters end at step t + 1."""
         distiller = self.distiller
-        student, moved = distiller.student_parameters, self._moved_parameters()
+        moved = [*distiller.student_parameters, *distiller.pathways.shared.parameters()]
+        rounded = distiller.precision != "float32" or rounds_float32(distiller.device)
         shift = shift_along(direction, self.shift_length)
         after = [p.detach().clone() for p in moved]
-        with torch.no_grad(), unmoved_buffers(distiller.student), unmoved_buffers(distiller.pathways.shared):
+        with (
+            torch.no_grad(),
+            full_float32(),
+            unmoved_buffers(distiller.student),
+            unmoved_buffers(distiller.pathways.shared),
+        ):
             torch._foreach_copy_(moved, before)
-            if distiller.precision != "float32":
-                # The difference of two bfloat16 forwards has no digits left, so both ends are run in float32.
+            if rounded:
+                # The difference of two rounded forwards has no digits left, so both ends are run in full float32.
                 starts = self._starts(inner, step)
-            torch._foreach_add_(student, torch._foreach_mul(direction, shift))
+            torch._foreach_add_(moved[: len(direction)], torch._foreach_mul(direction, shift))
             shifted = self._starts(inner, step)
             torch._foreach_copy_(moved, after)
         return {start: shifted[start] - starts[start] for start in shifted}, shift
@@ -86,5 +120,15 @@ class CheapHypergradient(Hypergradient):
         _, features = self.distiller.student(inner.images_bchw, levels=pathways.student_levels(active), output=False)
         return pathways.starts(features, active)
 
-    def _moved_parameters(self) -> list[Tensor]:
-        return [*self.distiller.student_parameters, *self.distiller.pathways.shared.parameters()]
+    def _own_products(self, weights_k: Tensor) -> Tensor:
+        """Returns ⟨g_θ, ∇_θ D_k⟩ by pathway, [K], where θ is its own block and g_θ = weight_k ∇_θ D_k lies there now.
+
+        Zeros where nothing clips, which is all that they are for.
+        """
+        if largest_norm(self.distiller.optimizer, self.distiller.clip_grad) is None:
+            return torch.zeros_like(weights_k)
+        squares = [
+            sum((p.grad.square().sum() for p in block.parameters() if p.grad is not None), weights_k.new_zeros(()))
+            for block in self.distiller.pathways.transforms
+        ]
+        return torch.where(weights_k > 0, torch.stack(squares) / weights_k, 0.0)
