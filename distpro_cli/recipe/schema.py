@@ -288,19 +288,19 @@ class Search(Model):
     )
     alpha_lr: PositiveNumber | None = Field(
         None,
-        description="learning rate of Adam on alpha; default: 0.1, less in long searches, so that alpha remembers "
-        "alpha_memory of the search",
+        description="learning rate of Adam on alpha; default: 0.1, with alpha_decay less in long searches, so that "
+        "alpha remembers alpha_memory of the search",
     )
     alpha_decay: NonNegative = Field(
-        0.5,
+        0.0,
         description="pull of alpha to its start, d in alpha - alpha_lr * d * (alpha - start); alpha stays within "
-        "1/d of its start. 0: no pull, as in the paper",
+        "1/d of its start, such as 0.5. 0: no pull, as in the paper",
     )
     alpha_memory: Fraction = Field(
         0.03, description="share of the search over which alpha averages what it sees, where alpha_lr follows from it"
     )
     lr_in_hypergradient: bool = Field(
-        False,
+        True,
         description="whether alpha sees the student's learning rate as a factor, as in the paper, so that it moves "
         "less as the schedule falls",
     )

@@ -24,6 +24,7 @@ from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import make_hypergradient
+from distpro_cli.training.pull_back import missing_pull_back
 from distpro_cli.training.rivals import RIVALS
 from distpro_cli.training.step import Distiller
 from distpro_cli.training.weights import MovedWeights, SearchedWeights
@@ -75,6 +76,8 @@ def search(
     pair = build_pair(session, recipe.pathways)
     distiller = session.distiller(pair, training)
     weights = searched_weights(session, distiller, training)
+    if recipe.search.method == "hypergradient" and (as_sgd := missing_pull_back(distiller.optimizer)):
+        context.reporter.message(as_sgd)
     prepare_teacher(session, pair.teacher, folder, announce=teacher_figure is None)
     if teacher_figure is None:
         teacher_figure = session.evaluate(pair.teacher)[metric.name]

@@ -66,7 +66,7 @@ def test_a_weight_at_zero_can_come_back() -> None:
 
 
 def test_the_first_update_is_adams() -> None:
-    optimizer = make(alpha_lr=0.1, alpha_decay=0)
+    optimizer = make(alpha_lr=0.1)
     optimizer.update(torch.tensor([5.0, -3.0, 1.0]))
     # Adam's first step has length lr for every component, whatever the gradient's size.
     np.testing.assert_allclose((optimizer.alpha_k.detach() - 1).abs(), 0.1, rtol=1e-4)
@@ -102,15 +102,16 @@ def test_a_steady_lead_cannot_take_everything() -> None:
 
 
 def test_the_memory_is_a_share_of_the_search() -> None:
-    assert alpha_lr(Search(), 100) == alpha_lr(Search(), 600) == 0.1
-    assert alpha_lr(Search(), 160_000) == pytest.approx(1 / (0.5 * 0.03 * 160_000))
-    assert alpha_lr(Search(alpha_lr=0.02), 160_000) == 0.02
-    assert alpha_lr(Search(alpha_decay=0), 160_000) == 0.1
+    pulled = Search(alpha_decay=0.5)
+    assert alpha_lr(pulled, 100) == alpha_lr(pulled, 600) == 0.1
+    assert alpha_lr(pulled, 160_000) == pytest.approx(1 / (0.5 * 0.03 * 160_000))
+    assert alpha_lr(Search(alpha_lr=0.02, alpha_decay=0.5), 160_000) == 0.02
+    assert alpha_lr(Search(), 160_000) == 0.1
 
 
 def test_kappa_is_learnt_beside_alpha() -> None:
     """The derivative by κ, at κ's start, is Σ weight_k · h_k."""
-    optimizer = make(learn_weight=True, weight=3.0)
+    optimizer = make(learn_weight=True, weight=3.0, alpha_decay=0.5)
     np.testing.assert_array_equal(optimizer.weights(), make(weight=3.0).weights())
     weights, gradient = optimizer.weights(), torch.tensor([-2.0, 0.5, 0.1])
     optimizer.update(gradient)

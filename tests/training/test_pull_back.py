@@ -106,7 +106,7 @@ def assert_agree(found: Tensor, truth: Tensor) -> None:
     assert cosine_similarity(found, truth, dim=0) >= 0.99
     large = truth.abs() > 0.05 * truth.abs().max()
     assert torch.equal(found[large].sign(), truth[large].sign())
-    assert found.norm().item() == pytest.approx(truth.norm().item(), rel=0.1)
+    assert found.norm().item() == pytest.approx(truth.norm().item(), rel=0.2)
 
 
 def check_states(pair: str, optimizer: Optimizer, clip_grad: float | None, states: Sequence[int]) -> None:

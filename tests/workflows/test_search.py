@@ -41,12 +41,18 @@ def test_groups_start_where_the_recipe_says(distpro: Run) -> None:
     np.testing.assert_array_equal(weights, [[4, 4, 4, 4, 1]] * 2)
 
 
-def test_the_papers_search_stays_reachable(distpro: Run) -> None:
-    """Without a pull and with the learning rate as a factor alpha leaves every bound; the outer batch has its size."""
-    paper = ["search.alpha_decay=0", "search.lr_in_hypergradient=true", "search.alpha_lr=0.1"]
-    for name, overrides in (("paper", paper), ("pulled", ["search.outer_batch_size=8"])):
+def test_alpha_is_pulled_back_and_sees_no_learning_rate(distpro: Run) -> None:
+    """The paper's search is the default; the outer batch may have a size of its own."""
+    pulled = ["search.alpha_decay=0.5", "search.lr_in_hypergradient=false", "search.outer_batch_size=8"]
+    for name, overrides in (("paper", []), ("pulled", pulled)):
         result = distpro("search", "tiny.yaml", *overrides, "search.epochs=2", "-o", f"{name}.safetensors", "-q")
         assert result.status == 0, result.err
     ours, theirs = (load_file(f"{name}.safetensors")["alpha"] for name in ("pulled", "paper"))
     np.testing.assert_allclose(np.abs(theirs[1] - 1), 0.1, rtol=1e-3)
     np.testing.assert_allclose(np.abs(ours[1] - 1), 0.1 * (1 - 0.1 * 0.5), rtol=1e-3)
+
+
+def test_an_optimiser_that_is_passed_as_sgd_is_named(distpro: Run) -> None:
+    result = distpro("search", "tiny.yaml", "search.epochs=1", "distill.optimizer.name=radam")
+    assert result.status == 0, result.err
+    assert "passes RAdam" in result.err and "as if it were plain SGD" in result.err
