@@ -78,11 +78,7 @@ def compare(
     if not any(name.startswith("process") for name in wanted):
         _refuse_unused(processes, thresholds, keep)
     if plot is not None:
-        from distpro_cli.report.plots import check_plot_path
-
-        if plot.exists() and not (options.force or options.resume):
-            raise DistproError(f"--plot {plot}: exists already; --resume replaces it and keeps the finished runs")
-        check_plot_path(plot, force=True)
+        _check_plot(plot, may_replace=options.force or options.resume)
     name = recipe_name(recipe).replace("/", "-")
     path = options.run_dir if options.run_dir is not None else Path("runs") / f"compare-{name}"
     with in_context(options, path) as context, redirect_stdout(sys.stderr):
@@ -96,6 +92,14 @@ def compare(
     _show(summary, as_json=options.json, as_markdown=markdown)
     if summary["diverged"]:
         raise DistproError("\n".join(one["message"] for one in summary["diverged"]))
+
+
+def _check_plot(plot: Path, *, may_replace: bool) -> None:
+    from distpro_cli.report.plots import check_plot_path
+
+    if plot.exists() and not may_replace:
+        raise DistproError(f"--plot {plot}: exists already; --resume replaces it and keeps the finished runs")
+    check_plot_path(plot, force=True)
 
 
 def _write(path: Path, plot: Path | None, summary: dict[str, Any]) -> None:

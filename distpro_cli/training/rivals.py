@@ -119,16 +119,20 @@ class GradientRule(Rival):
         """Moves `relative_k` by what the step showed, pathway by pathway."""
 
 
-class MetaBalance(GradientRule):
+class NormRule(GradientRule):
+    """A rule that adds up ‖g_0‖ and ‖g_k‖ over the moves."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.state |= {"task": torch.zeros_like(self.factor_k), "pathway": torch.zeros_like(self.factor_k)}
+
+
+class MetaBalance(NormRule):
     """Pulls every pathway's gradient towards the size of the task's: weight_k = κ (r ‖g_0‖ / ‖g_k‖ + 1 - r).
 
     MetaBalance (He et al. 2022, WWW, algorithm 1, both larger and smaller gradients):
     g_k ← r · ‖g_0‖ / ‖g_k‖ · g_k + (1 - r) · g_k with r = 0.7, norms averaged over the moves at 0.9, from 0.
     """
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.state |= {"task": torch.zeros_like(self.factor_k), "pathway": torch.zeros_like(self.factor_k)}
 
     @override
     def look(self, gradients: list[FeatureGradients], step: int) -> None:
@@ -151,11 +155,11 @@ class Cosine(GradientRule):
 
 
 class CosineOuter(Rival):
-    """As `Cosine`, with the outer gradient v in the task's place: weight_k = κ max(0, cos(Ḟ, g_k)).
+    """As `Cosine`, with the outer gradient in the task's place: weight_k = κ max(0, cos(Ḟ, g_k)).
 
-    Ḟ is the change along v of what the pathway starts from, which the cheap hypergradient computes. ⟨g_k, Ḟ⟩ =
-    ⟨v, ∇_w D_k⟩, so the sign is exactly that of the cosine between v and ∇_w D_k. ‖∇_w D_k‖ would cost a backward pass
-    per pathway; ‖g_k‖ ‖Ḟ‖ bounds the product as well, and makes it the cosine of g_k and Ḟ at the feature.
+    Ḟ is the change of what the pathway starts from along u, the outer gradient pulled back through the optimiser, which
+    the cheap hypergradient computes. ⟨g_k, Ḟ⟩ = ⟨u, ∇_w D_k⟩, so the sign is that of the cosine between u and ∇_w D_k.
+    ‖∇_w D_k‖ would cost a backward pass per pathway; ‖g_k‖ ‖Ḟ‖ bounds the product as well, and makes it the cosine of g_k and Ḟ at the feature.
     """
 
     @override
@@ -167,17 +171,13 @@ class CosineOuter(Rival):
         return found.losses, found.outer_losses
 
 
-class Share(GradientRule):
+class Share(NormRule):
     """Keeps distillation's part of the gradient's norm: Σ_k weight_k ‖g_k‖ / ‖g_0‖ = κ, a share of κ / (1 + κ).
 
     All pathways have one factor c; it is set after the first move and after every epoch, by the sums of the norms over
     the moves since. Pathways at whose level the task does not pull are not counted. Our own baseline: the hand-tuned
     weight of a fixed scheme, made to follow the sizes of the gradients.
     """
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.state |= {"task": torch.zeros_like(self.factor_k), "pathway": torch.zeros_like(self.factor_k)}
 
     @override
     def look(self, gradients: list[FeatureGradients], step: int) -> None:

@@ -76,21 +76,20 @@ def search(
     pair = build_pair(session, recipe.pathways)
     distiller = session.distiller(pair, training)
     weights = searched_weights(session, distiller, training)
-    if recipe.search.method == "hypergradient" and (as_sgd := missing_pull_back(distiller.optimizer)):
-        context.reporter.message(as_sgd)
     prepare_teacher(session, pair.teacher, folder, announce=teacher_figure is None)
     if teacher_figure is None:
         teacher_figure = session.evaluate(pair.teacher)[metric.name]
         context.reporter.message(f"teacher {recipe.teacher.name}: {metric.label} {metric.with_unit(teacher_figure)}")
     parts = parts_of(session, pair, training.batch_size)
     progress = session.train(weights, training, title, folder.checkpoint, folder.metrics, resume=folder.resuming)
+    figures = metric.last_and_best(progress.history)
     measured = {
         "steps": progress.step,
         f"teacher_{metric.name}": teacher_figure,
-        **{f"student_{name}": value for name, value in metric.last_and_best(progress.history).items()},
+        **{f"student_{name}": value for name, value in figures.items()},
     }
     process = to_process(recipe, weights.record, pair.infos, parts, measured)
-    if recipe.search.method == "hypergradient" and (collapsed := collapse(process)):
+    if isinstance(weights, SearchedWeights) and (collapsed := collapse(process)):
         context.reporter.message(collapsed)
     save_process(process, output, force=force or folder.resuming)
     save_weights(pair.student.model, folder.student, {"network": recipe.student.name})
@@ -102,7 +101,7 @@ def search(
         "seconds": round(progress.train_seconds, 2),
         "device_seconds": round(progress.device_seconds, 2),
         "teacher": metric.fixed(teacher_figure),
-        "student": {**metric.last_and_best(progress.history), "weights": str(folder.student)},
+        "student": {**figures, "weights": str(folder.student)},
         "metric": asdict(metric),
         "run_dir": str(folder.path),
     }
@@ -129,6 +128,8 @@ def searched_weights(session: Session, distiller: Distiller, training: Training)
     starts = [spec.alpha_start if group.alpha_start is None else group.alpha_start for group in groups]
     alpha = AlphaOptimizer(torch.tensor(starts), factor_k, spec, num_updates, session.device)
     hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
+    if as_sgd := missing_pull_back(distiller.optimizer):
+        session.context.reporter.message(as_sgd)
     return SearchedWeights(distiller, hypergradient, alpha, record, outer_batches)
 
 
