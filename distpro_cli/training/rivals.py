@@ -159,7 +159,8 @@ class CosineOuter(Rival):
 
     Ḟ is the change of what the pathway starts from along u, the outer gradient pulled back through the optimiser, which
     the cheap hypergradient computes. ⟨g_k, Ḟ⟩ = ⟨u, ∇_w D_k⟩, so the sign is that of the cosine between u and ∇_w D_k.
-    ‖∇_w D_k‖ would cost a backward pass per pathway; ‖g_k‖ ‖Ḟ‖ bounds the product as well, and makes it the cosine of g_k and Ḟ at the feature.
+    ‖∇_w D_k‖ would cost a backward pass per pathway; ‖g_k‖ ‖Ḟ‖ bounds the product as well, and makes it the cosine of
+    g_k and Ḟ at the feature.
     """
 
     @override

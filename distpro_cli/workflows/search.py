@@ -31,7 +31,7 @@ from distpro_cli.training.weights import MovedWeights, SearchedWeights
 from distpro_cli.versions import installed_versions
 from distpro_cli.workflows.pairs import build_pair, parts_of
 from distpro_cli.workflows.session import Session
-from distpro_cli.workflows.teacher import prepare_teacher
+from distpro_cli.workflows.teacher import measured_teacher
 
 MOST_SHARE = 0.9  # of all weight on one pathway, before a search warns
 
@@ -76,10 +76,7 @@ def search(
     pair = build_pair(session, recipe.pathways)
     distiller = session.distiller(pair, training)
     weights = searched_weights(session, distiller, training)
-    prepare_teacher(session, pair.teacher, folder, announce=teacher_figure is None)
-    if teacher_figure is None:
-        teacher_figure = session.evaluate(pair.teacher)[metric.name]
-        context.reporter.message(f"teacher {recipe.teacher.name}: {metric.label} {metric.with_unit(teacher_figure)}")
+    teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
     parts = parts_of(session, pair, training.batch_size)
     progress = session.train(weights, training, title, folder.checkpoint, folder.metrics, resume=folder.resuming)
     figures = metric.last_and_best(progress.history)

@@ -59,6 +59,17 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
     teacher.requires_grad_(False).eval()
 
 
+def measured_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder, figure: float | None) -> float:
+    """Makes a teacher ready to teach; returns its figure by the task's metric, measured unless `figure` is known."""
+    prepare_teacher(session, teacher, folder, announce=figure is None)
+    if figure is None:
+        metric = session.task.metric
+        figure = session.evaluate(teacher)[metric.name]
+        text = f"teacher {session.recipe.teacher.name}: {metric.label} {metric.with_unit(figure)}"
+        session.context.reporter.message(text)
+    return figure
+
+
 def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder) -> Progress:
     """Trains the teacher by `teacher.train`, writes its weights to `target`; returns what it measured.
 

@@ -19,7 +19,6 @@ from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
 from distpro_cli.workflows.pairs import parts_of
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import Source
-from distpro_cli.workflows.teacher import prepare_teacher
 
 
 @dataclass(frozen=True)
