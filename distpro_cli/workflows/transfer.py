@@ -19,6 +19,7 @@ from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
 from distpro_cli.workflows.pairs import parts_of
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import Source
+from distpro_cli.workflows.teacher import measured_teacher
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,7 @@ def transfer(
     num_used = _num_used(schedule)
     if num_used:
         weights: Weights = ScheduledWeights(session.distiller(pair, training), schedule, session.total_steps(training))
-        prepare_teacher(session, pair.teacher, folder, announce=teacher_figure is None)
-        if teacher_figure is None:
-            teacher_figure = session.evaluate(pair.teacher)[metric.name]
-            context.reporter.message(
-                f"teacher {recipe.teacher.name}: {metric.label} {metric.with_unit(teacher_figure)}"
-            )
+        teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
     else:
         weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None
     save_process(process, folder.process, force=True)
