@@ -1,7 +1,7 @@
 """The way back through an update: from the outer gradient at w_{t+1} to what it says about the gradient at w_t.
 
 An update is w_{t+1} = w_t - lr · direction(g), where g is the gradient after clipping. With v = ∇_w L_outer(w_{t+1})
-and u = (∂direction/∂g)ᵀ v, d L_outer / d weight_k = -lr · ⟨u, ∇_w D_k⟩. Plain SGD has u = v. SAMA (Choe et al. 2023)
+and u = (∂direction/∂g)ᵀ v, d L_outer / d weight_k = -lr · ⟨u, ∇_w D_k⟩. SGD has u = v, up to momentum's factor. SAMA (Choe et al. 2023)
 pulls back through Adam likewise, without the path through the second moment.
 
 Shape legend: k pathways.
@@ -43,17 +43,17 @@ Transpose = Callable[[GroupUpdate, list[Tensor]], list[Tensor]]  # the group's p
 
 
 def _sgd(update: GroupUpdate, v: list[Tensor]) -> list[Tensor]:
-    """m' = μ m + (1 - dampening) g; direction m', or g + μ m' (Nesterov). The first step, undampened, counts alike."""
-    options = update.options
-    momentum, share = options["momentum"], 1.0
-    if momentum:
-        share = 1.0 - options["dampening"]
-        directions = [state["momentum_buffer"] for state in update.states]
-        if options["nesterov"]:
-            share = 1.0 + momentum * share
-            directions = list(torch._foreach_add(update.gradients, directions, alpha=momentum))
-        v = _cautious(update, directions, v)
-    return list(torch._foreach_mul(v, share))
+    """m' = μ m + (1 - dampening) g; direction m', or g + μ m' (Nesterov).
+
+    The factor 1 - dampening, or 1 + μ (1 - dampening), is one for all parameters and is left out: Adam on alpha does
+    not see it, and a search by momentum SGD keeps its numbers.
+    """
+    if not update.options["momentum"] or not update.options.get("caution", False):
+        return v
+    directions = [state["momentum_buffer"] for state in update.states]
+    if update.options["nesterov"]:
+        directions = list(torch._foreach_add(update.gradients, directions, alpha=update.options["momentum"]))
+    return _cautious(update, directions, v)
 
 
 def _adam(update: GroupUpdate, v: list[Tensor]) -> list[Tensor]:
