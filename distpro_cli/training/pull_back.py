@@ -1,8 +1,8 @@
 """The way back through an update: from the outer gradient at w_{t+1} to what it says about the gradient at w_t.
 
 An update is w_{t+1} = w_t - lr · direction(g), where g is the gradient after clipping. With v = ∇_w L_outer(w_{t+1})
-and u = (∂direction/∂g)ᵀ v, d L_outer / d weight_k = -lr · ⟨u, ∇_w D_k⟩. SGD has u = v, up to momentum's factor. SAMA (Choe et al. 2023)
-pulls back through Adam likewise, without the path through the second moment.
+and u = (∂direction/∂g)ᵀ v, d L_outer / d weight_k = -lr · ⟨u, ∇_w D_k⟩. SGD has u = v, up to momentum's factor. SAMA
+(Choe et al. 2023) pulls back through Adam likewise, without the path through the second moment.
 
 Shape legend: k pathways.
 """
