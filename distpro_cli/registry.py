@@ -19,6 +19,7 @@ from distpro_cli.errors import DistproError, nearest
 from distpro_cli.user_code import load_python_file
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
+Base = TypeVar("Base")
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
@@ -95,6 +96,19 @@ class Registry(Generic[Entry]):
                 f"unknown {self.noun} '{name}'{nearest(name, names)}; "
                 f"there are: {', '.join(names)}, or your own as path/to/file.py:Name"
             )
+        return found
+
+    def find_subclass(self, name: str, base: type[Base]) -> type[Base]:
+        """Returns what `find` does, if it is a subclass of `base` that lacks nothing.
+
+        Raises:
+            DistproError: it is something else, or lacks a method that `base` asks for.
+        """
+        found: object = self.find(name)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise DistproError(f"{self.noun} {name}: it is no subclass of {base.__module__}.{base.__qualname__}")
+        if missing := sorted(getattr(found, "__abstractmethods__", ())):
+            raise DistproError(f"{self.noun} {name}: it lacks {', '.join(missing)}, which {base.__qualname__} asks for")
         return found
 
     def _find_in_file(self, name: str) -> Entry:

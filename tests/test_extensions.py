@@ -83,3 +83,37 @@ def test_a_hypergradient_with_state_sees_every_step_and_resumes(
     assert plain.status == 0, plain.err
     ours, theirs = (load_file(toys / f"{name}.safetensors")["alpha"] for name in ("whole", "plain"))
     assert not np.array_equal(ours, theirs)
+
+
+BROKEN = """
+from distpro_cli.metric import Metric
+from distpro_cli.tasks.task import Task
+
+
+class Half(Task):
+    metric = Metric("x", "x")
+
+
+class NoMetric(Task):
+    def data(self, spec, seed, outer_share=None): ...
+    def losses(self, output, targets): ...
+    def evaluate(self, forward, batches): ...
+
+
+class Thing: ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("task=own.py:Half", "task own.py:Half: it lacks data, evaluate, losses, which Task asks for"),
+        ("task=own.py:NoMetric", "task own.py:NoMetric: it lacks metric"),
+        ("task=own.py:Thing", "task own.py:Thing: it is no subclass of distpro_cli.tasks.task.Task"),
+        ("search.hypergradient=own.py:Thing", "hypergradient own.py:Thing: it is no subclass of"),
+    ],
+)
+def test_what_is_not_whole_is_refused_in_one_line(distpro: Run, workplace: Path, override: str, expected: str) -> None:
+    (workplace / "own.py").write_text(BROKEN)
+    result = distpro("search", "tiny.yaml", override, "-q")
+    assert result.status == 2 and expected in result.err and result.err.count("\n") == 1

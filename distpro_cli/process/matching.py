@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from typing_extensions import override
 
-from distpro_cli.errors import DistproError, ProcessError
+from distpro_cli.errors import ProcessError
 from distpro_cli.process.cost import Part
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
@@ -57,9 +57,7 @@ def fit(process: Process, pathways: Sequence[PathwayInfo], mode: str = "strict")
         ProcessError: they do not match.
         DistproError: the mode is unknown.
     """
-    matching = MATCHINGS.find(mode)
-    if not (isinstance(matching, type) and issubclass(matching, Matching)):
-        raise DistproError(f"--match {mode}: it is no subclass of distpro_cli.process.matching.Matching")
+    matching = MATCHINGS.find_subclass(mode, Matching)  # type: ignore[type-abstract]
     columns = matching().columns(process, pathways)
     own = range(len(process.pathways))
     if len(columns) != len(pathways) or not all(column in own for column in columns):

@@ -152,9 +152,9 @@ def find_task(name: str) -> type[Task]:
     """Returns the task called `name`, or `Name` from `file.py:Name`.
 
     Raises:
-        DistproError: there is no such task.
+        DistproError: there is no such task, or it is not a whole one.
     """
-    found = TASKS.find(name)
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        raise DistproError(f"task {name}: it is no subclass of distpro_cli.tasks.task.Task")
+    found = TASKS.find_subclass(name, Task)  # type: ignore[type-abstract]
+    if not isinstance(getattr(found, "metric", None), Metric):
+        raise DistproError(f"task {name}: it lacks metric, a distpro_cli.metric.Metric")
     return found

@@ -70,7 +70,7 @@ def make_hypergradient(name: str, distiller: Distiller, options: Mapping[str, An
     Raises:
         DistproError: unknown name or option, or an option's value out of range.
     """
-    kind = HYPERGRADIENTS.find(name)
+    kind = HYPERGRADIENTS.find_subclass(name, Hypergradient)  # type: ignore[type-abstract]
     check_options("hypergradient", name, kind, options or {})
     return kind(distiller, **(options or {}))
 
