@@ -286,18 +286,16 @@ class Search(Model):
     outer_batch_size: PositiveInt | None = Field(
         None, description="images per outer batch; default: as many as per inner one"
     )
-    alpha_lr: PositiveNumber | None = Field(
-        None,
-        description="learning rate of Adam on alpha; default: 0.1, with alpha_decay less in long searches, so that "
-        "alpha remembers alpha_memory of the search",
-    )
+    alpha_lr: PositiveNumber = Field(0.1, description="learning rate of Adam on alpha")
     alpha_decay: NonNegative = Field(
         0.0,
         description="pull of alpha to its start, d in alpha - alpha_lr * d * (alpha - start); alpha stays within "
         "1/d of its start, such as 0.5. 0: no pull, as in the paper",
     )
-    alpha_memory: Fraction = Field(
-        0.03, description="share of the search over which alpha averages what it sees, where alpha_lr follows from it"
+    alpha_memory: Fraction | None = Field(
+        None,
+        description="least share of the search over which a pulled alpha averages what it sees: alpha_lr is lowered to "
+        "1 / (alpha_decay * alpha_memory * updates) where it is larger, so that long searches behave as short ones",
     )
     lr_in_hypergradient: bool = Field(
         True,

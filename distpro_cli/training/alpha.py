@@ -17,7 +17,6 @@ from distpro_cli.process.schedule import rows_to_keep
 from distpro_cli.recipe.schema import Search
 
 Normalization = Callable[[Tensor, float, float], Tensor]
-MOST_ALPHA_LR = 0.1
 
 
 def _biased_softmax(alpha_k: Tensor, kappa: float, bias: float) -> Tensor:
@@ -154,9 +153,7 @@ class AlphaOptimizer:
 
 
 def alpha_lr(spec: Search, num_updates: int) -> float:
-    """Returns the learning rate of alpha: as set, else 0.1, or so much less that alpha remembers `alpha_memory`."""
-    if spec.alpha_lr is not None:
+    """Returns the learning rate of alpha: as set, lowered where a pulled alpha would remember less than it is to."""
+    if spec.alpha_memory is None or spec.alpha_decay == 0:
         return spec.alpha_lr
-    if spec.alpha_decay == 0:
-        return MOST_ALPHA_LR
-    return min(MOST_ALPHA_LR, 1 / (spec.alpha_decay * spec.alpha_memory * num_updates))
+    return min(spec.alpha_lr, 1 / (spec.alpha_decay * spec.alpha_memory * num_updates))

@@ -102,11 +102,10 @@ def test_a_steady_lead_cannot_take_everything() -> None:
 
 
 def test_the_memory_is_a_share_of_the_search() -> None:
-    pulled = Search(alpha_decay=0.5)
+    pulled = Search(alpha_decay=0.5, alpha_memory=0.03)
     assert alpha_lr(pulled, 100) == alpha_lr(pulled, 600) == 0.1
     assert alpha_lr(pulled, 160_000) == pytest.approx(1 / (0.5 * 0.03 * 160_000))
-    assert alpha_lr(Search(alpha_lr=0.02, alpha_decay=0.5), 160_000) == 0.02
-    assert alpha_lr(Search(), 160_000) == 0.1
+    assert alpha_lr(Search(alpha_decay=0.5), 160_000) == alpha_lr(Search(alpha_memory=0.03), 160_000) == 0.1
 
 
 def test_kappa_is_learnt_beside_alpha() -> None:
