@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distpro_cli import load_recipe
 from distpro_cli.costs.step_costs import step_parts
 from distpro_cli.networks.build import build_network
 from distpro_cli.pathways.connections import resolve_pathways
@@ -41,19 +42,18 @@ from distpro_cli.process.cost import relative_cost
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.process.schedule import Schedule
-from distpro_cli.recipe.load import parse_recipe
 from distpro_cli.tasks.task import Batch, find_task
 from distpro_cli.training.device import choose_device, describe_device, make_deterministic
 from distpro_cli.training.optimiser import make_optimizer
 from distpro_cli.training.step import Distiller, Pair
 
 # So small a rate that random labels do not blow the weights up.
-RECIPE = """\
-data: {name: folder, root: none, num_classes: 1000}
-teacher: {name: resnet50, train: {}}
-student: {name: mobilenetv2_100}
-distill: {optimizer: {lr: 1e-5}}
-"""
+RECIPE = (  # in place of the quickstart's own sections
+    "data={name: folder, root: none, num_classes: 1000}",
+    "teacher={name: resnet50, train: {}}",
+    "student={name: mobilenetv2_100}",
+    "distill={optimizer: {lr: 1e-5}}",
+)
 NUM_ROWS = 1001
 NUM_CLASSES = 1000
 KEEPS = (0.5, 0.26)
@@ -68,7 +68,7 @@ class Bench:
         self.device = device
         options = {} if mid is None else {"mid": mid}
         overrides = [f"data.image_size={image_size}", f"pathways=[{{transform_options: {json.dumps(options)}}}]"]
-        recipe = parse_recipe(RECIPE, overrides)
+        recipe = load_recipe("quickstart", *RECIPE, *overrides)
         task = find_task(recipe.task)(recipe, recipe.distill)
         teacher = build_network(recipe.teacher, recipe.data, task).eval().requires_grad_(False)
         student = build_network(recipe.student, recipe.data, task).train()

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from distpro_cli import load_recipe
 from distpro_cli.networks.build import build_network
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
-from distpro_cli.recipe.load import parse_recipe
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.training.device import describe_device, full_float32
@@ -43,12 +43,13 @@ from distpro_cli.training.hypergradients import Hypergradient, make_hypergradien
 from distpro_cli.training.step import Distiller, Pair, Solo
 from distpro_cli.workflows.session import Session, run_context
 
-RECIPE = """\
-data: {name: digits, image_size: 32, workers: 0}
-teacher: {name: wrn_40_2, train: {}}
-student: {name: wrn_16_2}
-distill: {optimizer: {lr: 0.05}}
-"""
+# In place of the quickstart's own sections.
+RECIPE = (
+    "data={name: digits, image_size: 32, workers: 0}",
+    "teacher={name: wrn_40_2, train: {}}",
+    "student={name: wrn_16_2}",
+    "distill={optimizer: {lr: 0.05}}",
+)
 # A network at its very start, or one that learns random labels, has a hypergradient that is all noise: the
 # cosines are taken after a short training on real images.
 WARM_UP_STEPS = 20
@@ -66,7 +67,7 @@ class Bench:
     """A pair on a device, with steps that can be run and timed."""
 
     def __init__(self, device: str | None, batch_size: int, *overrides: str) -> None:
-        self.recipe = parse_recipe(RECIPE, [f"distill.batch_size={batch_size}", *overrides])
+        self.recipe = load_recipe("quickstart", *RECIPE, f"distill.batch_size={batch_size}", *overrides)
         self.session = Session(self.recipe, run_context(device, Reporter(), Interruption()))
         self.device = self.session.device
         torch.manual_seed(0)
