@@ -26,39 +26,45 @@ if TYPE_CHECKING:
     from distpro_cli.process.process import Process
 
 
+Methods = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        help="Separated by commas: student, a scheme (kd, uniform, hint, attention-transfer, reviewkd), process, "
+        "process-mean (its weights averaged over time), online (a search in the run that counts) and its rivals "
+        f"({', '.join(name for name in ONLINE_METHODS if name != 'online')}).",
+    ),
+]
+Processes = Annotated[
+    list[Path] | None,
+    typer.Option("--process", "-p", help="Process file; may be repeated. Without it a process is searched first."),
+]
+Thresholds = Annotated[
+    str | None, typer.Option("--thresholds", help="Each process also under these thresholds, such as 0.3,0.5.")
+]
+Keep = Annotated[
+    str | None, typer.Option("--keep", help="Each process also with these shares of its entries, such as 0.8,0.5.")
+]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds per method, counted from the recipe's.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs of every run; replaces the recipe's.")]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", help="Also draw the metric over the cost into this .png, .svg or .pdf.")
+]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
+
+
 @with_run_options
 def compare(
     recipe: RecipeName,
     overrides: Overrides = None,
-    methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            help="Separated by commas: student, a scheme (kd, uniform, hint, attention-transfer, reviewkd), process, "
-            "process-mean (its weights averaged over time), online (a search in the run that counts) and its rivals "
-            f"({', '.join(name for name in ONLINE_METHODS if name != 'online')}).",
-        ),
-    ] = "student,kd,uniform,reviewkd,process,process-mean",
-    processes: Annotated[
-        list[Path] | None,
-        typer.Option("--process", "-p", help="Process file; may be repeated. Without it a process is searched first."),
-    ] = None,
-    thresholds: Annotated[
-        str | None, typer.Option("--thresholds", help="Each process also under these thresholds, such as 0.3,0.5.")
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option("--keep", help="Each process also with these shares of its entries, such as 0.8,0.5.")
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Number of seeds per method, counted from the recipe's.")
-    ] = 3,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Epochs of every run; replaces the recipe's.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Also draw the metric over the cost into this .png, .svg or .pdf.")
-    ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    methods: Methods = "student,kd,uniform,reviewkd,process,process-mean",
+    processes: Processes = None,
+    thresholds: Thresholds = None,
+    keep: Keep = None,
+    seeds: Seeds = 3,
+    epochs: Epochs = None,
+    plot: Plot = None,
+    markdown: AsMarkdown = False,
     *,
     options: RunOptions,
 ) -> None:
