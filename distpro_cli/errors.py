@@ -46,8 +46,8 @@ class NonFiniteLossError(DistproError):
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or the error's type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Returns the first line of an error's message, 200 characters at most, or the error's type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -11,10 +11,9 @@ from typing import Any
 import timm
 from torch import nn
 
-from distpro_cli.errors import DistproError, nearest
+from distpro_cli.errors import DistproError, first_line, nearest
 from distpro_cli.files import expand_path
 from distpro_cli.networks import NETWORKS
-from distpro_cli.networks.dry_run import first_line
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import load_weights
 from distpro_cli.recipe import schema

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, first_line
 
 BATCH = 2  # one image would hide layouts whose first dimension is not the batch
 
@@ -175,8 +175,3 @@ def stated_classifiers(model: nn.Module) -> list[nn.Module]:
 def title(model: nn.Module) -> str:
     """Returns what a network is called in messages."""
     return type(model).__name__
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's text, or its kind if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

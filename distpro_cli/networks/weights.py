@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, first_line
 from distpro_cli.files import write_atomically
-from distpro_cli.networks.dry_run import first_line, stated_classifiers, title
+from distpro_cli.networks.dry_run import stated_classifiers, title
 
 # What training scripts wrap a state dict in; the averaged weights come first, as with timm.
 WRAPPERS = (

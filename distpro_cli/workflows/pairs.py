@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from distpro_cli.costs.step_costs import step_parts
-from distpro_cli.networks.dry_run import first_line
+from distpro_cli.errors import first_line
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.connections import joins_logits, resolve_pathways
 from distpro_cli.pathways.module import Pathways
