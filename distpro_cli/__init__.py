@@ -114,7 +114,8 @@ def distil(
     """Distils a student with a process, as `distpro transfer` does.
 
     Args:
-        process: A process, or the name of a scheme: plain, uniform, kd, hint, attention-transfer, reviewkd.
+        process: A process, or the name of a scheme: plain, uniform, kd, hint, attention-transfer, reviewkd,
+            reviewkd+kd.
         recipe: The pair to distil; None: the recipe inside the process.
         threshold: Drop what lies below this, alpha scaled to [0, 1].
         keep: Keep only the strongest share of the entries, in (0, 1].

@@ -30,9 +30,9 @@ Methods = Annotated[
     str,
     typer.Option(
         "--methods",
-        help="Separated by commas: student, a scheme (kd, uniform, hint, attention-transfer, reviewkd), process, "
-        "process-mean (its weights averaged over time), online (a search in the run that counts) and its rivals "
-        f"({', '.join(name for name in ONLINE_METHODS if name != 'online')}).",
+        help="Separated by commas: student, a scheme (kd, uniform, hint, attention-transfer, reviewkd, reviewkd+kd), "
+        "process, process-mean (its weights averaged over time), online (a search in the run that counts) and its "
+        f"rivals ({', '.join(name for name in ONLINE_METHODS if name != 'online')}).",
     ),
 ]
 Processes = Annotated[

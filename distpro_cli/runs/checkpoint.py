@@ -25,14 +25,17 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Reads a checkpoint without unpickling code.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint into main memory, without unpickling code.
+
+    What takes the state back moves it to its own device; counters of steps, such as Adam's, stay in main memory, where
+    reading them makes no device wait.
 
     Raises:
         DistproError: there is none, or it is not one.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DistproError(f"{path}: no checkpoint there; start the run without --resume") from None
     except OSError as error:

@@ -31,6 +31,8 @@ def choose_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise DistproError(f"--device {name}: not available here ({reason}); use cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # events, autocast and random states belong to the current one
     if device.type not in ("cpu", "cuda", "mps"):
         raise DistproError(f"--device {name}: nothing can be computed there; use cpu, cuda, cuda:N or mps")
     return device

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.scheduler.scheduler import Scheduler
+from torch import Tensor
 
 from distpro_cli.errors import DistproError, NonFiniteLossError
 from distpro_cli.metric import Metric
@@ -167,15 +169,19 @@ class Trainer:
     def _check_losses(self) -> None:
         """Raises if a loss since the last check is not finite; always run before a checkpoint is written."""
         infos = self.stepper.trained.infos
+        found: list[tuple[int, str, Tensor]] = []
         for step, losses, outer_losses in self._unchecked:
-            values = {"the task loss": losses.task}
-            values |= {f"the loss of pathway {infos[k].id}": d for k, d in losses.distances.items()}
+            found.append((step, "the task loss", losses.task))
+            found += [(step, f"the loss of pathway {infos[k].id}", d) for k, d in losses.distances.items()]
             if outer_losses is not None:
-                values["the outer task loss"] = outer_losses.task
-            for name, value in values.items():
-                if not math.isfinite(value.item()):
-                    self._stop_at_non_finite(step, name, value.item())
+                found.append((step, "the outer task loss", outer_losses.task))
         self._unchecked.clear()
+        if not found:
+            return
+        values = torch.stack([value.float() for _, _, value in found]).tolist()  # one copy from the device
+        for (step, name, _), value in zip(found, values, strict=True):
+            if not math.isfinite(value):
+                self._stop_at_non_finite(step, name, value)
 
     def _stop_at_non_finite(self, step: int, name: str, value: float) -> None:
         path = self.plan.checkpoint_path
@@ -224,7 +230,7 @@ class Trainer:
         Raises:
             DistproError: there is no checkpoint, or it cannot be read.
         """
-        state = load_checkpoint(self.plan.checkpoint_path, self.stepper.device)
+        state = load_checkpoint(self.plan.checkpoint_path)
         for name, module in self.stepper.trained.modules().items():
             module.load_state_dict(state[name])
         self.stepper.optimizer.load_state_dict(state["optimizer"])

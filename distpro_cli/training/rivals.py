@@ -77,7 +77,7 @@ class Rival(MovedWeights):
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.state = dict(state["rule"])
+        self.state = {name: values_k.to(self.factor_k) for name, values_k in state["rule"].items()}
 
 
 class RandomWeights(Rival):

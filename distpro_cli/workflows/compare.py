@@ -259,7 +259,7 @@ class Comparison:
         for checkpoint in (folder.checkpoint, folder.teacher_checkpoint):
             if checkpoint.exists():
                 try:
-                    load_checkpoint(checkpoint, self.session.device)
+                    load_checkpoint(checkpoint)
                 except DistproError:
                     self.context.reporter.message(f"{checkpoint}: damaged; the run starts over")
                     checkpoint.unlink()

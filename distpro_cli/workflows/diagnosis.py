@@ -125,7 +125,7 @@ def gradient_directions(session: Session, method: Method, folder: Path) -> dict[
     pair, process = method.set_up(session, run)
     schedule = fit(process, pair.infos).schedule(threshold=method.dropping.threshold, keep=method.dropping.keep)
     used = [k for k, on in enumerate(schedule.ever_on) if on]
-    state = load_checkpoint(run.checkpoint, session.device)
+    state = load_checkpoint(run.checkpoint)
     for name, module in pair.modules().items():
         module.load_state_dict(state[name])
     prepare_teacher(session, pair.teacher, run, announce=False)

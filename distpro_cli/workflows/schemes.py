@@ -148,11 +148,22 @@ def _reviewkd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[P
     return [PathwayGroup(connections="same", transform="review", transform_options=options, distance="hcl")]
 
 
+def _reviewkd_kd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
+    schemes = recipe.schemes
+    (review,), (kd,) = _reviewkd_groups(recipe, teacher, student), _kd_groups(recipe, teacher, student)
+    return [
+        review.model_copy(update={"weight": schemes.reviewkd.weight}),
+        kd.model_copy(update={"weight": schemes.kd.weight}),
+    ]
+
+
 def _reviewkd_rows(recipe: Recipe, num_pathways: int) -> list[tuple[float, float]]:
-    spec = recipe.schemes.reviewkd
-    if spec.warmup == 0:
-        return _constant(spec.weight)
-    return [(0.0, 0.0), (spec.warmup, spec.weight), (1.0, spec.weight)]
+    return _warmed_up(recipe.schemes.reviewkd.weight, recipe)
+
+
+def _warmed_up(weight: float, recipe: Recipe) -> list[tuple[float, float]]:
+    warmup = recipe.schemes.reviewkd.warmup
+    return [(0.0, 0.0), (warmup, weight), (1.0, weight)] if warmup else _constant(weight)
 
 
 def _common(teacher: Levels, student: Levels, *kinds: str) -> list[int]:
@@ -174,4 +185,6 @@ SCHEMES: dict[str, Scheme] = {
         lambda recipe, _: _constant(recipe.schemes.attention_transfer.weight), _attention_groups
     ),
     "reviewkd": Scheme(_reviewkd_rows, _reviewkd_groups),
+    # Each group has its own weight, as a factor; the warm-up is ReviewKD's, of both.
+    "reviewkd+kd": Scheme(lambda recipe, _: _warmed_up(1.0, recipe), _reviewkd_kd_groups, on_logits=True),
 }

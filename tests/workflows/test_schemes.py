@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from distpro_cli.errors import RecipeError
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.connections import groups_of, resolve_pathways
 from distpro_cli.process.file import load_process
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import load_recipe
@@ -86,6 +86,18 @@ def test_the_recipe_says_how() -> None:
     review = process_of("reviewkd", reviewkd={"mid": 6})
     assert all(info.transform_options == {"mid": 6} for info in review.pathways)
     assert set(process_of("uniform", uniform={"weight": 2.5}).at(1.0)) == {2.5}
+
+
+def test_reviewkd_and_kd_together_keep_their_weights() -> None:
+    settings = recipe(reviewkd={"weight": 5.0, "warmup": 0.25}, kd={"weight": 2.0, "temperature": 3.0})
+    resolved = scheme_recipe("reviewkd+kd", settings, TEACHER, STUDENT)
+    infos = resolve_pathways(resolved.pathways, TEACHER, STUDENT)
+    factors = [group.weight for group in groups_of(resolved.pathways, TEACHER, STUDENT)]
+    process = scheme_process("reviewkd+kd", resolved, infos, factors)
+    assert [(info.transform, info.distance) for info in infos] == [("review", "hcl")] * 4 + [("identity", "kl")]
+    assert infos[-1].distance_options == {"temperature": 3.0}
+    np.testing.assert_allclose(process.at(1.0), [5.0] * 4 + [2.0])
+    np.testing.assert_allclose(process.at(0.125), np.array([5.0] * 4 + [2.0]) / 2)
 
 
 def test_the_warm_up_rises_linearly() -> None:
