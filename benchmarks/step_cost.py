@@ -2,6 +2,11 @@
 
     python benchmarks/step_cost.py --json
 
+Another pair, size or precision by overrides of the recipe, here that of ImageNet on a GPU:
+
+    python benchmarks/step_cost.py --no-cosines --batch-size 256 precision=bfloat16 data.image_size=224 \
+        teacher.name=resnet50 student.name=mobilenetv2_100
+
 | key | ratio |
 | --- | --- |
 | search_over_plain | a search step over a plain distillation step |
@@ -12,6 +17,7 @@
 | cosine_optimizer_clipped | likewise, of a step by Nesterov SGD whose gradient is clipped; both at 16×16 |
 | memory_search_over_plain | peak memory of a search step over that of a plain step, networks and optimiser included |
 | memory_plain_over_student | peak memory of a plain step over that of a step of the student alone, likewise |
+| busy_plain, busy_search | on CUDA: time that the step's kernels take over the time that the step takes |
 
 Times are medians of interleaved repetitions. Peak memory is what CUDA's allocator says; on the CPU, the most that
 live tensors held at once.
@@ -25,7 +31,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -66,7 +72,7 @@ WEIGHT_CHANGE = 1e-3
 class Bench:
     """A pair on a device, with steps that can be run and timed."""
 
-    def __init__(self, device: str | None, batch_size: int, *overrides: str) -> None:
+    def __init__(self, device: str | None, batch_size: int, *overrides: str, num_batches: int = NUM_BATCHES) -> None:
         self.recipe = load_recipe("quickstart", *RECIPE, f"distill.batch_size={batch_size}", *overrides)
         self.session = Session(self.recipe, run_context(device, Reporter(), Interruption()))
         self.device = self.session.device
@@ -81,7 +87,7 @@ class Bench:
         self.pair = Pair(student, teacher, pathways)
         self.distiller = self.session.distiller(self.pair, self.recipe.distill)
         self.weights_k = torch.ones(len(self.pair.infos), device=self.device)
-        self.batches = list(self.session.batches("train", batch_size, NUM_BATCHES)(0))
+        self.batches = list(self.session.batches("train", batch_size, num_batches)(0))
         self.inner, self.outer = self.batches[-2:]
 
     def warm_up(self) -> None:
@@ -144,9 +150,17 @@ def peak_bytes(bench: Bench, step: Callable[[], object]) -> int:
     return standing + peak
 
 
-def cosines(device: str | None) -> dict[str, float]:
+def kernel_seconds(step: Callable[[], object]) -> float:
+    """Returns how long CUDA's kernels and copies of a step take, one after the other."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+
+
+def cosines(device: str | None, overrides: Sequence[str]) -> dict[str, float]:
     """Returns the worst cosine, over batches, of our hypergradient to the exact one in float32, by precision."""
-    bench = Bench(device, COSINE_BATCH_SIZE)
+    bench = Bench(device, COSINE_BATCH_SIZE, *overrides)
     bench.warm_up()
     found: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for first in range(WARM_UP_STEPS, WARM_UP_STEPS + 2 * COSINE_PAIRS, 2):
@@ -195,9 +209,11 @@ def finite_difference(bench: Bench) -> Tensor:
     return torch.stack([outer_loss(change_k) - outer_loss(-change_k) for change_k in changes]) / (2 * WEIGHT_CHANGE)
 
 
-def measure(device: str | None, batch_size: int, repetitions: int) -> dict[str, float | int | str]:
+def measure(
+    device: str | None, batch_size: int, repetitions: int, overrides: Sequence[str], with_cosines: bool
+) -> dict[str, float | int | str]:
     """Returns all ratios, with the seconds they come from."""
-    bench = Bench(device, batch_size)
+    bench = Bench(device, batch_size, *overrides, num_batches=NUM_BATCHES if with_cosines else 2)
     distiller = bench.distiller
     alone = bench.session.stepper(Solo(bench.pair.student), bench.recipe.distill)
     searches: dict[str, Hypergradient] = {
@@ -212,15 +228,10 @@ def measure(device: str | None, batch_size: int, repetitions: int) -> dict[str, 
     }
     seconds = time_interleaved(bench, steps, repetitions)
     memory = {name: peak_bytes(bench, steps[name]) for name in ("student", "plain", "search")}
-    cosine = cosines(device)
-    return {
+    result: dict[str, float | int | str] = {
         "search_over_plain": seconds["search"] / seconds["plain"],
         "plain_over_floor": seconds["plain"] / seconds["floor"],
         "central_over_ours": seconds["central"] / seconds["search"],
-        "cosine_float32": cosine["float32"],
-        "cosine_bfloat16": cosine["bfloat16"],
-        "cosine_optimizer_adamw": optimizer_cosine(device, ADAMW),
-        "cosine_optimizer_clipped": optimizer_cosine(device, CLIPPED),
         "memory_search_over_plain": memory["search"] / memory["plain"],
         "memory_plain_over_student": memory["plain"] / memory["student"],
         "pathways": len(bench.weights_k),
@@ -229,6 +240,13 @@ def measure(device: str | None, batch_size: int, repetitions: int) -> dict[str, 
         "plain_peak_bytes": memory["plain"],
         "device": describe_device(bench.device),
     }
+    if bench.device.type == "cuda":
+        result |= {f"busy_{name}": kernel_seconds(steps[name]) / seconds[name] for name in ("plain", "search")}
+    if with_cosines:
+        result |= {f"cosine_{precision}": value for precision, value in cosines(device, overrides).items()}
+        result["cosine_optimizer_adamw"] = optimizer_cosine(device, [*overrides, *ADAMW])
+        result["cosine_optimizer_clipped"] = optimizer_cosine(device, [*overrides, *CLIPPED])
+    return result
 
 
 def main() -> None:
@@ -238,8 +256,11 @@ def main() -> None:
     parser.add_argument("--device", help="default: the best there is")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--no-cosines", action="store_true", help="times and memory alone")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe")
     arguments = parser.parse_args()
-    result = measure(arguments.device, arguments.batch_size, arguments.repetitions)
+    with_cosines = not arguments.no_cosines
+    result = measure(arguments.device, arguments.batch_size, arguments.repetitions, arguments.overrides, with_cosines)
     if arguments.json:
         json.dump(result, sys.stdout, indent=2)
         print()
