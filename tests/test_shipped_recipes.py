@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distpro_cli.costs.complexity import recipe_report
 from distpro_cli.networks.build import build_network
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
@@ -50,3 +51,18 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     losses = distiller.step(batch, [1.0] * len(pathways.infos), 1)
     assert torch.isfinite(losses.task)
     assert any(not torch.equal(old, new) for old, new in zip(before, student.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("cifar")])
+def test_every_cifar_recipe_can_be_tapped_before_the_activation(name: str) -> None:
+    """Levels and pathways stay what they are."""
+    overrides = [f"{side}.feature=before-activation" for side in ("teacher", "student")]
+    found, usual = (recipe_report(load_recipe(name, given)) for given in (overrides, ()))
+    for side in ("teacher", "student"):
+        points = [level.pop("point") for level in found[side]["levels"]]
+        raw = [level.pop("point") for level in usual[side]["levels"]]
+        linear = found[side]["name"].startswith("mobilenet")  # bottlenecks that end in no activation
+        assert [point != before for point, before in zip(points[:-1], raw[:-1], strict=True)] == [not linear] * (
+            len(raw) - 1
+        )
+    assert found == usual

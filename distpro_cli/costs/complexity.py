@@ -100,8 +100,9 @@ def _network_report(name: str, network: TappedNetwork, recipe: Recipe) -> dict[s
             "kind": level.kind,
             "shape": list(level.shape),
             "reduction": level.reduction,
+            "point": point,
         }
-        for level in network.levels
+        for level, point in zip(network.levels, network.points, strict=True)
     ]
     return {"name": name, **asdict(network_cost(network, recipe.data.image_size)), "levels": levels}
 

@@ -40,6 +40,11 @@ class Point:
         return value
 
     @property
+    def text(self) -> str:
+        """The point in words."""
+        return f"{self.side} of {self.call.name}"
+
+    @property
     def overwritten(self) -> bool:
         """Whether the network wrote into the tensor after this point."""
         then = self.call.input_version if self.side == "input" else self.call.output_version
@@ -55,7 +60,11 @@ def is_activation(module: nn.Module) -> bool:
 
 
 def before_activation(trace: Trace, stage: Call) -> Point:
-    """Returns the input of the activation that ends the stage, or the stage's output if none ends it.
+    """Returns what goes into the activation that ends the stage, or that follows it behind normalisation.
+
+    As in ReviewKD's code: of a residual network the sum before the last ReLU of the stage; of a pre-activation
+    network the output of the next BatchNorm, f1 = block2.layer[0].bn1(f1). Where neither is there (a linear
+    bottleneck before a convolution, a transformer's block) it is the stage's output.
 
     Raises:
         DistproError: the stage ends in an activation that is no module, so its input cannot be seen.
@@ -67,7 +76,8 @@ def before_activation(trace: Trace, stage: Call) -> Point:
             f"level {stage.name}: it ends in an activation that is not a module (such as F.relu), so what "
             "comes before it cannot be tapped; name the module before it as the level, or set feature: output"
         )
-    return Point(stage, "output")
+    following = _following_activation(trace, stage)
+    return Point(stage, "output") if following is None else following[1]
 
 
 def after_activation(trace: Trace, stage: Call) -> Point:
@@ -81,7 +91,7 @@ def after_activation(trace: Trace, stage: Call) -> Point:
     if _ending_activation(trace, stage) or stage.nonnegative:
         return Point(stage, "output")
     if following := _following_activation(trace, stage):
-        return Point(following, "output")
+        return Point(following[0], "output")
     raise DistproError(
         f"level {stage.name}: no activation ends or follows it (only normalisation may come between), "
         "so there is nothing to tap after an activation; set feature: output or name another module"
@@ -119,18 +129,19 @@ def _is_library(module: nn.Module) -> bool:
     return type(module).__module__.startswith(("torch.", "timm."))
 
 
-def _following_activation(trace: Trace, stage: Call) -> Call | None:
-    current, current_version = stage.output, stage.output_version
+def _following_activation(trace: Trace, stage: Call) -> tuple[Call, Point] | None:
+    """The activation that follows and the point before it; nothing but normalisation lies between it and the stage."""
+    before = Point(stage, "output")
     for call in trace.calls:
-        takes_it = call.input is current and call.input_version == current_version
+        takes_it = call.input is before.tensor and call.input_version == before.call.output_version
         if call.start < stage.finish or not takes_it or not isinstance(call.output, Tensor):
             continue
         if call.output.shape != stage.output.shape:
             continue
         if is_activation(call.module):
-            return call
+            return call, before
         if isinstance(call.module, _NORMS):
             if fused := _ending_activation(trace, call):  # timm's BatchNormAct2d
-                return fused
-            current, current_version = call.output, call.output_version
+                return fused, Point(fused, "input")
+            before = Point(call, "output")
     return None

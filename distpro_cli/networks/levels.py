@@ -27,6 +27,7 @@ class TappedNetwork(nn.Module):
     Attributes:
         model: The network itself; nothing is added to its state dict.
         levels: Its levels, shallow to deep, numbered from 1.
+        points: For every level what is tapped, such as "output of block2.layer.0.bn1".
     """
 
     mean: Tensor
@@ -50,7 +51,8 @@ class TappedNetwork(nn.Module):
             model: Takes normalised images [B, C, H, W], returns anything.
             levels: See `choose_levels`; None for the default.
             feature: `output`: as a stage returns it; `before-activation` or `after-activation`: before or
-                after the activation at the stage's end. Holds for stages, not for `pooled` and `logits`.
+                after the activation that ends the stage or, behind normalisation, follows it. Holds for stages,
+                not for `pooled` and `logits`.
             logits: Whether the default levels end with the logits.
             mean: Per channel, what the network expects to be subtracted from images in [0, 1].
             std: Per channel, what it expects them to be divided by.
@@ -82,6 +84,7 @@ class TappedNetwork(nn.Module):
             if point is not None:
                 self._taps.append(self._recorder.tap(number, point))
         self.levels = tuple(infos)
+        self.points = tuple("the network's output" if c.point is None else c.point.text for c in choices)
         self._find_writes_in_training(images_bchw)
 
     @property

@@ -194,7 +194,10 @@ class Network(Model):
         examples=[[0, 1, 2, 3, "pooled"]],
     )
     feature: Literal["output", "before-activation", "after-activation"] = Field(
-        "output", description="where a stage is tapped: as it comes out, or before or after the activation at its end"
+        "output",
+        description="where a stage is tapped: as it comes out, or before or after the activation that ends it or, "
+        "behind normalisation, follows it (pre-activation networks: before-activation is after the next BatchNorm); "
+        "distpro inspect shows the point",
     )
     mean: Mean | None = Field(
         None, description="mean per channel this network was trained with; default: its own, else the data's"
@@ -227,8 +230,8 @@ class PathwayGroup(Model):
     )
     transform: str = Field(
         "conv2",
-        description="transform block: conv1, conv2, conv3, attention, linear, review, resize, identity, or one "
-        "of your own as path/to/file.py:Name",
+        description="transform block: conv1, conv2, conv3, attention, gated, linear, review, resize, identity, or "
+        "one of your own as path/to/file.py:Name",
     )
     transform_options: dict[str, Any] = Field({}, description="keyword arguments of the transform block")
     distance: str = Field(

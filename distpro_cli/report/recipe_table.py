@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distpro_cli.report.terminal import (
     add_columns,
@@ -16,6 +16,9 @@ from distpro_cli.report.terminal import (
     size,
 )
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
     """Prints what `costs.complexity.recipe_report` found to stdout: networks, levels, pathways, totals."""
@@ -25,12 +28,7 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
         network = report[side]
         costs = f"{count(network['parameters'])} parameters, {count(network['multiply_adds'])} multiply-adds"
         console.print(f"{side}: {network['name']}, {costs}")
-    table = make_table("network", "level", "name", "kind", "shape, reduction", title="levels")
-    for side in ("teacher", "student"):
-        for level in report[side]["levels"]:
-            text = shape(level["shape"], level["reduction"])
-            table.add_row(side, str(level["number"]), level["name"], level["kind"], text)
-    print_table(console, table)
+    print_table(console, _levels(report))
     print_kinds(console, [(row["id"], row["transform"], row["distance"]) for row in report["pathways"]])
     pathways = make_table("pathway", "teacher", "student", title="pathways")
     add_columns(pathways, "params", "mult-adds", "memory", numbers=True)
@@ -65,6 +63,20 @@ def print_recipe_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
     for entry in entries:
         if "error" in entry:
             console.print(f"unreadable: {entry['name']}: {entry['error']}", style="red", soft_wrap=True)
+
+
+def _levels(report: Mapping[str, Any]) -> Table:
+    """Levels of both networks; with a column for the tapped point where some stage is not tapped at its output."""
+    rows = [(side, level) for side in ("teacher", "student") for level in report[side]["levels"]]
+    stages = [level for _, level in rows if level["kind"] in ("map", "tokens")]
+    with_points = any(level["point"] != f"output of {level['name']}" for level in stages)
+    table = make_table("network", "level", "name", "kind", "shape, reduction", title="levels")
+    add_columns(table, *(["tapped"] if with_points else []))
+    for side, level in rows:
+        point = [level["point"]] if with_points else []
+        text = shape(level["shape"], level["reduction"])
+        table.add_row(side, str(level["number"]), level["name"], level["kind"], text, *point)
+    return table
 
 
 def _costs(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -123,6 +123,47 @@ def test_overrides_apply_to_every_recipe(distpro: Run, workplace: Path) -> None:
     assert wrong.status == 2 and "connections" in wrong.err and "Traceback" not in wrong.err
 
 
+def test_a_recipe_shows_what_is_tapped(distpro: Run, workplace: Path) -> None:
+    before = [f"{side}.feature=before-activation" for side in ("teacher", "student")]
+    levels = distpro("inspect", "tiny.yaml", *before, "--json").json["student"]["levels"]
+    assert levels[0]["point"] == "output of block2.layer.0.bn1"
+    shown, plain = distpro("inspect", "tiny.yaml", *before).out, distpro("inspect", "tiny.yaml").out
+    assert "tapped" in shown and "output of" in shown and "tapped" not in plain
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+FUNCTIONAL = """
+import torch.nn.functional as F
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stage = Stage()
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.head(self.stage(x).mean((2, 3)))
+
+class Stage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x):
+        return F.relu(self.conv(x))
+"""
+
+
+def test_what_comes_before_a_functional_activation_is_status_2(distpro: Run, workplace: Path) -> None:
+    (workplace / "net.py").write_text(FUNCTIONAL)
+    own = ("student.name=net.py:Net", "student.levels=[stage, pooled]")
+    assert distpro("inspect", "tiny.yaml", *own).status == 0
+    result = distpro("inspect", "tiny.yaml", *own, "student.feature=before-activation")
+    assert result.status == 2 and "Traceback" not in result.err
+    assert "level stage: it ends in an activation that is not a module (such as F.relu)" in result.err
+
+
 @pytest.mark.parametrize("paths", [[], ["a.safetensors"]])
 def test_overrides_without_a_recipe_are_status_2(
     distpro: Run, processes: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str]

@@ -39,6 +39,12 @@ def test_two_convolutions_at_the_smaller_resolution() -> None:
     assert cost.multiply_adds == (6 * 6 + 9 * 6 * 12) * 16
 
 
+def test_the_gated_block_by_hand() -> None:
+    (cost,) = pathway_costs(pathways_of(level(6, 4, 4), level(12, 8, 8), "gated", "hcl"))
+    assert cost.parameters == 9 * 6 * 6 + 2 * 6 + 6 + 9 * 6 * 6 + 2 * 6 + 9 * 6 * 12 + 2 * 12
+    assert cost.multiply_adds == (9 * 6 * 6 + 6 + 9 * 6 * 6) * 16 + 9 * 6 * 12 * 64
+
+
 def test_identity_keeps_the_difference_and_its_pools() -> None:
     (cost,) = pathway_costs(pathways_of(level(6, 8, 8), level(6, 8, 8), "identity", "hcl"))
     (uneven,) = pathway_costs(pathways_of(level(6, 7, 7), level(6, 7, 7), "identity", "hcl"))
@@ -127,6 +133,7 @@ def test_report_of_a_recipe(no_network: None) -> None:
         "kind": "map",
         "shape": [16, 32, 32],
         "reduction": 1,
+        "point": "output of block1",
     }
     row = report["pathways"][1]
     assert (row["teacher_level"], row["student_level"]) == (2, 1)

@@ -180,7 +180,7 @@ def test_nothing_of_the_package_is_measured_on_the_cpu(monkeypatch: pytest.Monke
     parts_of(
         *(
             PathwayGroup(transform=transform, connections=[[3, 2]])
-            for transform in ("conv1", "conv2", "conv3", "attention", "linear")
+            for transform in ("conv1", "conv2", "conv3", "attention", "gated", "linear")
         ),
         PathwayGroup(transform="conv1", connections=[[3, 2]], distance="cosine"),
         PathwayGroup(transform="conv1", connections=[[3, 2]], distance="l1"),

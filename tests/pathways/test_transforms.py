@@ -100,7 +100,10 @@ def test_runs_under_bfloat16_autocast(name: str, student: LevelInfo, teacher: Le
         assert source.grad is not None and torch.isfinite(source.grad).all()
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name != "review"])  # after the resize, as published
+AS_PUBLISHED = ("review", "gated")  # whose last convolution comes after the resize
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name not in AS_PUBLISHED])
 def test_convolves_at_the_smaller_resolution(name: str) -> None:
     large, small = level(6, 16, 16), level(6, 4, 4)
     for student, teacher in ((large, small), (small, large)):
@@ -121,6 +124,68 @@ def test_conv1_is_pooling_then_a_normalised_linear_map() -> None:
     mapped = torch.einsum("bchw,dc->bdhw", F.adaptive_avg_pool2d(source, 4), weight)
     mean, variance = mapped.mean((0, 2, 3), keepdim=True), mapped.var((0, 2, 3), keepdim=True, correction=0)
     assert torch.allclose(transform(source), (mapped - mean) / (variance + 1e-5).sqrt(), atol=1e-4)
+
+
+class Released(nn.Module):
+    """The released code's block, as its distiller.py lays out `build_feature_connector_complex`."""
+
+    def __init__(self, student: int, teacher: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        mid = min(512, student, teacher)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 3, 1, 1, bias=False) for a, b in ((student, mid), (mid, mid), (mid, teacher))
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in (mid, mid, teacher))
+        self.gate = nn.Conv2d(mid, 1, 1, bias=False)
+        self.size = size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norms[0](self.convolutions[0](x)))
+        x = x * self.gate(x)
+        x = F.relu(self.norms[1](self.convolutions[1](x)))
+        out: torch.Tensor = self.norms[2](self.convolutions[2](F.interpolate(x, self.size, mode="nearest")))
+        return out
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shapes", [((6, 8, 8), (12, 8, 8)), ((6, 4, 4), (12, 8, 8)), ((12, 5, 5), (3, 7, 7))])
+def test_gated_is_the_released_block(shapes: tuple[tuple[int, ...], tuple[int, ...]], training: bool) -> None:
+    student, teacher = (level(*shape) for shape in shapes)
+    transform = make_transform("gated", student, teacher)
+    published = Released(shapes[0][0], shapes[1][0], (shapes[1][1], shapes[1][2]))
+    nn.init.uniform_(transform.first[1].bias)  # type: ignore[union-attr, index, arg-type]
+    for n, layers in enumerate((transform.first, transform.second, transform.last)):
+        published.convolutions[n].load_state_dict(layers[0].state_dict())  # type: ignore[union-attr, index, operator]
+        published.norms[n].load_state_dict(layers[1].state_dict())  # type: ignore[union-attr, index, operator]
+    published.gate.load_state_dict(transform.gate.state_dict())  # type: ignore[union-attr, arg-type]
+    sources = [feature(student, 4).requires_grad_() for _ in range(2)]
+    carried, expected = (
+        block.train(training)(source) for block, source in zip((transform, published), sources, strict=True)
+    )
+    assert torch.allclose(carried, expected, atol=1e-5)
+    for out in (carried, expected):
+        out.square().mean().backward()
+    assert torch.allclose(*(source.grad for source in sources), atol=1e-6)  # type: ignore[arg-type]
+    gates = (transform.gate.weight.grad, published.gate.weight.grad)  # type: ignore[union-attr]
+    assert torch.allclose(*gates, rtol=1e-4, atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_gated_pools_a_larger_student_first_and_is_drawn_as_released() -> None:
+    student, teacher = level(600, 16, 16), level(700, 4, 4)
+    transform = make_transform("gated", student, teacher)
+    weights = [layer.weight for layer in transform.modules() if isinstance(layer, nn.Conv2d)]
+    assert [tuple(weight.shape[:2]) for weight in weights] == [(512, 600), (1, 512), (512, 512), (700, 512)]
+    for weight in (weights[0], weights[2], weights[3]):
+        assert weight.std().item() == pytest.approx((2 / (9 * weight.shape[0])) ** 0.5, rel=0.01)
+    seen = set()
+    for layer in transform.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(lambda _, given: seen.add(tuple(given[0].shape[2:])))
+    source = feature(student)
+    assert torch.allclose(
+        transform(source), transform(F.avg_pool2d(source, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)), atol=1e-3
+    )
+    assert seen == {(4, 4)}
 
 
 @pytest.mark.parametrize(("student", "teacher"), PAIRS.values(), ids=PAIRS)
@@ -167,6 +232,8 @@ def test_options_set_the_inner_channels() -> None:
     student, teacher = level(6, 8, 8), level(12, 8, 8)
     transform = make_transform("conv2", student, teacher, {"mid": 5})
     assert [m.out_channels for m in transform.modules() if isinstance(m, nn.Conv2d)] == [5, 12]
+    transform = make_transform("gated", student, teacher, {"mid": 5})
+    assert [m.out_channels for m in transform.modules() if isinstance(m, nn.Conv2d)] == [5, 1, 5, 12]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +246,8 @@ def test_options_set_the_inner_channels() -> None:
         ),
         ("conv1", {"mid": 4}, "transform conv1 has no option 'mid'; its options: none"),
         ("conv3", {"mid": 0}, "option 'mid' is 0; it must be a whole number of at least 1"),
+        ("gated", {"mid": True}, "option 'mid' is True; it must be a whole number of at least 1"),
+        ("gated", {"reduction": 4}, "transform gated has no option 'reduction'; its options: mid"),
         ("attention", {"reduction": 2.5}, "option 'reduction' is 2.5; it must be a whole number"),
         (
             "conv",

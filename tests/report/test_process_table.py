@@ -75,6 +75,7 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 
 def test_a_recipe_is_shown_with_the_costs_of_its_pathways(capsys: pytest.CaptureFixture[str]) -> None:
     level = {"number": 1, "name": "layer1", "kind": "map", "shape": (16, 32, 32), "reduction": 1}
+    level["point"] = "output of layer1"
     network = {"name": "wrn_16_2", "parameters": 691_674, "multiply_adds": 101e6, "levels": [level]}
     costs = {"parameters": 4960, "multiply_adds": 4.98e6, "backward_bytes": 396_288}
     row = {"id": "1-1", "transform": "conv2", "distance": "hcl", **costs}

@@ -10,7 +10,11 @@ from distpro_cli.networks.cifar.common import CifarNetwork, row, shuffle_channel
 
 
 class BasicUnit(nn.Module):
-    """Half of the channels pass, half go through 1×1, depthwise 3×3, 1×1; then channels are shuffled."""
+    """Half of the channels pass, half go through 1×1, depthwise 3×3, 1×1; then channels are shuffled.
+
+    The last ReLU comes after the shuffle, which gives the same numbers, since what passes is nowhere negative; so
+    the unit ends in a module, and what comes before its activation can be tapped.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -25,11 +29,12 @@ class BasicUnit(nn.Module):
         self.relu3 = nn.ReLU(inplace=True)
 
     def forward(self, feature_bchw: Tensor) -> Tensor:
-        """Returns the same shape."""
+        """Returns the same shape; the input is nowhere negative."""
         passed, changed = feature_bchw.chunk(2, 1)
         out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(changed)))))
-        out = self.relu3(self.bn3(self.conv3(out)))
-        return shuffle_channels(torch.cat([passed, out], 1), 2)
+        out = self.bn3(self.conv3(out))
+        activated: Tensor = self.relu3(shuffle_channels(torch.cat([passed, out], 1), 2))
+        return activated
 
 
 class DownUnit(nn.Module):

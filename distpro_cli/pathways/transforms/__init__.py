@@ -6,6 +6,7 @@
 | conv2 | 1×1 and 3×3 convolution | mid |
 | conv3 | 1×1, 3×3, 1×1 bottleneck | mid |
 | attention | conv2 whose inner map is gated by channel and by position | mid, reduction |
+| gated | the released code's: three 3×3 convolutions, a gate x · conv1×1(x) after the first | mid |
 | linear | one linear map for every position, token or vector | |
 | review | ReviewKD's: levels fused from deep to shallow in a block that pathways share, then a 3×3 convolution | mid |
 | resize | the teacher's resolution, the student's channels: for distances that do not compare channels | |
@@ -17,7 +18,7 @@ which a recipe names as `path/to/file.py:Class`.
 """
 
 # Importing a module registers its blocks.
-from distpro_cli.pathways.transforms import attention, convolutions, linear, resize, review  # noqa: F401
+from distpro_cli.pathways.transforms import attention, convolutions, gated, linear, resize, review  # noqa: F401
 from distpro_cli.pathways.transforms.base import TRANSFORMS, Transform, make_transform, register_transform
 
 __all__ = ["TRANSFORMS", "Transform", "make_transform", "register_transform"]
