@@ -170,8 +170,8 @@ def _scale(text: str) -> tuple[float, ...]:
     if not isinstance(values, list):
         raise ProcessError("the metadata's scale is not a list")
     for value in values:
-        if type(value) not in (int, float) or not 0 < value <= 1e300:
-            raise ProcessError(f"the metadata's scale holds {_shown(value)}; expected numbers above 0")
+        if type(value) not in (int, float) or abs(value) > 1e300:
+            raise ProcessError(f"the metadata's scale holds {_shown(value)}; expected a number")
     return tuple(map(float, values))
 
 

@@ -17,6 +17,7 @@ from distpro_cli.process.cost import Part, relative_cost
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.schedule import Float32, Schedule, interpolate, kept_entries
 
+SMALLEST_SCALE = 1e-50  # so that weights in units of it are finite
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7)
 
 
@@ -75,9 +76,9 @@ class Process:
         return replace(self, progress=progress, weights=weights, alpha=alpha, whole_alpha=whole_alpha)
 
     @property
-    def scaled_weights(self) -> Float32:
+    def scaled_weights(self) -> NDArray[np.floating]:
         """Weights in units of the scale, [T, K]: what pathways are compared by. Without a scale, the weights."""
-        return (self.weights / np.array(self.scale)).astype(np.float32) if self.scale else self.weights
+        return self.weights / np.array(self.scale, dtype=np.float64) if self.scale else self.weights
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -119,7 +120,7 @@ class Process:
         return relative_cost(self.parts, schedule) if self.parts else None
 
 
-def _mean_over_time(progress_t: Float32, table_tk: Float32) -> NDArray[np.float64]:
+def _mean_over_time(progress_t: Float32, table_tk: NDArray[np.floating]) -> NDArray[np.float64]:
     widths_t = np.diff(progress_t.astype(np.float64))
     mean: NDArray[np.float64] = widths_t @ ((table_tk[:-1].astype(np.float64) + table_tk[1:]) / 2)
     return mean
@@ -154,8 +155,8 @@ def _check_tables(process: Process) -> None:
     _check_parts(process)
     if process.scale and len(process.scale) != num_pathways:
         raise ProcessError(f"scale has {len(process.scale)} values; expected one per pathway ({num_pathways})")
-    if not all(0 < value < np.inf for value in process.scale):
-        raise ProcessError("scale holds a value that is not a finite number above 0")
+    if not all(SMALLEST_SCALE <= value <= 1 / SMALLEST_SCALE for value in process.scale):
+        raise ProcessError(f"scale holds a value out of range; allowed: {SMALLEST_SCALE:g} to {1 / SMALLEST_SCALE:g}")
     ids = [pathway.id for pathway in process.pathways]
     if len(set(ids)) < len(ids):
         twice = sorted(name for name, count in Counter(ids).items() if count > 1)

@@ -20,9 +20,9 @@ def summarize(
 
     `pathways` has the weight at progress 0, ½ and 1 (`start`, `middle`, `end`), its `mean` over time, its
     `scale` (None: it has none), and the `share` of the sum of the means in units of the scale, in [0, 1].
-    `remaining_percent` maps a threshold to the entries left, `relative_cost` to the cost of a step over that of a full one; `keep` maps the share of the entries kept to
-    both. `step_cost` is the part of a full step's cost that the student, the teacher and the pathways have.
-    Costs are None where the process does not hold what its steps cost.
+    `remaining_percent` maps a threshold to the entries left, `relative_cost` to the cost of a step over that of a
+    full one; `keep` maps the share of the entries kept to both. `step_cost` is the part of a full step's cost that
+    the student, the teacher and the pathways have. Costs are None where the process does not hold what its steps cost.
     """
     at_threshold = {f"{threshold:g}": process.schedule(threshold=threshold) for threshold in thresholds}
     scale = process.scale or (None,) * len(process.pathways)
