@@ -17,6 +17,7 @@ from distpro_cli.process.cost import Part, relative_cost
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.schedule import Float32, Schedule, interpolate, kept_entries
 
+SMALLEST_SCALE = 1e-50  # so that weights in units of it are finite
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7)
 
 
@@ -38,6 +39,8 @@ class Process:
         whole_alpha: [T, K'], alpha of the process that `fit` took these columns from; it decides in place of `alpha`
             what a threshold or a share drops. None: nothing was left out or moved.
         columns: Where in `whole_alpha` each pathway lies, from 0; [K].
+        scale: [K] > 0, the unit of each pathway's weights, a factor in `weights`: ‖∂L_task/∂F‖ / ‖∂D_k/∂F‖ at its
+            student level F at the start of the search. Empty: weights are factors of the distances.
 
     Raises:
         ProcessError: the fields do not fit each other, or hold values that no process has.
@@ -55,6 +58,7 @@ class Process:
     parts: tuple[Part, ...] = ()
     whole_alpha: Float32 | None = None
     columns: tuple[int, ...] = ()
+    scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Takes the tables as float32 and checks them."""
@@ -72,14 +76,19 @@ class Process:
         return replace(self, progress=progress, weights=weights, alpha=alpha, whole_alpha=whole_alpha)
 
     @property
+    def scaled_weights(self) -> NDArray[np.floating]:
+        """Weights in units of the scale, [T, K]: what pathways are compared by. Without a scale, the weights."""
+        return self.weights / np.array(self.scale, dtype=np.float64) if self.scale else self.weights
+
+    @property
     def mean(self) -> NDArray[np.float64]:
         """Mean weight of every pathway over time (trapezoid, exact for the interpolated weights); [K]."""
         return _mean_over_time(self.progress, self.weights)
 
     @property
     def share(self) -> NDArray[np.float64]:
-        """Each pathway's part of the sum of the mean weights, in [0, 1]; [K], all 0 when every weight is."""
-        mean = self.mean
+        """Each pathway's part of the sum of the mean scaled weights, in [0, 1]; [K], all 0 when every weight is."""
+        mean = _mean_over_time(self.progress, self.scaled_weights)
         total = mean.sum()
         return mean / total if total > 0 else np.zeros_like(mean)
 
@@ -111,7 +120,7 @@ class Process:
         return relative_cost(self.parts, schedule) if self.parts else None
 
 
-def _mean_over_time(progress_t: Float32, table_tk: Float32) -> NDArray[np.float64]:
+def _mean_over_time(progress_t: Float32, table_tk: NDArray[np.floating]) -> NDArray[np.float64]:
     widths_t = np.diff(progress_t.astype(np.float64))
     mean: NDArray[np.float64] = widths_t @ ((table_tk[:-1].astype(np.float64) + table_tk[1:]) / 2)
     return mean
@@ -144,6 +153,10 @@ def _check_tables(process: Process) -> None:
     if process.whole_alpha is not None and not np.array_equal(process.whole_alpha[:, list(process.columns)], alpha):
         raise ProcessError("alpha is not what lies in these columns of whole_alpha")
     _check_parts(process)
+    if process.scale and len(process.scale) != num_pathways:
+        raise ProcessError(f"scale has {len(process.scale)} values; expected one per pathway ({num_pathways})")
+    if not all(SMALLEST_SCALE <= value <= 1 / SMALLEST_SCALE for value in process.scale):
+        raise ProcessError(f"scale holds a value out of range; allowed: {SMALLEST_SCALE:g} to {1 / SMALLEST_SCALE:g}")
     ids = [pathway.id for pathway in process.pathways]
     if len(set(ids)) < len(ids):
         twice = sorted(name for name, count in Counter(ids).items() if count > 1)

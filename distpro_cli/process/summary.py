@@ -18,14 +18,15 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns what a process holds.
 
-    `pathways` has the weight at progress 0, ½ and 1 (`start`, `middle`, `end`), its `mean` over time, and the
-    `share` of the sum of the means, in [0, 1]. `remaining_percent` maps a threshold to the entries left,
-    `relative_cost` to the cost of a step over that of a full one; `keep` maps the share of the entries kept to
-    both. `step_cost` is the part of a full step's cost that the student, the teacher and the pathways have.
-    Costs are None where the process does not hold what its steps cost.
+    `pathways` has the weight at progress 0, ½ and 1 (`start`, `middle`, `end`), its `mean` over time, its
+    `scale` (None: it has none), and the `share` of the sum of the means in units of the scale, in [0, 1].
+    `remaining_percent` maps a threshold to the entries left, `relative_cost` to the cost of a step over that of a
+    full one; `keep` maps the share of the entries kept to both. `step_cost` is the part of a full step's cost that
+    the student, the teacher and the pathways have. Costs are None where the process does not hold what its steps cost.
     """
     at_threshold = {f"{threshold:g}": process.schedule(threshold=threshold) for threshold in thresholds}
-    columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, process.share, strict=True)
+    scale = process.scale or (None,) * len(process.pathways)
+    columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, scale, process.share, strict=True)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -41,9 +42,10 @@ def summarize(
                 "middle": float(middle),
                 "end": float(end),
                 "mean": float(mean),
+                "scale": unit,
                 "share": float(share),
             }
-            for pathway, (start, middle, end, mean, share) in zip(process.pathways, columns, strict=True)
+            for pathway, (start, middle, end, mean, unit, share) in zip(process.pathways, columns, strict=True)
         ],
         "remaining_percent": {mark: schedule.remaining_percent for mark, schedule in at_threshold.items()},
         "relative_cost": {mark: process.relative_cost(schedule) for mark, schedule in at_threshold.items()}
@@ -75,10 +77,10 @@ def _step_cost(process: Process) -> dict[str, float] | None:
 
 
 def sample(process: Process, num_points: int) -> NDArray[np.float64]:
-    """Returns the mean weights in `num_points` equal parts of the run; [points, K]."""
+    """Returns the mean weights, in units of the scale, in `num_points` equal parts of the run; [points, K]."""
     within = 8
     u = (np.arange(num_points * within) + 0.5) / (num_points * within)
-    columns = [np.interp(u, process.progress, column) for column in process.weights.T]
+    columns = [np.interp(u, process.progress, column) for column in process.scaled_weights.T]
     means: NDArray[np.float64] = np.stack(columns, axis=1).reshape(num_points, within, -1).mean(axis=1)
     return means
 

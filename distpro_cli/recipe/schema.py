@@ -316,6 +316,11 @@ class Search(Model):
     weight: PositiveNumber = Field(
         1.0, description="kappa, the distillation weight; method share: odds of distillation's part of the gradient"
     )
+    scale: Literal["distance", "gradient"] = Field(
+        "distance",
+        description="unit of the weights; distance: they multiply the distances as they are; gradient: a weight of 1 "
+        "pulls at the pathway's student level as hard as the task does over the first steps (method hypergradient)",
+    )
     learn_weight: bool = Field(False, description="whether kappa is learnt beside alpha, starting at weight")
     hypergradient: Literal["cheap", "exact", "central-difference"] | UserFile = Field(
         "cheap",
@@ -325,6 +330,14 @@ class Search(Model):
         {}, description="keyword arguments of the hypergradient, such as shift_length"
     )
     interval: PositiveInt = Field(1, description="steps between two updates of alpha")
+
+    @model_validator(mode="after")
+    def _scale_fits_method(self) -> Self:
+        if self.scale == "gradient" and self.method != "hypergradient":
+            raise wrong(
+                f"gradient needs search.method: hypergradient; {self.method} makes its weights without a scale", "scale"
+            )
+        return self
 
     @property
     def held_out_share(self) -> float | None:

@@ -103,14 +103,15 @@ def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:
     }
     used = {pathway.connection for _, process in processes for pathway in process.pathways}
     handles = _draw_lines(processes, panels)
-    top = max(float(process.weights.max()) for _, process in processes)
+    top = max(float(process.scaled_weights.max()) for _, process in processes)
     axes[0][0].set_xlim(0, 1)
     axes[0][0].set_ylim(0, 1.08 * top if top > 0 else 1)
     axes[0][0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes[0][0].locator_params(axis="y", nbins=4)
     _label(panels, used, teacher, student)
     figure.suptitle(_title(processes), fontsize=10, fontweight="bold")
-    figure.supylabel("weight of the pathway", fontsize=9)
+    scaled = any(process.scale for _, process in processes)
+    figure.supylabel("weight / scale of the pathway" if scaled else "weight of the pathway", fontsize=9)
     if len(handles) > 1:
         columns = min(len(handles), max(1, len(student)), 4)
         style: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
@@ -125,12 +126,13 @@ def _draw_lines(processes: Sequence[tuple[str, Process]], panels: dict[tuple[int
     alone = not several and len(kinds) == 1
     handles: dict[str, Any] = {}
     for i, (label, process) in enumerate(processes):
+        scaled_tk = process.scaled_weights
         for k, pathway in enumerate(process.pathways):
             kind = kinds.index(_kind(pathway))
             colour = COLOURS[(i if several else kind) % len(COLOURS)]
             line = _LINES[kind % len(_LINES) if several else 0]
             name = (f"{label}, {_kind(pathway)}" if len(kinds) > 1 else label) if several else _kind(pathway)
-            axes, weights_t = panels[pathway.connection], process.weights[:, k]
+            axes, weights_t = panels[pathway.connection], scaled_tk[:, k]
             (drawn,) = axes.plot(process.progress, weights_t, line, color=colour, linewidth=1.3)
             if alone:
                 axes.fill_between(process.progress, weights_t, color=colour, alpha=0.16, linewidth=0)

@@ -141,7 +141,7 @@ def describe(row: dict[str, Any], metric: Metric) -> str:
         parts.append(f"{'train' if outer is None else 'inner'} {metric.with_unit(train)}")
     if outer is not None:
         parts.append(f"outer {metric.with_unit(outer)}")
-    weights: dict[str, float] = row.get("weights") or {}
+    weights: dict[str, float] = row.get("scaled_weights") or row.get("weights") or {}
     strongest = sorted(weights, key=lambda name: -weights[name])[:STRONGEST]
     if strongest:
         parts.append("strongest " + " ".join(f"{name} {weights[name]:.2f}" for name in strongest))

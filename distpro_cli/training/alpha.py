@@ -101,11 +101,15 @@ class AlphaOptimizer:
         spec: The recipe's `search`.
         num_updates: Of the whole search; `alpha_lr` may follow from it.
         device: Where to compute.
+
+    Attributes:
+        scale_k: Unit of every weight, [K] > 0: a further factor, which may be set at any time.
     """
 
     def __init__(self, start_k: Tensor, factor_k: Tensor, spec: Search, num_updates: int, device: torch.device) -> None:
         self.spec = spec
         self.start_k, self.factor_k = start_k.to(device), factor_k.to(device)
+        self.scale_k = torch.ones_like(self.factor_k)
         self.alpha_k = self.start_k.clone().requires_grad_()
         self.log_kappa = torch.zeros((), device=device, requires_grad=spec.learn_weight)  # beside log(spec.weight)
         moved = [self.alpha_k, self.log_kappa] if spec.learn_weight else [self.alpha_k]
@@ -149,7 +153,8 @@ class AlphaOptimizer:
         self.adam.load_state_dict(state["adam"])
 
     def _weights_at_start_of_kappa(self) -> Tensor:
-        return NORMALIZATIONS[self.spec.normalization](self.alpha_k, self.spec.weight, self.spec.bias) * self.factor_k
+        relative_k = NORMALIZATIONS[self.spec.normalization](self.alpha_k, self.spec.weight, self.spec.bias)
+        return relative_k * self.factor_k * self.scale_k
 
 
 def alpha_lr(spec: Search, num_updates: int) -> float:

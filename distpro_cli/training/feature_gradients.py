@@ -66,6 +66,13 @@ def feature_gradients(
     return at_student
 
 
+def norms(gradients: list[FeatureGradients]) -> tuple[Tensor, Tensor]:
+    """Returns ‖g_0‖ and ‖g_k‖ of every pathway, float32 [K] each."""
+    task_k = [torch.linalg.vector_norm(pair.task.float()) for pair in gradients]
+    pathway_k = [torch.linalg.vector_norm(pair.pathway.float()) for pair in gradients]
+    return torch.stack(task_k), torch.stack(pathway_k)
+
+
 def _ancestors(loss: Tensor) -> set[Node]:
     """Returns the nodes of the graph behind a loss."""
     found: set[Node] = set()

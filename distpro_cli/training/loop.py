@@ -207,7 +207,12 @@ class Trainer:
             row |= {f"outer_{name}": score.item() for name, score in outer_losses.scores.items()}
         if infos:
             row["distances"] = {infos[k].id: d.item() for k, d in losses.distances.items()}
-            row["weights"] = self.weights.by_pathway()
+            weights, scale = self.weights.by_pathway(), self.weights.scale()
+            row["weights"] = weights
+            if scale:
+                row["scaled_weights"] = {
+                    name: weight / unit for (name, weight), unit in zip(weights.items(), scale, strict=True)
+                }
         self.metrics.write(row)
         self.reporter.step(self.progress.step, row)
 

@@ -30,7 +30,7 @@ from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import Search
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.alpha import Record, alpha_lr
-from distpro_cli.training.feature_gradients import FeatureGradients
+from distpro_cli.training.feature_gradients import FeatureGradients, norms
 from distpro_cli.training.hypergradients.cheap import CheapHypergradient
 from distpro_cli.training.step import Distiller, StepLosses
 from distpro_cli.training.weights import Batches, MovedWeights
@@ -241,13 +241,6 @@ RIVALS: dict[str, type[Rival]] = {
     "share": Share,
     "uncertainty": Uncertainty,
 }
-
-
-def norms(gradients: list[FeatureGradients]) -> tuple[Tensor, Tensor]:
-    """Returns ‖g_0‖ and ‖g_k‖ of every pathway, float32 [K] each."""
-    task_k = [torch.linalg.vector_norm(pair.task.float()) for pair in gradients]
-    pathway_k = [torch.linalg.vector_norm(pair.pathway.float()) for pair in gradients]
-    return torch.stack(task_k), torch.stack(pathway_k)
 
 
 def cosine(left: Tensor, right: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from distpro_cli.tasks.task import Batch
 from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import Hypergradient
 from distpro_cli.training.optimiser import learning_rate
+from distpro_cli.training.scale import GradientScale
 from distpro_cli.training.step import Distiller, StepLosses, Stepper
 
 Batches = Callable[[int], Iterator[Batch]]  # makes the batches of a step and all that follow, on the device
@@ -42,6 +43,10 @@ class Weights(ABC):
         """Returns the weights in force by pathway id, for progress and metrics."""
         return {info.id: weight for info, weight in zip(self.stepper.trained.infos, self.current(), strict=True)}
 
+    def scale(self) -> Sequence[float]:
+        """Returns the unit of every weight, [K] > 0; empty where weights are factors of the distances."""
+        return ()
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs."""
         return {}
@@ -65,10 +70,12 @@ class ScheduledWeights(Weights):
         distiller: Runs the steps.
         schedule: Of a process whose columns are the pair's pathways.
         total_steps: Of the run.
+        scale: Unit of every weight, [K] > 0, where the process has one.
     """
 
-    def __init__(self, distiller: Distiller, schedule: Schedule, total_steps: int) -> None:
+    def __init__(self, distiller: Distiller, schedule: Schedule, total_steps: int, scale: Sequence[float] = ()) -> None:
         super().__init__(distiller)
+        self._scale = scale
         self.distiller = distiller
         self.schedule = schedule
         self.total_steps = total_steps
@@ -82,6 +89,10 @@ class ScheduledWeights(Weights):
     @override
     def current(self) -> Sequence[float]:
         return self._current
+
+    @override
+    def scale(self) -> Sequence[float]:
+        return self._scale
 
 
 class MovedWeights(Weights):
@@ -160,6 +171,7 @@ class SearchedWeights(MovedWeights):
         alpha: What is moved.
         record: Of it.
         outer_batches: By number of the move.
+        gradient_scale: Of the weights; None: they are factors of the distances.
     """
 
     def __init__(
@@ -169,10 +181,24 @@ class SearchedWeights(MovedWeights):
         alpha: AlphaOptimizer,
         record: Record,
         outer_batches: Batches,
+        gradient_scale: GradientScale | None = None,
     ) -> None:
         super().__init__(distiller, record, alpha.spec.interval, outer_batches)
         self.hypergradient = hypergradient
         self.alpha = alpha
+        self.gradient_scale = gradient_scale
+
+    @override
+    def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
+        if self.gradient_scale is not None:
+            self.gradient_scale.look(batch, step)
+            self.alpha.scale_k = self.gradient_scale.scale_k
+        return super().step(batch, step)
+
+    @override
+    def scale(self) -> Sequence[float]:
+        scale: list[float] = [] if self.gradient_scale is None else self.gradient_scale.scale_k.tolist()
+        return scale
 
     @override
     def weights(self) -> Tensor:
@@ -200,6 +226,8 @@ class SearchedWeights(MovedWeights):
     @override
     def state_dict(self) -> dict[str, Any]:
         own = {**self.alpha.state_dict(), "hypergradient": self.hypergradient.state_dict()}
+        if self.gradient_scale is not None:
+            own["scale"] = self.gradient_scale.state_dict()
         return {**own, **super().state_dict()}
 
     @override
@@ -207,3 +235,6 @@ class SearchedWeights(MovedWeights):
         super().load_state_dict(state)
         self.alpha.load_state_dict(state)
         self.hypergradient.load_state_dict(state.get("hypergradient", {}))  # 0.1.0 wrote none
+        if self.gradient_scale is not None:
+            self.gradient_scale.load_state_dict(state["scale"])
+            self.alpha.scale_k = self.gradient_scale.scale_k

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from distpro_cli.process.file import load_process
 from distpro_cli.process.process import Process
@@ -79,7 +80,9 @@ class Method:
 
 def online_recipe(recipe: Recipe, method: SearchMethod) -> Recipe:
     """Returns the recipe of a search that is a run of `distill`, by all train images."""
-    own = {"epochs": recipe.distill.epochs, "batch_size": None, "optimizer": None, "schedule": None}
+    own: dict[str, Any] = {"epochs": recipe.distill.epochs, "batch_size": None, "optimizer": None, "schedule": None}
+    if method != "hypergradient":
+        own["scale"] = "distance"  # the rules look at gradients themselves
     search = recipe.search.model_copy(update={**own, "method": method, "outer": "train"})
     return recipe.model_copy(update={"search": search})
 

@@ -26,6 +26,7 @@ from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.pull_back import missing_pull_back
 from distpro_cli.training.rivals import RIVALS
+from distpro_cli.training.scale import GradientScale
 from distpro_cli.training.step import Distiller
 from distpro_cli.training.weights import MovedWeights, SearchedWeights
 from distpro_cli.versions import installed_versions
@@ -85,7 +86,7 @@ def search(
         f"teacher_{metric.name}": teacher_figure,
         **{f"student_{name}": value for name, value in figures.items()},
     }
-    process = to_process(recipe, weights.record, pair.infos, parts, measured)
+    process = to_process(recipe, weights, pair.infos, parts, measured)
     if isinstance(weights, SearchedWeights) and (collapsed := collapse(process)):
         context.reporter.message(collapsed)
     save_process(process, output, force=force or folder.resuming)
@@ -127,13 +128,14 @@ def searched_weights(session: Session, distiller: Distiller, training: Training)
     hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
     if as_sgd := missing_pull_back(distiller.optimizer):
         session.context.reporter.message(as_sgd)
-    return SearchedWeights(distiller, hypergradient, alpha, record, outer_batches)
+    scale = GradientScale(distiller, total_steps) if spec.scale == "gradient" else None
+    return SearchedWeights(distiller, hypergradient, alpha, record, outer_batches, scale)
 
 
 def collapse(process: Process) -> str | None:
-    """Returns a warning where one pathway has nearly all of the weight for a part of the search."""
-    totals_t = process.weights.sum(axis=1)
-    share_tk = process.weights / np.where(totals_t > 0, totals_t, 1)[:, None]
+    """Returns a warning where one pathway has nearly all of the weight, in units of its scale, for a part of it."""
+    totals_t = process.scaled_weights.sum(axis=1)
+    share_tk = process.scaled_weights / np.where(totals_t > 0, totals_t, 1)[:, None]
     if len(process.pathways) == 1 or share_tk.max() <= MOST_SHARE:
         return None
     t, k = np.unravel_index(share_tk.argmax(), share_tk.shape)
@@ -147,13 +149,13 @@ def collapse(process: Process) -> str | None:
 
 def to_process(
     recipe: Recipe,
-    record: Record,
+    weights: MovedWeights,
     infos: Sequence[PathwayInfo],
     parts: tuple[Part, ...],
     measured: Mapping[str, float | int | str],
 ) -> Process:
     """Returns the process that a finished search found."""
-    progress_t, weight_tk, alpha_tk = record.table()
+    progress_t, weight_tk, alpha_tk = weights.record.table()
     if not np.isfinite(alpha_tk).all():
         raise DistproError("the search ended with an alpha that is not finite; try a smaller search.alpha_lr")
     return Process(
@@ -167,4 +169,5 @@ def to_process(
         seed=recipe.seed,
         measured=measured,
         parts=parts,
+        scale=tuple(weights.scale()),
     )

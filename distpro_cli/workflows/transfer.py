@@ -80,10 +80,12 @@ def transfer(
     pair, process = source.set_up(session)
     if not process.parts:
         process = replace(process, parts=parts_of(session, pair, training.batch_size))
-    schedule = fit(process, pair.infos, mode).schedule(threshold=dropping.threshold, keep=dropping.keep)
+    fitted = fit(process, pair.infos, mode)
+    schedule = fitted.schedule(threshold=dropping.threshold, keep=dropping.keep)
     num_used = _num_used(schedule)
     if num_used:
-        weights: Weights = ScheduledWeights(session.distiller(pair, training), schedule, session.total_steps(training))
+        distiller, total_steps = session.distiller(pair, training), session.total_steps(training)
+        weights: Weights = ScheduledWeights(distiller, schedule, total_steps, fitted.scale)
         teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
     else:
         weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None

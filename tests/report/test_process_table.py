@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,21 @@ def test_no_id_is_cut_in_eighty_columns(capsys: pytest.CaptureFixture[str], monk
 def test_weights_that_are_all_zero_have_a_table_too(capsys: pytest.CaptureFixture[str]) -> None:
     print_process_table("zero", constant_process(lower_pathways(), 0.0))
     assert "0.0%" in capsys.readouterr().out
+
+
+def test_a_scale_is_shown_in_eighty_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = make_pathway(3, 1, transform="attention", distance="cosine", name="3-1:attention+cosine")
+    plain = make_process(pathways=[*lower_pathways(), long])
+    scale = tuple(1.5e-4 * 10**k for k in range(11))
+    process = replace(plain, scale=scale, weights=plain.weights * np.float32(scale))
+    print_process_table("p.safetensors", process)
+    print_side_by_side([("p.safetensors", process), ("q.safetensors", plain)])
+    text = capsys.readouterr().out
+    assert "1.5e-04" in text and "weight / scale" in text and max(map(len, text.splitlines())) <= 80
+    np.testing.assert_allclose(sample(process, 8), sample(plain, 8), rtol=1e-5)
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
