@@ -11,6 +11,7 @@ from distpro_cli.metric import Metric
 from distpro_cli.report.comparison import STUDENT
 from distpro_cli.report.statistics import paired_difference
 
+FEW_SEEDS = 5  # below, intervals are wide
 ERROR_RATE = 0.05  # of all comparisons with the best together
 BEYOND, WITHIN, ONE_SEED = "beyond chance", "within chance", "one seed: no telling how sure"
 
@@ -94,7 +95,10 @@ class Choice:
         if self.num_compared > 2:
             seeds += f", {self.num_compared - 1} comparisons allowed for"
         text = f"{self._by(difference)} {other}, {self.sure} ({seeds})"
-        return text + self._cheaper(other) if self.sure == WITHIN else text
+        if self.sure != WITHIN:
+            return text
+        few = len(difference["values"]) < FEW_SEEDS
+        return f"{text}{self._cheaper(other)}{', and more seeds may tell them apart' if few else ''}"
 
     def _cheaper(self, other: str) -> str:
         assert self.over is not None
