@@ -181,7 +181,8 @@ def compare(
         quiet: Whether nothing is shown on stderr.
 
     Returns:
-        What `--json` prints: `methods` with last and best figures, differences to the student alone, costs.
+        What `--json` prints: `methods` with last and best figures, differences to the student alone, costs;
+            `verdict`, which of them to use (docs/comparison.md).
 
     Raises:
         DistproError: anything wrong with the input, found before the first run.

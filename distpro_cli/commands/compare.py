@@ -133,7 +133,6 @@ def _show(summary: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
         print(encodable(markdown(summary), sys.stdout.encoding), end="")
     else:
         print_comparison(summary)
-        print(f"table, plot and summary: {summary['run_dir']}")
 
 
 def _checked_names(text: str) -> list[str]:

@@ -79,6 +79,19 @@ def relative_search_cost(parts: Sequence[Part], interval: int = 1) -> float:
     return 1 + added / (total * interval)
 
 
+def relative_rule_cost(parts: Sequence[Part], interval: int = 1) -> float:
+    """Returns the cost of a step of a search by a rule over gradients at the features, over that of a plain step.
+
+    A step that moves the weights adds the way back from the task to the features: at most the student's backward pass.
+
+    Args:
+        parts: All that runs in a plain step.
+        interval: Steps from one move of the weights to the next, at least 1.
+    """
+    added = sum(part.cost for part in parts if part.name == STUDENT_BACKWARD)
+    return 1 + added / (sum(part.cost for part in parts) * interval)
+
+
 def _on_from_both_ends(schedule: Schedule) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns for which share of each interval a pathway is on from its start, and up to its end; both [T-1, K].
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from distpro_cli.metric import Metric
@@ -14,11 +15,24 @@ HEADS = ("method", "last", "best", "Δ student", "left %", "wall s", "device s",
 WIDE = 120  # columns where no terminal sets a limit
 
 
+@dataclass(frozen=True)
+class SearchCost:
+    """What finding a process took: wall seconds and device seconds, None if unknown; whether that is an estimate."""
+
+    seconds: float | None
+    device_seconds: float | None
+    estimated: bool = False
+
+
+NO_SEARCH = SearchCost(0.0, 0.0)
+UNKNOWN_COST = SearchCost(None, None)
+
+
 def summarize_method(
     name: str,
     summaries: Sequence[Mapping[str, Any]],
     baseline: Sequence[float] | None,
-    search: tuple[float | None, bool],
+    search: SearchCost,
     metric: Metric,
 ) -> dict[str, Any]:
     """Returns what is known of one method.
@@ -27,13 +41,14 @@ def summarize_method(
         name: Of the method.
         summaries: Of its runs, one per seed.
         baseline: Last figure of the student alone under the same seeds; None if that was not run.
-        search: Seconds that finding its process took, None if unknown, and whether that is an estimate.
+        search: What finding its process took.
         metric: What the student is judged by.
 
     Returns:
         `name`, `<metric>_last` and `<metric>_best` (`mean`, `std`, `values`), `difference` (`mean`, `low`,
         `high`, `values`, or None), `seconds` and `device_seconds` (means over the runs, with all values beside
-        them), `remaining_percent`, `pathways_used`, `search_seconds`, `search_estimated`.
+        them), `remaining_percent`, `pathways_used`, `search_seconds`, `search_device_seconds`,
+        `search_estimated`, `run_dirs`.
     """
     last, best = ([summary["student"][f"{metric.name}_{end}"] for summary in summaries] for end in ("last", "best"))
     seconds = spread([summary["seconds"] for summary in summaries])
@@ -49,14 +64,17 @@ def summarize_method(
         "device_seconds_values": device["values"],
         "remaining_percent": summaries[0]["remaining_percent"],
         "pathways_used": summaries[0]["pathways_used"],
-        "search_seconds": search[0],
-        "search_estimated": search[1],
+        "search_seconds": search.seconds,
+        "search_device_seconds": search.device_seconds,
+        "search_estimated": search.estimated,
         "run_dirs": [summary["run_dir"] for summary in summaries],
     }
 
 
 def print_comparison(summary: Mapping[str, Any]) -> None:
-    """Prints a comparison to stdout: the teacher, one line per method, what did worse than the student alone."""
+    """Prints a comparison to stdout: the teacher, one line per method, what did worse than the student alone,
+    where the files are and, last, the verdict.
+    """
     console = make_console()
     metric = Metric(**summary["metric"])
     console.print(encodable(_heading(summary, metric), console.encoding))
@@ -68,7 +86,8 @@ def print_comparison(summary: Mapping[str, Any]) -> None:
     for method in summary["methods"]:
         table.add_row(*(encodable(cell, console.encoding) for cell in _cells(method, metric)))
     print_table(console, table)
-    for line in [_legend(summary, metric), *worse_lines(summary)]:
+    files = f"table, plot and summary: {summary['run_dir']}"
+    for line in [_legend(summary, metric), *worse_lines(summary), files, summary["verdict"]["sentence"]]:
         console.print(encodable(line, console.encoding), soft_wrap=True)
 
 
@@ -77,7 +96,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     metric = Metric(**summary["metric"])
     rows = [HEADS, ("---", *("---:" for _ in HEADS[1:])), *(_cells(method, metric) for method in summary["methods"])]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    lines = "".join(f"\n{line}\n" for line in worse_lines(summary))
+    lines = "".join(f"\n{line}\n" for line in [*worse_lines(summary), summary["verdict"]["sentence"]])
     return f"{_heading(summary, metric)}\n\n{table}\n\n{_legend(summary, metric)}\n{lines}"
 
 

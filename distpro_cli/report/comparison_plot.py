@@ -56,5 +56,6 @@ def _draw(summary: Mapping[str, Any]) -> Figure:
     axes.set_xlabel("wall seconds of a run (hollow: with its search)")
     axes.set_ylabel(f"{label_with_unit(metric)} after {summary['epochs']} epochs")
     axes.set_title(f"{teacher['name']} → {summary['student']}", fontsize=10, fontweight="bold")
-    figure.legend(loc="outside right upper", frameon=False)
+    if summary["methods"]:
+        figure.legend(loc="outside right upper", frameon=False)
     return figure

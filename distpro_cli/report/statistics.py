@@ -17,12 +17,13 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean of values - baseline, pair by pair, with its 95 % t interval.
+def paired_difference(values: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
+    """Returns the mean of values - baseline, pair by pair, with its t interval.
 
     Args:
         values: One per seed.
         baseline: Of the same seeds in the same order.
+        confidence: Of the interval, in (0, 1).
 
     Returns:
         `mean`, `low`, `high` (None for a single pair) and `values`, the differences.
@@ -31,7 +32,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dic
     mean, count = statistics.fmean(differences), len(differences)
     if count == 1:
         return {"mean": mean, "low": None, "high": None, "values": differences}
-    half = t_quantile(count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    half = t_quantile(count - 1, confidence) * statistics.stdev(differences) / math.sqrt(count)
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": differences}
 
 

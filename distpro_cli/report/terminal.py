@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 GAP = 2  # characters between two columns
 _BARS = "▁▂▃▄▅▆▇█"
 _BARS_ASCII = "_.-=+*#@"
-_ASCII = str.maketrans({"Δ": "vs", "±": "+-", "≈": "~", "→": "->"})
+_ASCII = str.maketrans({"Δ": "vs", "±": "+-", "≈": "~", "→": "->", "×": "x", "Σ": "sum of"})
 _PLAIN_BOX = "\n".join(["    ", "    ", " -- ", *["    "] * 5]) + "\n"  # a rule below the heads, nothing else
 
 

@@ -198,9 +198,8 @@ class Trainer:
             "epoch": step / self.plan.steps_per_epoch,
             "lr": learning_rate(self.stepper.optimizer),
             "task": losses.task.item(),
+            "losses": {name: part.item() for name, part in losses.parts.items()},
         }
-        if len(losses.parts) > 1:
-            row["losses"] = {name: part.item() for name, part in losses.parts.items()}
         row |= {f"train_{name}": score.item() for name, score in losses.scores.items()}
         if outer_losses is not None:
             row["outer_task"] = outer_losses.task.item()

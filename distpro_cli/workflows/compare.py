@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,23 +11,24 @@ from typing import Any
 
 from distpro_cli.errors import DistproError, NonFiniteLossError, RecipeError
 from distpro_cli.files import write_atomically
-from distpro_cli.process.cost import relative_search_cost
 from distpro_cli.process.file import load_process
 from distpro_cli.process.matching import fit
-from distpro_cli.recipe.load import dump_recipe, parse_recipe
+from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import Recipe
-from distpro_cli.report.comparison import STUDENT, summarize_method
+from distpro_cli.report.comparison import NO_SEARCH, STUDENT, SearchCost, summarize_method
 from distpro_cli.runs.checkpoint import load_checkpoint
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.device import describe_device
 from distpro_cli.workflows.diagnosis import explain_worse
 from distpro_cli.workflows.methods import Method, online_recipe
-from distpro_cli.workflows.pairs import build_pair, pathway_groups
+from distpro_cli.workflows.pairs import PartsOnce, build_pair, pathway_groups
 from distpro_cli.workflows.search import search
+from distpro_cli.workflows.search_cost import estimated_search_cost
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import ProcessSource
 from distpro_cli.workflows.transfer import transfer
+from distpro_cli.workflows.verdict import give_verdict
 
 MADE = {"student", "teacher", "seconds", "device_seconds", "remaining_percent", "pathways_used"}  # of a run's summary
 
@@ -50,10 +50,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Search:
-    """The search that the comparison ran for its own process: its result, and what it cost in seconds."""
+    """The search that the comparison ran for its own process: its result, and what it cost."""
 
     source: ProcessSource
-    seconds: float
+    cost: SearchCost
 
 
 class Comparison:
@@ -89,6 +89,7 @@ class Comparison:
         self.search: Search | None = None
         self.teacher_figure: float | None = None
         self.diverged: dict[str, str] = {}
+        self.find_parts = PartsOnce()
 
     def summary(self) -> dict[str, Any]:
         """Runs what is missing and returns what `--json` prints; raises what `run` does."""
@@ -116,31 +117,25 @@ class Comparison:
             "metric": asdict(self.metric),
             "device": describe_device(self.session.device),
             "worse": explain_worse(self.session, compared, methods, self.teacher_figure),
+            "verdict": give_verdict(self.session, compared, methods),
             "diverged": [{"name": name, "message": message} for name, message in self.diverged.items()],
             "run_dir": str(self.path),
         }
 
-    def _search_cost(self, method: Method, of_method: dict[str, list[dict[str, Any]]]) -> tuple[float | None, bool]:
-        """Returns the seconds that finding the method's process took, and whether they are estimated.
+    def _search_cost(self, method: Method, of_method: dict[str, list[dict[str, Any]]]) -> SearchCost:
+        """Returns what finding the method's process took.
 
         A process from a file does not say how long its search took. What its steps would take here is estimated
         from the steps of a run with the whole process, where one was made.
         """
         process = method.process
         if process is None:
-            return 0.0, False
+            return NO_SEARCH
         if self.search is not None and process is self.search.source.process:
-            return self.search.seconds, False
-        whole = next((other.name for other in self.methods if other.process is process and other.is_whole), None)
-        if whole not in of_method or not process.parts or "steps" not in process.measured:
-            return None, False
+            return self.search.cost
+        whole = next((other.name for other in self.methods if other.process is process and other.is_whole), "")
         training = self.recipe.distill
-        steps = self.session.total_steps(training)
-        seconds = statistics.fmean(summary["seconds"] for summary in of_method[whole]) / steps
-        searched = parse_recipe(process.recipe)
-        by_batch = searched.search_training.batch_size / training.batch_size
-        by_step = relative_search_cost(process.parts, searched.search.interval)
-        return float(process.measured["steps"]) * seconds * by_batch * by_step, True
+        return estimated_search_cost(process, of_method.get(whole, []), training, self.session.total_steps(training))
 
     def run(self) -> list[tuple[Run, dict[str, Any]]]:
         """Does what is not done yet; returns every run with its summary, seed by seed.
@@ -218,7 +213,8 @@ class Comparison:
         if summary is None:
             self._make(folder, self.recipe)
             summary = search(self.recipe, folder.process, folder, self.context, force=True).summary
-        return Search(ProcessSource(load_process(folder.process)), summary["seconds"])
+        cost = SearchCost(summary["seconds"], summary["device_seconds"])
+        return Search(ProcessSource(load_process(folder.process)), cost)
 
     def _finished(self, run: Run) -> dict[str, Any] | None:
         folder = self._folder(run.key, run.method.name, run.seed)
@@ -232,7 +228,7 @@ class Comparison:
     def _distilled(self, run: Run, title: str) -> dict[str, Any]:
         method, recipe = run.method, self.recipe.model_copy(update={"seed": run.seed})
         folder = self._folder(run.key, method.name, run.seed)
-        known: dict[str, Any] = {"teacher_figure": self.teacher_figure, "title": title}
+        known: dict[str, Any] = {"teacher_figure": self.teacher_figure, "title": title, "find_parts": self.find_parts}
         if method.online is None:
             self._make(folder, recipe)
             summary = transfer(recipe, method.source, method.dropping, folder, self.context, **known).summary

@@ -13,7 +13,7 @@ from distpro_cli.recipe.scheme_names import ONLINE_METHODS, SearchMethod
 from distpro_cli.report.comparison import STUDENT
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.step import Pair
-from distpro_cli.workflows.pairs import build_pair
+from distpro_cli.workflows.pairs import build_pair, pathway_groups
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import ProcessSource, SchemeSource, Source
 from distpro_cli.workflows.transfer import Dropping
@@ -95,6 +95,8 @@ def make_methods(
 ) -> list[Method]:
     """Returns the methods by name; thresholds and shares kept come after every `process`.
 
+    Processes whose pathways differ from each other's run on their own ones, as no recipe's could fit them all.
+
     Args:
         names: `student`, names of schemes, `process`, `process-mean`, `online` and its rivals.
         processes: Label and process; empty: one is to be searched.
@@ -102,7 +104,9 @@ def make_methods(
         keeps: Likewise.
     """
     found: list[Method] = []
-    known: list[tuple[str, Source | None]] = [(label, ProcessSource(process)) for label, process in processes]
+    groups = [pathway_groups(process) for _, process in processes]
+    differ = any(own != groups[0] for own in groups)
+    known: list[tuple[str, Source | None]] = [(label, ProcessSource(process, differ)) for label, process in processes]
     for name in names:
         if name in ONLINE_METHODS:
             found.append(Method(name, None, online=ONLINE_METHODS[name]))

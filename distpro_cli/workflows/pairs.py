@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -18,6 +18,8 @@ from distpro_cli.recipe.schema import PathwayGroup
 from distpro_cli.training.step import Pair
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import build_teacher
+
+FindParts = Callable[[Session, Pair, int], tuple[Part, ...]]  # of a pair's step with so many images
 
 
 def build_pair(session: Session, groups: Sequence[PathwayGroup]) -> Pair:
@@ -65,6 +67,20 @@ def pathway_groups(process: Process) -> list[PathwayGroup]:
         )
         for info in process.pathways
     ]
+
+
+class PartsOnce:
+    """Does what `parts_of` does, once for equal pathways and batches; for runs of one recipe's networks."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[Part, ...]] = {}
+
+    def __call__(self, session: Session, pair: Pair, batch_size: int) -> tuple[Part, ...]:
+        """Returns what `parts_of` does."""
+        key = repr((pair.infos, batch_size))
+        if key not in self._found:
+            self._found[key] = parts_of(session, pair, batch_size)
+        return self._found[key]
 
 
 def parts_of(session: Session, pair: Pair, batch_size: int) -> tuple[Part, ...]:

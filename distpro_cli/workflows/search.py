@@ -30,7 +30,7 @@ from distpro_cli.training.scale import GradientScale
 from distpro_cli.training.step import Distiller
 from distpro_cli.training.weights import MovedWeights, SearchedWeights
 from distpro_cli.versions import installed_versions
-from distpro_cli.workflows.pairs import build_pair, parts_of
+from distpro_cli.workflows.pairs import FindParts, build_pair, parts_of
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import measured_teacher
 
@@ -55,6 +55,7 @@ def search(
     force: bool,
     teacher_figure: float | None = None,
     title: str = "search",
+    find_parts: FindParts = parts_of,
 ) -> Searched:
     """Runs a search; the process is then at `output`, the rest in the run folder.
 
@@ -66,6 +67,7 @@ def search(
         force: Whether `output` may be replaced; a resumed run may always replace its own.
         teacher_figure: The teacher's, if it is known; else it is measured.
         title: What progress shows.
+        find_parts: Tells what a step costs.
 
     Raises:
         DistproError: anything wrong with the recipe's data, networks or pathways.
@@ -78,7 +80,7 @@ def search(
     distiller = session.distiller(pair, training)
     weights = searched_weights(session, distiller, training)
     teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
-    parts = parts_of(session, pair, training.batch_size)
+    parts = find_parts(session, pair, training.batch_size)
     progress = session.train(weights, training, title, folder.checkpoint, folder.metrics, resume=folder.resuming)
     figures = metric.last_and_best(progress.history)
     measured = {

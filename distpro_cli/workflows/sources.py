@@ -34,13 +34,19 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class ProcessSource(Source):
-    """A process at hand, on the recipe's pathways; a recipe without pathways takes the process's own."""
+    """A process at hand, on the recipe's pathways; a recipe without pathways takes the process's own.
+
+    Attributes:
+        process: What drives the runs.
+        on_its_own: Whether the process's pathways count whatever the recipe says.
+    """
 
     process: Process
+    on_its_own: bool = False
 
     @override
     def set_up(self, session: Session) -> tuple[Pair, Process]:
-        given = "pathways" in session.recipe.model_fields_set
+        given = "pathways" in session.recipe.model_fields_set and not self.on_its_own
         groups = session.recipe.pathways if given else pathway_groups(self.process)
         return build_pair(session, groups), self.process
 

@@ -16,7 +16,7 @@ from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.step import Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
-from distpro_cli.workflows.pairs import parts_of
+from distpro_cli.workflows.pairs import FindParts, parts_of
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import Source
 from distpro_cli.workflows.teacher import measured_teacher
@@ -57,6 +57,7 @@ def transfer(
     mode: str = "strict",
     teacher_figure: float | None = None,
     title: str = "transfer",
+    find_parts: FindParts = parts_of,
 ) -> Distilled:
     """Distils the recipe's student with the process of a source.
 
@@ -69,6 +70,7 @@ def transfer(
         mode: How pathways are matched, see `fit`.
         teacher_figure: The teacher's, if it is known; else it is measured. Neither where nothing is ever on.
         title: What progress shows.
+        find_parts: Tells what a step costs.
 
     Raises:
         ProcessError: the process does not fit the pair.
@@ -79,7 +81,7 @@ def transfer(
     metric, training = session.task.metric, recipe.distill
     pair, process = source.set_up(session)
     if not process.parts:
-        process = replace(process, parts=parts_of(session, pair, training.batch_size))
+        process = replace(process, parts=find_parts(session, pair, training.batch_size))
     fitted = fit(process, pair.infos, mode)
     schedule = fitted.schedule(threshold=dropping.threshold, keep=dropping.keep)
     num_used = _num_used(schedule)

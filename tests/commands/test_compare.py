@@ -6,10 +6,17 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
+from distpro_cli.costs.step_costs import step_parts
+from distpro_cli.process.cost import Part
+from distpro_cli.process.file import load_process
 from distpro_cli.training import loop
+from distpro_cli.workflows import pairs
 from tests.commands.test_trust import wait_for
 from tests.conftest import Result, Run, start_distpro
 
@@ -31,6 +38,7 @@ def test_the_contract(distpro: Run, workplace: Path, process: Path) -> None:
     summary = result.json
     names = [*methods.split(",")[:-1], "process threshold 0.3", "process-mean"]
     assert [method["name"] for method in summary["methods"]] == names
+    check_verdict(summary)
     assert summary["teacher"]["name"] == "wrn_10_1" and 0 <= summary["teacher"]["top1"] <= 100
     for method in summary["methods"]:
         for key in ("top1_last", "top1_best"):
@@ -47,6 +55,125 @@ def test_the_contract(distpro: Run, workplace: Path, process: Path) -> None:
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert (folder / "comparison.png").stat().st_size > 5000
     assert (folder / "comparison.md").read_text().count("\n|") == 2 + len(names)
+
+
+def check_verdict(summary: dict[str, Any]) -> None:
+    """Against the rows and scipy; all figures of the tiny recipe are within chance of each other with two seeds."""
+    verdict, rows = summary["verdict"], {method["name"]: method["top1_last"] for method in summary["methods"]}
+    assert set(verdict) == {
+        *("method", "over", "difference", "interval", "sure", "over_student", "within_chance", "comparisons"),
+        *("formula", "sentence"),
+    }
+    own, other = rows[verdict["method"]], rows[verdict["over"]]
+    assert verdict["difference"] == pytest.approx(own["mean"] - other["mean"])
+    differences = np.subtract(own["values"], other["values"])
+    level, scale = 1 - 0.05 / verdict["comparisons"], stats.sem(differences)
+    expected = stats.t.interval(level, 1, differences.mean(), scale) if scale else (differences.mean(),) * 2
+    assert verdict["interval"] == pytest.approx(list(expected))
+    assert verdict["formula"].startswith("cross_entropy") and verdict["formula"] in verdict["sentence"]
+
+
+def test_the_terminal_and_the_markdown_end_with_the_verdict(distpro: Run, workplace: Path) -> None:
+    arguments = ["compare", "tiny.yaml", "--methods", "kd,hint", "schemes.kd.weight=2", "-q"]
+    values = distpro(*arguments, *ONE[:2], "--json").json["verdict"]
+    assert values["sure"] == "one seed: no telling how sure" and values["interval"] is None
+    formulas = {"kd": "cross_entropy + 2 × kl(5-5; temperature=4.0)", "hint": "cross_entropy + 1 × mse(2-2; conv1)"}
+    assert values["formula"] == formulas[values["method"]]
+    text = distpro(*arguments, *ONE[:2]).out
+    assert text.splitlines()[-1] == values["sentence"]
+    assert (workplace / "runs" / "compare-tiny" / "comparison.md").read_text().endswith(f"\n\n{values['sentence']}\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "formula"),
+    [
+        ("student", [], "cross_entropy"),
+        ("kd", ["schemes.kd.temperature=2"], "cross_entropy + 1 × kl(5-5; temperature=2.0)"),
+        ("uniform", ["schemes.uniform.weight=0.5"], "cross_entropy + 0.5 × Σ hcl(10 pathways; conv1)"),
+        (
+            "uniform",
+            ["pathways=[{connections: [[2, 2]], transform: conv1, distance: mse}, "
+             "{connections: [[5, 5]], transform: identity, distance: kl}]", "schemes.uniform.weight=3"],
+            "cross_entropy + 3 × mse(2-2; conv1) + 3 × kl(5-5; temperature=4.0)",
+        ),
+        (
+            "reviewkd",
+            ["schemes.reviewkd.warmup=0.5", "schemes.reviewkd.weight=4"],
+            "cross_entropy + [0 to 4, mean 3] × Σ hcl(1-1, 2-2, 3-3, 4-4; review)",
+        ),
+    ],
+)  # fmt: skip
+def test_the_formula_is_what_was_computed(distpro: Run, method: str, overrides: list[str], formula: str) -> None:
+    result = distpro("compare", "tiny.yaml", *overrides, "--epochs", 1, "--methods", method, *ONE)
+    assert result.status == 0, result.err
+    assert result.json["verdict"]["formula"] == formula
+    assert result.json["verdict"]["over"] is None
+
+
+def test_the_formula_of_a_process_has_the_range_of_its_weights(distpro: Run, process: Path) -> None:
+    weights = load_process(process).weights
+    result = distpro("compare", "tiny.yaml", "-p", process, "--epochs", 1, "--methods", "process", *ONE)
+    found = result.json["verdict"]["formula"]
+    assert found.startswith(f"cross_entropy + [{weights.min():.3g} to {weights.max():.3g}, mean ")
+    assert found.endswith("] × Σ hcl(10 pathways; conv1)")
+    online = distpro("compare", "tiny.yaml", "--epochs", 1, "--methods", "random", *TWO).json
+    tables = [load_process(Path(run) / "process.safetensors").weights for run in online["methods"][0]["run_dirs"]]
+    low, high = min(table.min() for table in tables), max(table.max() for table in tables)
+    assert f"[{low:.3g} to {high:.3g}, mean " in online["verdict"]["formula"]
+
+
+def test_where_every_method_diverges_none_is_recommended(distpro: Run) -> None:
+    result = distpro("compare", "tiny.yaml", "--methods", "uniform", "schemes.uniform.weight=1e30", *ONE)
+    assert result.status == 2 and "uniform, seed 0: step 1" in result.err and "Traceback" not in result.err
+    assert result.json["verdict"]["method"] is None
+    assert result.json["verdict"]["sentence"] == "No method came to its end, so none can be recommended."
+
+
+def test_processes_with_different_pathways_run_on_their_own(distpro: Run, workplace: Path, process: Path) -> None:
+    chain = "{connections: [[1, 1], [2, 2], [3, 3]], transform: review, distance: hcl}"
+    groups = f"pathways=[{chain}, {{connections: [[5, 5]], transform: identity, distance: kl}}]"
+    short = ["search.epochs=1", "distill.epochs=1"]
+    assert distpro("search", "tiny.yaml", groups, *short, "-o", "other.safetensors", "-q").status == 0
+    both = ["-p", process, "-p", "other.safetensors", "--methods", "process,uniform", *ONE]
+    result = distpro("compare", "tiny.yaml", *short, *both)
+    assert result.status == 0, result.err
+    rows = {method["name"]: method for method in result.json["methods"]}
+    assert {name: row["pathways_used"] for name, row in rows.items()} == {
+        "process:p": 10, "process:other": 4, "uniform": 10
+    }  # fmt: skip
+    for name, file, more in (("process:p", process, []), ("process:other", "other.safetensors", [groups])):
+        alone = distpro("transfer", "tiny.yaml", *short, *more, "-p", file, "-q", "--json", "--run-dir", f"runs/{file}")
+        assert alone.json["student"]["top1_last"] == rows[name]["top1_last"]["values"][0]
+
+
+def test_a_search_by_a_rule_is_not_taken_for_a_hypergradient(distpro: Run, workplace: Path) -> None:
+    found, short = {}, ["search.epochs=1", "distill.epochs=1"]
+    for method in ("random", "share"):
+        file = f"{method}.safetensors"
+        options = [f"search.method={method}", "-o", file, "--run-dir", method]
+        assert distpro("search", "tiny.yaml", *short, *options, "-q").status == 0
+        (row,) = distpro("compare", "tiny.yaml", *short, "-p", file, "--methods", "process", *ONE).json["methods"]
+        found[method] = row["search_seconds"] / row["seconds"]
+        assert row["search_estimated"]
+        assert row["search_device_seconds"] / row["device_seconds"] == pytest.approx(found[method])
+    assert found["random"] == pytest.approx(1)  # as many steps, each a plain one
+    assert 1 < found["share"] < 1.5
+
+
+def test_costs_of_a_step_are_found_once_per_pair(distpro: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def count(*arguments: Any) -> tuple[Part, ...]:
+        asked.append(arguments)
+        return step_parts(*arguments)
+
+    monkeypatch.setattr(pairs, "step_parts", count)
+    short = ["distill.epochs=1", "search.interval=2"]
+    result = distpro("compare", "tiny.yaml", *short, "--methods", "student,uniform,kd,random", *TWO)
+    assert result.status == 0, result.err
+    assert len(asked) == 2  # the recipe's pathways, and those of kd
+    parts = [load_process(path).parts for path in Path("runs/compare-tiny").glob("uniform-*/process.safetensors")]
+    assert len(parts) == 2 and parts[0] == parts[1] != ()
 
 
 def test_runs_are_those_of_the_other_commands(distpro: Run, process: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from distpro_cli.errors import ProcessError
-from distpro_cli.process.cost import Part, relative_cost, relative_search_cost
+from distpro_cli.process.cost import Part, relative_cost, relative_rule_cost, relative_search_cost
 from distpro_cli.process.file import load_process, save_process
 from distpro_cli.process.schedule import Schedule
 from tests.process.examples import constant_process, lower_pathways, make_process
@@ -70,6 +70,12 @@ def test_a_search_step_adds_two_forwards_a_backward_and_the_shared_blocks() -> N
     added = 2 * 10 + 20 + 1.5 + 3 / 3
     assert relative_search_cost(PARTS) == pytest.approx(1 + added / total)
     assert relative_search_cost(PARTS, interval=4) == pytest.approx(1 + added / total / 4)
+
+
+def test_a_step_by_a_rule_over_gradients_adds_a_way_back() -> None:
+    total = sum(part.cost for part in PARTS)
+    assert relative_rule_cost(PARTS) == pytest.approx(1 + 20 / total)
+    assert relative_rule_cost(PARTS, interval=5) == pytest.approx(1 + 20 / total / 5)
 
 
 def test_parts_go_through_a_file_and_older_files_have_none(tmp_path: Path) -> None:

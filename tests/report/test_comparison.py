@@ -12,7 +12,7 @@ import pytest
 
 from distpro_cli.errors import DistproError
 from distpro_cli.metric import Metric
-from distpro_cli.report.comparison import markdown, print_comparison, summarize_method
+from distpro_cli.report.comparison import NO_SEARCH, SearchCost, markdown, print_comparison, summarize_method
 from distpro_cli.report.comparison_plot import plot_comparison
 
 ACCURACY = Metric("accuracy", "accuracy", "%")
@@ -32,11 +32,15 @@ def run(last: float, seconds: float, metric: Metric = ACCURACY) -> dict[str, Any
 
 @pytest.fixture
 def summary() -> dict[str, Any]:
-    alone = summarize_method("student", [run(60.0, 10), run(62.0, 12)], [60.0, 62.0], (0.0, False), ACCURACY)
+    alone = summarize_method("student", [run(60.0, 10), run(62.0, 12)], [60.0, 62.0], NO_SEARCH, ACCURACY)
     process = summarize_method(
-        "process keep 0.5", [run(63.0, 20), run(66.0, 22)], [60.0, 62.0], (120.0, True), ACCURACY
+        "process keep 0.5",
+        [run(63.0, 20), run(66.0, 22)],
+        [60.0, 62.0],
+        SearchCost(120.0, 240.0, estimated=True),
+        ACCURACY,
     )
-    hint = summarize_method("hint", [run(59.0, 20), run(60.0, 22)], [60.0, 62.0], (0.0, False), ACCURACY)
+    hint = summarize_method("hint", [run(59.0, 20), run(60.0, 22)], [60.0, 62.0], NO_SEARCH, ACCURACY)
     reasons = ["distillation is 90 % of the loss, mean over the run"]
     return {
         "methods": [alone, process, hint],
@@ -48,6 +52,7 @@ def summary() -> dict[str, Any]:
         "device": "cpu, 2 threads",
         "worse": [{"name": "hint", "difference": -1.5, "certain": False, "reasons": reasons}],
         "diverged": [{"name": "kd", "message": "kd, seed 1: step 3: the task loss is nan"}],
+        "verdict": {"sentence": "For this pair use process keep 0.5: its loss is 2 × Σ hcl(1-1, 2-2)."},
         "run_dir": "runs/compare-x",
     }
 
@@ -70,12 +75,13 @@ def test_markdown_is_a_table(summary: dict[str, Any]) -> None:
     assert "hint did worse than the student alone (-1.50 points, within chance): distillation is 90 %" in text
     assert rows[0].startswith("| method | last | best | Δ student | left % |")
     assert "\n\naccuracy in % after 5 epochs, mean ± std over seeds 0, 1; Δ student: mean of the" in text
+    assert text.endswith("\n\nFor this pair use process keep 0.5: its loss is 2 × Σ hcl(1-1, 2-2).\n")
     assert "\nomitted: diverged: kd, seed 1: step 3: the task loss is nan\n" in text
 
 
 def test_a_metric_with_a_unit_of_which_less_is_better() -> None:
-    alone = summarize_method("student", [run(0.25, 10, ERROR)], [0.25], (0.0, False), ERROR)
-    worse = summarize_method("hint", [run(1.5, 20, ERROR)], [0.25], (0.0, False), ERROR)
+    alone = summarize_method("student", [run(0.25, 10, ERROR)], [0.25], NO_SEARCH, ERROR)
+    worse = summarize_method("hint", [run(1.5, 20, ERROR)], [0.25], NO_SEARCH, ERROR)
     assert alone["mse_last"]["mean"] == 0.25 and worse["mse_best"]["mean"] == 2.5
     assert worse["difference"]["mean"] == 1.25
     text = markdown(
@@ -88,6 +94,7 @@ def test_a_metric_with_a_unit_of_which_less_is_better() -> None:
             "seeds": [0],
             "device": "cpu",
             "worse": [{"name": "hint", "difference": 1.25, "certain": None, "reasons": ["it is"]}],
+            "verdict": {"sentence": "Train the student alone."},
             "diverged": [],
         }
     )
@@ -102,6 +109,7 @@ def test_the_terminal_table_folds_nothing_into_a_pipe(
 ) -> None:
     print_comparison(summary)
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == summary["verdict"]["sentence"] and lines[-2] == "table, plot and summary: runs/compare-x"
     (line,) = (line for line in lines if line.startswith("process keep 0.5"))
     assert " ".join(line.split()) == "process keep 0.5 64.50 ±2.12 65.50 ±2.12 +3.50 ±6.35 50 21 42 ≈120"
 
@@ -116,6 +124,7 @@ def test_a_terminal_that_lacks_a_character_gets_ascii(
     text = raw.getvalue().decode(encoding)
     head = next(line for line in text.splitlines() if "wall" in line)
     assert head.split() == ["vs", "left", "wall", "device", "search"]
+    assert "2 x sum of hcl(1-1, 2-2)" in text
     assert "~120" in text and "; vs student: mean of" in text
     assert ("64.50 +-2.12" if encoding == "ascii" else "64.50 ±2.12") in text
 

@@ -20,6 +20,8 @@ def test_paired_interval_is_that_of_the_paired_t_test() -> None:
     found = paired_difference(values, baseline)
     expected = stats.ttest_rel(values, baseline).confidence_interval(0.95)
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    wider, expected = paired_difference(values, baseline, 0.99), stats.ttest_rel(values, baseline)
+    assert wider["high"] == pytest.approx(expected.confidence_interval(0.99).high)
     assert found["mean"] == pytest.approx(np.mean(values) - np.mean(baseline))
     assert found["values"] == pytest.approx([1.2, 0.3, 1.8, 0.1])
 

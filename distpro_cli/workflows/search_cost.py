@@ -1,0 +1,45 @@
+"""What finding a process took, measured or estimated."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distpro_cli.process.cost import relative_rule_cost, relative_search_cost
+from distpro_cli.process.process import Process
+from distpro_cli.recipe.load import parse_recipe
+from distpro_cli.recipe.schema import Search, Training
+from distpro_cli.report.comparison import UNKNOWN_COST, SearchCost
+
+
+def estimated_search_cost(
+    process: Process, summaries: Sequence[Mapping[str, Any]], training: Training, num_steps: int
+) -> SearchCost:
+    """Estimates what the search of a process from a file would take here.
+
+    Args:
+        process: From a file.
+        summaries: Of runs with the whole process.
+        training: Of these runs.
+        num_steps: Of each.
+    """
+    if not summaries or not process.parts or "steps" not in process.measured:
+        return UNKNOWN_COST
+    searched = parse_recipe(process.recipe)
+    by_step = relative_step(process, searched.search)
+    if by_step is None:
+        return UNKNOWN_COST
+    by_batch = searched.search_training.batch_size / training.batch_size
+    factor = float(process.measured["steps"]) / num_steps * by_batch * by_step
+    seconds, device = (statistics.fmean(one[key] for one in summaries) for key in ("seconds", "device_seconds"))
+    return SearchCost(seconds * factor, device * factor, estimated=True)
+
+
+def relative_step(process: Process, spec: Search) -> float | None:
+    """Returns the cost of a step of the search behind a process, over that of a plain one; None if not known."""
+    if spec.method in ("random", "uncertainty"):
+        return 1.0
+    if spec.method == "cosine-outer" or (spec.method == "hypergradient" and spec.hypergradient == "cheap"):
+        return relative_search_cost(process.parts, spec.interval)
+    return None if spec.method == "hypergradient" else relative_rule_cost(process.parts, spec.interval)
