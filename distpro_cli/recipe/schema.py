@@ -316,7 +316,7 @@ class Search(Model):
     weight: PositiveNumber = Field(
         1.0, description="kappa, the distillation weight; method share: odds of distillation's part of the gradient"
     )
-    scale: Literal["distance", "gradient"] = Field(
+    scale: Literal["distance", "gradient", "running-gradient", "loss"] = Field(
         "distance",
         description="unit of the weights; distance: they multiply the distances as they are; gradient: a weight of 1 "
         "pulls at the pathway's student level as hard as the task does over the first steps (method hypergradient)",
@@ -333,7 +333,7 @@ class Search(Model):
 
     @model_validator(mode="after")
     def _scale_fits_method(self) -> Self:
-        if self.scale == "gradient" and self.method != "hypergradient":
+        if self.scale != "distance" and self.method != "hypergradient":
             raise wrong(
                 f"gradient needs search.method: hypergradient; {self.method} makes its weights without a scale", "scale"
             )

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.feature_gradients import FeatureGradients, norms
-from distpro_cli.training.step import Distiller, unmoved_buffers
+from distpro_cli.training.step import Distiller, StepLosses, unmoved_buffers
 
 LEAST_STEPS, MOST_STEPS = 10, 200
 SHARE_OF_STEPS = 0.02
@@ -53,13 +54,55 @@ class GradientScale:
         self.task_k, self.pathway_k, self.seen = self.task_k + task_k, self.pathway_k + pathway_k, self.seen + 1
         self.scale_k = ratio(self.task_k, self.pathway_k, self.seen)
 
+    def see(self, losses: StepLosses) -> None:
+        """Sees what the step computed."""
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed search needs."""
         return {"seen": self.seen, "task": self.task_k, "pathway": self.pathway_k}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
-        self.seen, self.task_k, self.pathway_k = state["seen"], state["task"], state["pathway"]
+        self.seen = state["seen"]
+        self.task_k, self.pathway_k = (state[name].to(self.task_k) for name in ("task", "pathway"))
+        self.scale_k = ratio(self.task_k, self.pathway_k, self.seen)
+
+
+class RunningGradientScale(GradientScale):
+    """As `GradientScale`, all run long: averages of the norms at 0.8, looked at every 4 steps."""
+
+    @override
+    def look(self, batch: Batch, step: int) -> None:
+        if step % 4:
+            return
+        task_k, pathway_k = measure(self.distiller, batch, step)
+        kept = 0.8 if self.seen else 0.0
+        self.task_k = kept * self.task_k + (1 - kept) * task_k
+        self.pathway_k = kept * self.pathway_k + (1 - kept) * pathway_k
+        self.seen = 1
+        self.scale_k = ratio(self.task_k, self.pathway_k, self.seen)
+
+
+class LossScale(GradientScale):
+    """scale_k = 1 / D_k, a running average at 0.9, so that a weight of 1 gives each pathway the same part of the loss.
+
+    Σ_k weight_k D_k / sg(D_k) has the gradient of Σ_k weight_k log D_k.
+    """
+
+    @override
+    def look(self, batch: Batch, step: int) -> None:
+        if self.seen == 0:
+            with unmoved_buffers(self.distiller.student), unmoved_buffers(self.distiller.pathways):
+                losses, _ = self.distiller.backward(batch, torch.zeros_like(self.task_k), step)
+            self.distiller.optimizer.zero_grad(set_to_none=True)
+            self.see(losses)
+
+    @override
+    def see(self, losses: StepLosses) -> None:
+        distance_k = torch.stack([losses.distances[k].to(self.pathway_k) for k in range(len(self.pathway_k))])
+        kept = 0.9 if self.seen else 0.0
+        self.pathway_k = kept * self.pathway_k + (1 - kept) * distance_k
+        self.task_k, self.seen = torch.ones_like(self.pathway_k), 1
         self.scale_k = ratio(self.task_k, self.pathway_k, self.seen)
 
 
@@ -87,3 +130,6 @@ def measure(distiller: Distiller, batch: Batch, step: int) -> tuple[Tensor, Tens
         distiller.backward(batch, torch.zeros(num_pathways, device=distiller.device), step, at_student=found)
     distiller.optimizer.zero_grad(set_to_none=True)
     return norms([found[k] for k in range(num_pathways)])
+
+
+SCALES = {"gradient": GradientScale, "running-gradient": RunningGradientScale, "loss": LossScale}

@@ -193,7 +193,10 @@ class SearchedWeights(MovedWeights):
         if self.gradient_scale is not None:
             self.gradient_scale.look(batch, step)
             self.alpha.scale_k = self.gradient_scale.scale_k
-        return super().step(batch, step)
+        losses, outer_losses = super().step(batch, step)
+        if self.gradient_scale is not None:
+            self.gradient_scale.see(losses)
+        return losses, outer_losses
 
     @override
     def scale(self) -> Sequence[float]:

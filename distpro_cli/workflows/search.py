@@ -26,7 +26,7 @@ from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.pull_back import missing_pull_back
 from distpro_cli.training.rivals import RIVALS
-from distpro_cli.training.scale import GradientScale
+from distpro_cli.training.scale import SCALES
 from distpro_cli.training.step import Distiller
 from distpro_cli.training.weights import MovedWeights, SearchedWeights
 from distpro_cli.versions import installed_versions
@@ -130,7 +130,7 @@ def searched_weights(session: Session, distiller: Distiller, training: Training)
     hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
     if as_sgd := missing_pull_back(distiller.optimizer):
         session.context.reporter.message(as_sgd)
-    scale = GradientScale(distiller, total_steps) if spec.scale == "gradient" else None
+    scale = None if spec.scale == "distance" else SCALES[spec.scale](distiller, total_steps)
     return SearchedWeights(distiller, hypergradient, alpha, record, outer_batches, scale)
 
 
