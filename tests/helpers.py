@@ -16,8 +16,9 @@ CONTEXT = RunContext(CPU, Reporter(), Interruption())
 
 
 def digits_recipe(*overrides: str) -> Recipe:
-    """Returns a recipe on the digits: WRN-16-1 teaches WRN-10-1."""
+    """Returns a recipe on the digits: WRN-16-1 teaches WRN-10-1 through `lower` pathways."""
     text = "data: {name: digits, image_size: 32, workers: 0}\nteacher: {name: wrn_16_1}\nstudent: {name: wrn_10_1}\n"
+    text += "pathways: [{}]\n"
     return parse_recipe(text, overrides)
 
 
