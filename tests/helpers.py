@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from distpro_cli.recipe.load import parse_recipe
@@ -13,6 +15,16 @@ from distpro_cli.tasks.task import Task, find_task
 
 CPU = torch.device("cpu")
 CONTEXT = RunContext(CPU, Reporter(), Interruption())
+
+# A search as in the paper.
+PAPER: dict[str, Any] = {
+    "alpha_decay": 0.0,
+    "alpha_lr": 0.1,
+    "alpha_memory": None,
+    "lr_in_hypergradient": True,
+    "weight": 1.0,
+    "interval": 1,
+}
 
 
 def digits_recipe(*overrides: str) -> Recipe:
