@@ -105,7 +105,7 @@ class Bench:
         context = run_context(device, Reporter(), Interruption())
         self.session = Session(self.recipe, context, outer_share=self.recipe.search.held_out_share)
         self.device, self.training = self.session.device, self.recipe.search_training
-        self.pair = build_pair(self.session, self.recipe.pathways)
+        self.pair = build_pair(self.session)
         self.folder = RunFolder(folder, resuming=False)
         pathways = self.pair.pathways
         pathways.distances = [TwiceDifferentiable(distance) for distance in pathways.distances]
@@ -119,7 +119,7 @@ class Bench:
         self.parameters = [*self.distiller.student_parameters, *self.pair.pathways.parameters()]
         self.weights_k = searched_weights(self.session, self.distiller, self.training).weights()
         size, steps = self.training.batch_size, settings.steps
-        outer_size = self.recipe.search.outer_batch_size or size
+        outer_size = self.recipe.search.images_per_outer_batch(size)
         self.inner = list(self.session.batches("train", size, steps, self.distiller.task)(0))
         self.outer = list(self.session.batches("outer", outer_size, steps, inner=(size, 1))(0))
 

@@ -1,4 +1,4 @@
-"""What a step costs, as ratios inside one run: WRN-40-2 → WRN-16-2, K = 10, the digits at 32×32.
+"""What a step costs, as ratios inside one run: WRN-40-2 → WRN-16-2, default pathways, the digits at 32×32.
 
     python benchmarks/step_cost.py --json
 
@@ -9,7 +9,8 @@ Another pair, size or precision by overrides of the recipe, here that of ImageNe
 
 | key | ratio |
 | --- | --- |
-| search_over_plain | a search step over a plain distillation step |
+| search_over_plain | 1 + (search_step_over_plain - 1) / interval: a search, with the smallest default interval |
+| search_step_over_plain | a step that moves alpha, with an outer batch of the default size, over a plain step |
 | plain_over_floor | a plain step over teacher forward + student and pathways forward and backward, run by hand |
 | central_over_ours | a search step by central difference over ours |
 | cosine_float32, cosine_bfloat16 | cosine of our hypergradient to the exact one, which is always in full float32 |
@@ -41,9 +42,11 @@ from torch.profiler import ProfilerActivity, profile
 from distpro_cli import load_recipe
 from distpro_cli.networks.build import build_network
 from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.signals import Interruption
+from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import describe_device, full_float32
 from distpro_cli.training.hypergradients import Hypergradient, make_hypergradient
 from distpro_cli.training.step import Distiller, Pair, Solo
@@ -73,22 +76,29 @@ class Bench:
     """A pair on a device, with steps that can be run and timed."""
 
     def __init__(self, device: str | None, batch_size: int, *overrides: str, num_batches: int = NUM_BATCHES) -> None:
-        self.recipe = load_recipe("quickstart", *RECIPE, f"distill.batch_size={batch_size}", *overrides)
+        self.recipe = recipe = load_recipe("quickstart", *RECIPE, f"distill.batch_size={batch_size}", *overrides)
         self.session = Session(self.recipe, run_context(device, Reporter(), Interruption()))
-        self.device = self.session.device
+        self.device, task = self.session.device, self.session.task
         torch.manual_seed(0)
         student, teacher = (
-            build_network(spec, self.recipe.data, self.session.task)
-            for spec in (self.recipe.student, self.recipe.teacher)
+            build_network(spec, recipe.data, task, logits=ends_with_logits(recipe, task))
+            for spec in (recipe.student, recipe.teacher)
         )
-        pathways = Pathways(resolve_pathways(self.recipe.pathways, teacher.levels, student.levels))
+        groups = groups_for(recipe, task, teacher.levels, student.levels)
+        pathways = Pathways(resolve_pathways(groups, teacher.levels, student.levels))
         for module in (student.train(), teacher.eval().requires_grad_(False), pathways):
             self.session.place(module)
         self.pair = Pair(student, teacher, pathways)
         self.distiller = self.session.distiller(self.pair, self.recipe.distill)
         self.weights_k = torch.ones(len(self.pair.infos), device=self.device)
         self.batches = list(self.session.batches("train", batch_size, num_batches)(0))
-        self.inner, self.outer = self.batches[-2:]
+        self.look_at(num_batches - 2)
+
+    def look_at(self, first: int) -> None:
+        """Makes the batch of this number the inner one, and the start of the next one the outer one."""
+        self.inner, after = self.batches[first : first + 2]
+        size = self.recipe.search.images_per_outer_batch(len(after.images_bchw))
+        self.outer = Batch(after.images_bchw[:size], after.targets[:size])
 
     def warm_up(self) -> None:
         """Trains the student for a while."""
@@ -104,13 +114,13 @@ class Bench:
 def floor_step(bench: Bench) -> None:
     """Runs what no distillation can do without, written out by hand; no optimiser, no bookkeeping."""
     student, teacher, pathways = bench.pair.student, bench.pair.teacher, bench.pair.pathways
-    levels = {info.teacher.number for info in pathways.infos}
+    active = range(len(pathways.infos))
     with torch.no_grad():
-        _, teacher_features = teacher(bench.inner.images_bchw, levels=levels, output=False)
-    logits, features = student(bench.inner.images_bchw, levels={info.student.number for info in pathways.infos})
+        _, teacher_features = teacher(bench.inner.images_bchw, levels=pathways.teacher_levels(active), output=False)
+    logits, features = student(bench.inner.images_bchw, levels=pathways.student_levels(active))
     total = torch.nn.functional.cross_entropy(logits, bench.inner.targets)
-    for k, info in enumerate(pathways.infos):
-        total = total + pathways.distance(k, features[info.student.number], teacher_features[info.teacher.number])
+    for distance in pathways(features, teacher_features, active).values():
+        total = total + distance
     total.backward()
     student.zero_grad(set_to_none=True)
     pathways.zero_grad(set_to_none=True)
@@ -164,7 +174,7 @@ def cosines(device: str | None, overrides: Sequence[str]) -> dict[str, float]:
     bench.warm_up()
     found: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for first in range(WARM_UP_STEPS, WARM_UP_STEPS + 2 * COSINE_PAIRS, 2):
-        bench.inner, bench.outer = bench.batches[first : first + 2]
+        bench.look_at(first)
         with full_float32():
             exact = hypergradient("exact", bench, "float32")
         for precision, values in found.items():
@@ -228,8 +238,10 @@ def measure(
     }
     seconds = time_interleaved(bench, steps, repetitions)
     memory = {name: peak_bytes(bench, steps[name]) for name in ("student", "plain", "search")}
+    search_step = seconds["search"] / seconds["plain"]
     result: dict[str, float | int | str] = {
-        "search_over_plain": seconds["search"] / seconds["plain"],
+        "search_over_plain": 1 + (search_step - 1) / bench.recipe.search.steps_per_update(total_steps=0),
+        "search_step_over_plain": search_step,
         "plain_over_floor": seconds["plain"] / seconds["floor"],
         "central_over_ours": seconds["central"] / seconds["search"],
         "memory_search_over_plain": memory["search"] / memory["plain"],

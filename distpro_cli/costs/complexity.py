@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.pathways.connections import joins_logits, resolve_pathways
+from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.pathways.transforms.base import SharedBlock
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
@@ -73,11 +74,12 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     Raises:
         DistproError: a network or a pathway that the recipe asks for cannot be built.
     """
-    logits = joins_logits(recipe.pathways)
     task = find_task(recipe.task)(recipe, recipe.distill)
+    logits = ends_with_logits(recipe, task)
     teacher = build_network(recipe.teacher, recipe.data, task, logits=logits, pretrained_ok=False)
     student = build_network(recipe.student, recipe.data, task, logits=logits, pretrained_ok=False)
-    pathways = Pathways(resolve_pathways(recipe.pathways, teacher.levels, student.levels))
+    groups = groups_for(recipe, task, teacher.levels, student.levels)
+    pathways = Pathways(resolve_pathways(groups, teacher.levels, student.levels))
     costs, shared = pathway_costs(pathways), shared_costs(pathways)
     all_costs = [*costs, *shared]
     return {

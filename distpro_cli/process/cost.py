@@ -59,7 +59,7 @@ def relative_cost(parts: Sequence[Part], schedule: Schedule) -> float:
     return running / total
 
 
-def relative_search_cost(parts: Sequence[Part], interval: int = 1) -> float:
+def relative_search_cost(parts: Sequence[Part], interval: int = 1, outer: float = 1.0) -> float:
     """Returns the cost of a step of a search by the cheap hypergradient, over that of a plain distillation step.
 
     A step that moves alpha adds the student's forward and backward pass on the outer batch, and its forward once
@@ -68,10 +68,11 @@ def relative_search_cost(parts: Sequence[Part], interval: int = 1) -> float:
     Args:
         parts: All that runs in a plain step.
         interval: Steps from one move of alpha to the next, at least 1.
+        outer: Images of an outer batch over those of a train batch, above 0.
     """
     total = sum(part.cost for part in parts)
     student = {part.name: part.cost for part in parts if part.pathways is None}
-    added = 2 * student.get(STUDENT_FORWARD, 0.0) + student.get(STUDENT_BACKWARD, 0.0)
+    added = (1 + outer) * student.get(STUDENT_FORWARD, 0.0) + outer * student.get(STUDENT_BACKWARD, 0.0)
     # The parameters are moved along v and back, which touches them about as often as an update does.
     added += student.get(STUDENT_UPDATE, 0.0)
     # A forward pass is a third of forward and backward.

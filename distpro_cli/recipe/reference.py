@@ -66,6 +66,4 @@ def _default(schema: JsonSchema) -> str:
         return "nothing"
     if "properties" in resolve(schema):
         return "its defaults"
-    if isinstance(default, list) and any(isinstance(item, dict) for item in default):
-        return "one group with its defaults"
     return f"`{flow(default)}`"

@@ -31,6 +31,9 @@ from distpro_cli.recipe.schemes import Schemes
 
 Normalized = TypeVar("Normalized", "Data", "Network")
 
+# Of search.interval where a recipe leaves it out.
+LEAST_INTERVAL, MOST_INTERVAL, ENOUGH_UPDATES = 2, 8, 500
+
 
 def check_normalization(section: Normalized) -> Normalized:
     """Checks that `mean` and `std` fit each other where both are given."""
@@ -273,9 +276,7 @@ class Search(Model):
         "from the literature",
     )
     epochs: PositiveInt = Field(40, description="passes over the inner part of the train set")
-    batch_size: PositiveInt | None = Field(
-        None, description="images per step, inner and outer; default: distill.batch_size"
-    )
+    batch_size: PositiveInt | None = Field(None, description="images per step; default: distill.batch_size")
     optimizer: Optimizer | None = Field(None, description="optimiser of the student; default: distill.optimizer")
     schedule: Schedule | None = Field(None, description="learning rate over time; default: distill.schedule")
     outer_share: Fraction = Field(
@@ -287,23 +288,28 @@ class Search(Model):
         "train set, never from the train batch of the same step",
     )
     outer_batch_size: PositiveInt | None = Field(
-        None, description="images per outer batch; default: as many as per inner one"
+        None,
+        description="images per outer batch; default: half of an inner one, rounded up (the paper: as many as per "
+        "inner one)",
     )
-    alpha_lr: PositiveNumber = Field(0.1, description="learning rate of Adam on alpha")
+    alpha_lr: PositiveNumber = Field(
+        0.2, description="learning rate of Adam on alpha, see also alpha_memory (the paper: 0.1)"
+    )
     alpha_decay: NonNegative = Field(
-        0.0,
+        0.5,
         description="pull of alpha to its start, d in alpha - alpha_lr * d * (alpha - start); alpha stays within "
-        "1/d of its start, such as 0.5. 0: no pull, as in the paper",
+        "1/d of its start. 0: no pull, as in the paper",
     )
     alpha_memory: Fraction | None = Field(
-        None,
+        0.02,
         description="least share of the search over which a pulled alpha averages what it sees: alpha_lr is lowered to "
-        "1 / (alpha_decay * alpha_memory * updates) where it is larger, so that long searches behave as short ones",
+        "1 / (alpha_decay * alpha_memory * updates) where it is larger, so that long searches behave as short ones; "
+        "nothing: alpha_lr as it is, as in the paper",
     )
     lr_in_hypergradient: bool = Field(
-        True,
-        description="whether alpha sees the student's learning rate as a factor, as in the paper, so that it moves "
-        "less as the schedule falls",
+        False,
+        description="whether alpha sees the student's learning rate as a factor, so that it moves less as the "
+        "schedule falls (the paper: true)",
     )
     alpha_betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
         [0.5, 0.999], description="Adam's betas on alpha"
@@ -314,7 +320,9 @@ class Search(Model):
     )
     bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
     weight: PositiveNumber = Field(
-        1.0, description="kappa, the distillation weight; method share: odds of distillation's part of the gradient"
+        3.0,
+        description="kappa, the distillation weight (the paper: 1, and 8 for MobileNet); method share: odds of "
+        "distillation's part of the gradient",
     )
     scale: Literal["distance", "gradient", "running-gradient", "loss"] = Field(
         "distance",
@@ -329,7 +337,11 @@ class Search(Model):
     hypergradient_options: dict[str, Any] = Field(
         {}, description="keyword arguments of the hypergradient, such as shift_length"
     )
-    interval: PositiveInt = Field(1, description="steps between two updates of alpha")
+    interval: PositiveInt | None = Field(
+        None,
+        description="steps between two updates of alpha; default: 2 to 8, as many as leave a search 500 updates (the "
+        "paper: 1)",
+    )
 
     @model_validator(mode="after")
     def _scale_fits_method(self) -> Self:
@@ -338,6 +350,16 @@ class Search(Model):
                 f"gradient needs search.method: hypergradient; {self.method} makes its weights without a scale", "scale"
             )
         return self
+
+    def steps_per_update(self, total_steps: int) -> int:
+        """Returns the steps from one update of alpha to the next, in a search of `total_steps`."""
+        if self.interval is not None:
+            return self.interval
+        return max(LEAST_INTERVAL, min(MOST_INTERVAL, total_steps // ENOUGH_UPDATES))
+
+    def images_per_outer_batch(self, batch_size: int) -> int:
+        """Returns the images of an outer batch, beside train batches of `batch_size`."""
+        return -(-batch_size // 2) if self.outer_batch_size is None else self.outer_batch_size
 
     @property
     def held_out_share(self) -> float | None:
@@ -359,8 +381,11 @@ class Recipe(Model):
     data: Data = Field(..., description="images")
     teacher: Teacher = Field(..., description="the network to learn from")
     student: Network = Field(..., description="the network to train")
-    pathways: Annotated[list[PathwayGroup], Field(min_length=1)] = Field(
-        [PathwayGroup()], description="groups of pathways; K is their sum"
+    pathways: Annotated[list[PathwayGroup], Field(min_length=1)] | None = Field(
+        None,
+        description="groups of pathways; K is their sum; default: chosen for the pair, same levels by conv2, by review "
+        "and, where the task has logits, these by kl; lower where levels do not correspond or hold tokens (the paper: "
+        "lower)",
     )
     search: Search = Field(Search(), description="how the process is searched")
     schemes: Schemes = Field(Schemes(), description="settings of the built-in processes")

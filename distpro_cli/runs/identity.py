@@ -90,13 +90,15 @@ class Identity:
     def search(self, seed: int) -> str:
         """Returns the key of a search with the recipe under another seed."""
         recipe = self.recipe
+        given = recipe.pathways
+        groups = None if given is None else [_pathway(group.model_dump()) for group in given]
         return _hash(
             {
                 **self._common(seed),
                 "search": recipe.search.model_dump(),
                 "hypergradient": _named(recipe.search.hypergradient),
                 "training": recipe.search_training.model_dump(),
-                "pathways": [_pathway(group.model_dump()) for group in recipe.pathways],
+                "pathways": groups,
                 "teacher": self._teacher(),
             }
         )

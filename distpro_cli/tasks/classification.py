@@ -31,6 +31,7 @@ class Classification(Task):
     """
 
     metric = Metric("top1", "top-1", "%")
+    outputs_logits = True
 
     @override
     def data(self, spec: Data, seed: int, outer_share: float | None = None) -> ImageData:

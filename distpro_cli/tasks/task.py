@@ -83,11 +83,13 @@ class Task(ABC):
 
     Attributes:
         metric: What it is judged by.
+        outputs_logits: Whether a network returns logits [B, N], whose softmax a student may learn from a teacher's.
         recipe: Of the run; its seed is that of the run.
         training: How a network is trained: `distill`, `teacher.train`, or what a search makes of `distill`.
     """
 
     metric: ClassVar[Metric]
+    outputs_logits: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe, training: Training) -> None:
         self.recipe = recipe

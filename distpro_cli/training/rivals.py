@@ -60,7 +60,7 @@ class Rival(MovedWeights):
         outer_batches: Batches,
         steps_per_epoch: int,
     ) -> None:
-        super().__init__(distiller, record, spec.interval, outer_batches)
+        super().__init__(distiller, record, spec.steps_per_update(record.total_steps), outer_batches)
         self.spec = spec
         self.steps_per_epoch = steps_per_epoch
         self.factor_k = factor_k.to(distiller.device)

@@ -183,7 +183,7 @@ class SearchedWeights(MovedWeights):
         outer_batches: Batches,
         gradient_scale: GradientScale | None = None,
     ) -> None:
-        super().__init__(distiller, record, alpha.spec.interval, outer_batches)
+        super().__init__(distiller, record, alpha.spec.steps_per_update(record.total_steps), outer_batches)
         self.hypergradient = hypergradient
         self.alpha = alpha
         self.gradient_scale = gradient_scale

@@ -193,7 +193,7 @@ class Comparison:
 
     def _keys(self, method: Method) -> dict[int, str]:
         if method.origin is None:
-            build_pair(self.session, self.recipe.pathways)
+            build_pair(self.session)
             if method.online is None:
                 return {}
             identity = self.session.under(online_recipe(self.recipe, method.online)).identity
@@ -274,7 +274,7 @@ def with_pathways_of(methods: Sequence[Method], recipe: Recipe) -> Recipe:
     So uniform weights use the pathways of the process that they are compared with.
     """
     found = [pathway_groups(method.process) for method in methods if method.process is not None]
-    if "pathways" in recipe.model_fields_set or not found or any(groups != found[0] for groups in found):
+    if recipe.pathways is not None or not found or any(groups != found[0] for groups in found):
         return recipe
     return recipe.model_copy(update={"pathways": found[0]})
 

@@ -75,7 +75,7 @@ class Method:
         """
         if self.online is None:
             return self.source.set_up(session)
-        return build_pair(session, session.recipe.pathways), load_process(folder.process)
+        return build_pair(session), load_process(folder.process)
 
 
 def online_recipe(recipe: Recipe, method: SearchMethod) -> Recipe:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
 from distpro_cli.costs.step_costs import step_parts
 from distpro_cli.errors import first_line
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.pathways.connections import joins_logits, resolve_pathways
+from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import Part
 from distpro_cli.process.process import Process
@@ -22,14 +23,14 @@ from distpro_cli.workflows.teacher import build_teacher
 FindParts = Callable[[Session, Pair, int], tuple[Part, ...]]  # of a pair's step with so many images
 
 
-def build_pair(session: Session, groups: Sequence[PathwayGroup]) -> Pair:
-    """Builds teacher, student and the pathways between them, on the device; a teacher to be trained is not yet.
+def build_pair(session: Session) -> Pair:
+    """Builds teacher, student and the recipe's pathways between them, on the device; no teacher is trained yet.
 
     Raises:
-        DistproError: a network, or everything wrong with the groups.
+        DistproError: a network, or everything wrong with the pathways.
     """
-    student, teacher = build_networks(session, logits=joins_logits(groups))
-    return join(session, student, teacher, groups)
+    student, teacher = build_networks(session, logits=ends_with_logits(session.recipe, session.task))
+    return join(session, student, teacher)
 
 
 def build_networks(session: Session, *, logits: bool, weights: bool = True) -> tuple[TappedNetwork, TappedNetwork]:
@@ -44,12 +45,13 @@ def build_networks(session: Session, *, logits: bool, weights: bool = True) -> t
     return student, build_teacher(session, logits=logits, weights=weights)
 
 
-def join(session: Session, student: TappedNetwork, teacher: TappedNetwork, groups: Sequence[PathwayGroup]) -> Pair:
-    """Returns the pair of two networks with the pathways between them, whose weights come from the run's seed.
+def join(session: Session, student: TappedNetwork, teacher: TappedNetwork) -> Pair:
+    """Returns the pair of two networks with the recipe's pathways, whose weights come from the run's seed.
 
     Raises:
-        RecipeError: everything wrong with the groups.
+        RecipeError: everything wrong with the pathways.
     """
+    groups = groups_for(session.recipe, session.task, teacher.levels, student.levels)
     infos = resolve_pathways(groups, teacher.levels, student.levels)
     torch.manual_seed(derived_seed(session.recipe.seed, "weights", "pathways"))
     return Pair(student, teacher, session.place(Pathways(infos)))

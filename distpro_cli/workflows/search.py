@@ -14,6 +14,7 @@ from torch import nn
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.pathways.connections import groups_of
+from distpro_cli.pathways.defaults import groups_for
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
 from distpro_cli.process.pathway import PathwayInfo
@@ -76,7 +77,7 @@ def search(
     """
     session = Session(recipe, context, outer_share=recipe.search.held_out_share)
     metric, training = session.task.metric, recipe.search_training
-    pair = build_pair(session, recipe.pathways)
+    pair = build_pair(session)
     distiller = session.distiller(pair, training)
     weights = searched_weights(session, distiller, training)
     teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
@@ -116,12 +117,14 @@ def searched_weights(session: Session, distiller: Distiller, training: Training)
         DistproError: the hypergradient is unknown, or does not take its options.
     """
     spec, total_steps = session.recipe.search, session.total_steps(training)
-    groups = groups_of(session.recipe.pathways, distiller.teacher.levels, distiller.student.levels)
+    levels = distiller.teacher.levels, distiller.student.levels
+    groups = groups_of(groups_for(session.recipe, session.task, *levels), *levels)
     factor_k = torch.tensor([group.weight for group in groups])
-    num_updates = -(-total_steps // spec.interval)
+    interval = spec.steps_per_update(total_steps)
+    num_updates = -(-total_steps // interval)
     record = Record(len(groups), total_steps, session.device)
-    outer_size, inner = spec.outer_batch_size or training.batch_size, (training.batch_size, spec.interval)
-    outer_batches = session.batches("outer", outer_size, num_updates, inner=inner)
+    outer_size = spec.images_per_outer_batch(training.batch_size)
+    outer_batches = session.batches("outer", outer_size, num_updates, inner=(training.batch_size, interval))
     if spec.method != "hypergradient":
         steps_per_epoch = session.data.steps_per_epoch(training.batch_size)
         return RIVALS[spec.method](distiller, spec, factor_k, record, outer_batches, steps_per_epoch)

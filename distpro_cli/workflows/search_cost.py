@@ -9,7 +9,7 @@ from typing import Any
 from distpro_cli.process.cost import relative_rule_cost, relative_search_cost
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import parse_recipe
-from distpro_cli.recipe.schema import Search, Training
+from distpro_cli.recipe.schema import Recipe, Training
 from distpro_cli.report.comparison import UNKNOWN_COST, SearchCost
 
 
@@ -27,19 +27,28 @@ def estimated_search_cost(
     if not summaries or not process.parts or "steps" not in process.measured:
         return UNKNOWN_COST
     searched = parse_recipe(process.recipe)
-    by_step = relative_step(process, searched.search)
+    num_searched = int(process.measured["steps"])
+    by_step = relative_step(process, searched, num_searched)
     if by_step is None:
         return UNKNOWN_COST
     by_batch = searched.search_training.batch_size / training.batch_size
-    factor = float(process.measured["steps"]) / num_steps * by_batch * by_step
+    factor = num_searched / num_steps * by_batch * by_step
     seconds, device = (statistics.fmean(one[key] for one in summaries) for key in ("seconds", "device_seconds"))
     return SearchCost(seconds * factor, device * factor, estimated=True)
 
 
-def relative_step(process: Process, spec: Search) -> float | None:
-    """Returns the cost of a step of the search behind a process, over that of a plain one; None if not known."""
+def relative_step(process: Process, recipe: Recipe, num_steps: int) -> float | None:
+    """Returns the cost of a step of the search behind a process, over that of a plain one; None if not known.
+
+    Args:
+        process: What was found.
+        recipe: Of the search.
+        num_steps: Of the search.
+    """
+    spec, batch_size = recipe.search, recipe.search_training.batch_size
+    interval, outer = spec.steps_per_update(num_steps), spec.images_per_outer_batch(batch_size) / batch_size
     if spec.method in ("random", "uncertainty"):
         return 1.0
     if spec.method == "cosine-outer" or (spec.method == "hypergradient" and spec.hypergradient == "cheap"):
-        return relative_search_cost(process.parts, spec.interval)
-    return None if spec.method == "hypergradient" else relative_rule_cost(process.parts, spec.interval)
+        return relative_search_cost(process.parts, interval, outer)
+    return None if spec.method == "hypergradient" else relative_rule_cost(process.parts, interval)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from distpro_cli.errors import RecipeError
-from distpro_cli.pathways.connections import groups_of, joins_logits
+from distpro_cli.pathways.connections import groups_of
+from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.process.process import Process
 from distpro_cli.training.step import Pair
 from distpro_cli.workflows.pairs import build_networks, build_pair, join, pathway_groups
@@ -46,9 +47,9 @@ class ProcessSource(Source):
 
     @override
     def set_up(self, session: Session) -> tuple[Pair, Process]:
-        given = "pathways" in session.recipe.model_fields_set and not self.on_its_own
-        groups = session.recipe.pathways if given else pathway_groups(self.process)
-        return build_pair(session, groups), self.process
+        if session.recipe.pathways is None or self.on_its_own:
+            session = session.under(session.recipe.model_copy(update={"pathways": pathway_groups(self.process)}))
+        return build_pair(session), self.process
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,16 @@ class SchemeSource(Source):
         scheme = find_scheme(self.name)
         if scheme.on_logits:
             session = session.under(with_logits(session.recipe))
-        logits = scheme.on_logits or (scheme.groups is None and joins_logits(session.recipe.pathways))
+        logits = scheme.on_logits or (scheme.groups is None and ends_with_logits(session.recipe, session.task))
         student, teacher = build_networks(session, logits=logits, weights=scheme.teaches)
         recipe = scheme_recipe(self.name, session.recipe, teacher.levels, student.levels)
         try:
-            pair = join(session, student, teacher, recipe.pathways)
+            pair = join(session.under(recipe), student, teacher)
         except RecipeError as error:
             raise error if scheme.groups is None else under_its_name(self.name, error) from None
-        groups = groups_of(recipe.pathways, teacher.levels, student.levels)
-        return pair, scheme_process(self.name, recipe, pair.infos, [group.weight for group in groups])
+        groups = groups_for(recipe, session.task, teacher.levels, student.levels)
+        factors = [group.weight for group in groups_of(groups, teacher.levels, student.levels)]
+        return pair, scheme_process(self.name, recipe, pair.infos, factors)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,8 @@ def test_a_search_step_adds_two_forwards_a_backward_and_the_shared_blocks() -> N
     added = 2 * 10 + 20 + 1.5 + 3 / 3
     assert relative_search_cost(PARTS) == pytest.approx(1 + added / total)
     assert relative_search_cost(PARTS, interval=4) == pytest.approx(1 + added / total / 4)
+    half = 1.5 * 10 + 0.5 * 20 + 1.5 + 3 / 3
+    assert relative_search_cost(PARTS, interval=2, outer=0.5) == pytest.approx(1 + half / total / 2)
 
 
 def test_a_step_by_a_rule_over_gradients_adds_a_way_back() -> None:

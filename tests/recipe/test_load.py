@@ -31,7 +31,7 @@ def problem(text: str, *overrides: str) -> str:
 def test_a_short_recipe_has_all_defaults() -> None:
     recipe = parse_recipe(SHORT)
     assert recipe.student.name == "wrn_10_1"
-    assert recipe.pathways[0].connections == "lower"
+    assert recipe.pathways is None
     assert recipe.search.optimizer is None
     assert recipe.search.epochs == 40
 

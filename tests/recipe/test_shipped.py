@@ -17,7 +17,7 @@ from distpro_cli.errors import DistproError
 from distpro_cli.files import expand_path
 from distpro_cli.recipe.load import dump_recipe, load_recipe, parse_recipe
 from distpro_cli.recipe.reference import json_schema
-from distpro_cli.recipe.schema import Recipe
+from distpro_cli.recipe.schema import Recipe, Search
 from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
 from distpro_cli.recipe.strict_yaml import read_yaml
 
@@ -62,6 +62,13 @@ class TestEveryRecipe:
         assert (path.parent / schema[1]).resolve() == ROOT / "docs" / "recipe.schema.json"
 
 
+def test_a_search_by_a_shipped_recipe_has_the_defaults() -> None:
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        assert recipe.pathways is None
+        assert recipe.search == Search(epochs=recipe.search.epochs)
+
+
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("imagenet/")])
 def test_an_imagenet_pair_needs_few_lines(name: str) -> None:
     lines = shipped_recipes()[name].read_text(encoding="utf-8").splitlines()
@@ -71,7 +78,7 @@ def test_an_imagenet_pair_needs_few_lines(name: str) -> None:
 def test_the_papers_settings() -> None:
     recipe = load_recipe("imagenet/resnet50-mobilenetv2")
     training = recipe.distill
-    assert (training.epochs, training.batch_size, recipe.search.weight) == (100, 256, 8)
+    assert (training.epochs, training.batch_size) == (100, 256)
     assert (training.optimizer.lr, training.optimizer.weight_decay) == (0.1, 1e-4)
     assert training.schedule.milestones == [0.3, 0.6, 0.9]
     shuffle = load_recipe("cifar100/resnet32x4-shufflenet_v1")
@@ -80,7 +87,7 @@ def test_the_papers_settings() -> None:
     assert shuffle.teacher.train is not None
     assert shuffle.teacher.train.optimizer.lr == 0.1
     resnet20 = load_recipe("cifar100/resnet56-resnet20")
-    assert resnet20.search.weight == resnet20.schemes.reviewkd.weight == 0.6
+    assert resnet20.schemes.reviewkd.weight == 0.6
     assert round(resnet20.schemes.reviewkd.warmup * 240) == 20
     assert (recipe.schemes.reviewkd.weight, recipe.schemes.reviewkd.mid) == (8, 256)
 

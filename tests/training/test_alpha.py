@@ -11,11 +11,11 @@ import torch
 
 from distpro_cli.recipe.schema import Search
 from distpro_cli.training.alpha import NORMALIZATIONS, AlphaOptimizer, Record, alpha_lr
-from tests.helpers import CPU
+from tests.helpers import CPU, PAPER
 
 
 def make(num_pathways: int = 3, *, factors: list[float] | None = None, **spec: object) -> AlphaOptimizer:
-    search = Search(**spec)  # type: ignore[arg-type]
+    search = Search(**PAPER | spec)
     start_k = torch.full((num_pathways,), search.alpha_start)
     return AlphaOptimizer(start_k, torch.tensor(factors or [1.0] * num_pathways), search, 10, CPU)
 
@@ -102,10 +102,11 @@ def test_a_steady_lead_cannot_take_everything() -> None:
 
 
 def test_the_memory_is_a_share_of_the_search() -> None:
-    pulled = Search(alpha_decay=0.5, alpha_memory=0.03)
+    pulled = Search(alpha_lr=0.1, alpha_decay=0.5, alpha_memory=0.03)
     assert alpha_lr(pulled, 100) == alpha_lr(pulled, 600) == 0.1
     assert alpha_lr(pulled, 160_000) == pytest.approx(1 / (0.5 * 0.03 * 160_000))
-    assert alpha_lr(Search(alpha_decay=0.5), 160_000) == alpha_lr(Search(alpha_memory=0.03), 160_000) == 0.1
+    for off in ({"alpha_memory": None}, {"alpha_decay": 0}):
+        assert alpha_lr(Search(alpha_lr=0.1, **off), 160_000) == 0.1  # type: ignore[arg-type]
 
 
 def test_kappa_is_learnt_beside_alpha() -> None:

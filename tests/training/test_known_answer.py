@@ -19,7 +19,7 @@ from distpro_cli.tasks.task import Batch
 from distpro_cli.training.alpha import AlphaOptimizer
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.step import Distiller, Pair
-from tests.helpers import CPU, classification
+from tests.helpers import CPU, PAPER, classification
 
 NUM_CLASSES, SIZE, STEPS, BATCH = 4, 4, 80, 64
 
@@ -78,7 +78,7 @@ def test_the_search_raises_what_helps_and_sinks_noise(seed: int) -> None:
     optimizer = torch.optim.SGD([p for m in pair.modules().values() for p in m.parameters()], lr=0.05)
     distiller = Distiller(pair, optimizer, classification(), device=CPU, seed=seed)
     hypergradient = make_hypergradient("cheap", distiller)
-    alpha = AlphaOptimizer(torch.ones(2), torch.ones(2), Search(alpha_lr=0.05), STEPS, CPU)
+    alpha = AlphaOptimizer(torch.ones(2), torch.ones(2), Search(**PAPER | {"alpha_lr": 0.05}), STEPS, CPU)
     start = alpha.weights()[0]
     for step in range(STEPS):
         inner, outer = draw(patterns, generator, wrong_share=0.8), draw(patterns, generator, wrong_share=0.0)
