@@ -23,7 +23,7 @@ _MAX_NUMBER = 2**53
 # Prefix and grid of a level are left to `LevelInfo`: readers of this version refuse further keys.
 _LEVEL_KEYS = {"number", "count", "name", "kind", "reduction", "shape"}
 _PART_KEYS = {"name", "cost", "pathways"}
-_OPTIONAL = {"parts", "scale"}
+_OPTIONAL = {"parts"}
 _PATHWAY_KEYS = {"id", "teacher", "student", "transform", "distance", "transform_options", "distance_options"}
 
 
@@ -41,7 +41,6 @@ def encode_fields(process: Process) -> dict[str, str]:
         "seed": str(process.seed),
         "measured": to_json(dict(process.measured)),
         **({"parts": to_json([asdict(part) for part in process.parts])} if process.parts else {}),
-        **({"scale": to_json(list(process.scale))} if process.scale else {}),
     }
 
 
@@ -165,16 +164,6 @@ def _part(value: Any, where: str) -> Part:
     return Part(_name(value["name"], f"{where}: name"), float(cost), None if columns is None else tuple(columns))
 
 
-def _scale(text: str) -> tuple[float, ...]:
-    values = from_json(text, "the metadata's scale")
-    if not isinstance(values, list):
-        raise ProcessError("the metadata's scale is not a list")
-    for value in values:
-        if type(value) not in (int, float) or abs(value) > 1e300:
-            raise ProcessError(f"the metadata's scale holds {_shown(value)}; expected a number")
-    return tuple(map(float, values))
-
-
 def _seed(text: str) -> int:
     if re.fullmatch(r"-?[0-9]{1,20}", text) is None:
         raise ProcessError(f"the metadata's seed is {_shown(text)}; expected a whole number")
@@ -194,5 +183,4 @@ _DECODERS: dict[str, Callable[[str], Any]] = {
     "seed": _seed,
     "measured": _measured,
     "parts": lambda text: _items(text, "part", MAX_PARTS, _part),
-    "scale": _scale,
 }

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,9 +24,9 @@ from distpro_cli.process.fields import MAX_PATHWAYS, decode_fields, encode_field
 from distpro_cli.process.process import Process
 
 FORMAT = "distpro-process"
-VERSION = 1
+VERSION = 2  # of files with a scale; those without are of version 1
 MAX_ROWS = 10_000
-_TABLES = ("alpha", "progress", "weights")
+_TABLES = ("alpha", "progress", "weights")  # a file of version 2 has `scale` as well
 
 
 class NotAProcessError(ProcessError):
@@ -60,7 +60,14 @@ def to_bytes(process: Process) -> bytes:
     metadata = encode_fields(process)
     decode_fields(metadata)  # What could not be read back is not written.
     tables = {"alpha": process.alpha, "progress": process.progress, "weights": process.weights}
-    return encode(tables, {"format": FORMAT, "version": str(VERSION), **metadata})
+    if process.scale is not None:
+        tables["scale"] = process.scale
+    return encode(tables, {"format": FORMAT, "version": str(version_of(process)), **metadata})
+
+
+def version_of(process: Process) -> int:
+    """Returns the version of the file format that the process needs."""
+    return 1 if process.scale is None else 2
 
 
 def load_process(path: Path) -> Process:
@@ -95,11 +102,13 @@ def _read(file: IO[bytes]) -> Process:
     _check_format(metadata)
     if size > MAX_BYTES:
         raise ProcessError(f"{size / 2**20:.0f} MiB; a process file has at most {MAX_BYTES // 2**20} MiB")
-    _check_names(entries)
+    names = _TABLES if metadata["version"] == "1" else (*_TABLES, "scale")
+    _check_names(entries, names)
     tables = decode_tables(entries, file.read(MAX_BYTES))
     if tables["progress"].size > MAX_ROWS:
         raise ProcessError(f"{tables['progress'].size} rows; at most {MAX_ROWS} are allowed")
-    return Process(tables["progress"], tables["weights"], tables["alpha"], **decode_fields(metadata))
+    progress, weights, alpha = (tables[name] for name in ("progress", "weights", "alpha"))
+    return Process(progress, weights, alpha, scale=tables.get("scale"), **decode_fields(metadata))
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, str], dict[str, Any]]:
@@ -131,10 +140,10 @@ def _check_format(metadata: Mapping[str, str]) -> None:
         )
 
 
-def _check_names(entries: Mapping[str, Any]) -> None:
-    missing = [name for name in _TABLES if name not in entries]
+def _check_names(entries: Mapping[str, Any], names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in entries]
     if missing:
         raise ProcessError(f"the file lacks the tensor {', '.join(missing)}")
-    unknown = sorted(set(entries) - set(_TABLES))
+    unknown = sorted(set(entries) - set(names))
     if unknown:
-        raise ProcessError(f"unknown tensor {unknown[0][:60]!r}; a process has {', '.join(_TABLES)}")
+        raise ProcessError(f"unknown tensor {unknown[0][:60]!r}; a process has {', '.join(names)}")

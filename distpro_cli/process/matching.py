@@ -72,7 +72,7 @@ def fit(process: Process, pathways: Sequence[PathwayInfo], mode: str = "strict")
         parts=_moved_parts(process, columns),
         whole_alpha=process.alpha if process.whole_alpha is None else process.whole_alpha,
         columns=tuple(before[column] for column in columns),
-        scale=tuple(process.scale[column] for column in columns) if process.scale else (),
+        scale=None if process.scale is None else process.scale[:, columns],
     )
 
 

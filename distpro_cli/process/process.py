@@ -17,7 +17,7 @@ from distpro_cli.process.cost import Part, relative_cost
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.schedule import Float32, Schedule, interpolate, kept_entries
 
-SMALLEST_SCALE = 1e-50  # so that weights in units of it are finite
+SMALLEST_SCALE = 1e-18  # so that weights in units of it are finite
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7)
 
 
@@ -39,8 +39,8 @@ class Process:
         whole_alpha: [T, K'], alpha of the process that `fit` took these columns from; it decides in place of `alpha`
             what a threshold or a share drops. None: nothing was left out or moved.
         columns: Where in `whole_alpha` each pathway lies, from 0; [K].
-        scale: [K] > 0, the unit of each pathway's weights, a factor in `weights`: ‖∂L_task/∂F‖ / ‖∂D_k/∂F‖ at its
-            student level F at the start of the search. Empty: weights are factors of the distances.
+        scale: [T, K] > 0, the unit of each pathway's weights, a factor in `weights` (`search.scale`). None: weights
+            are factors of the distances, and no unit is known.
 
     Raises:
         ProcessError: the fields do not fit each other, or hold values that no process has.
@@ -58,27 +58,29 @@ class Process:
     parts: tuple[Part, ...] = ()
     whole_alpha: Float32 | None = None
     columns: tuple[int, ...] = ()
-    scale: tuple[float, ...] = ()
+    scale: Float32 | None = None
 
     def __post_init__(self) -> None:
         """Takes the tables as float32 and checks them."""
         for name in ("progress", "weights", "alpha"):
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
+        if self.scale is not None:
+            object.__setattr__(self, "scale", np.ascontiguousarray(self.scale, dtype=np.float32))
         _check_tables(self)
 
     def mean_over_time(self) -> Process:
         """Returns the same process with weights and alpha averaged over time: two equal rows."""
+        alpha, whole_alpha = _averaged(self.progress, self.alpha), self.whole_alpha
+        if whole_alpha is not None:
+            whole_alpha = _averaged(self.progress, whole_alpha)
+            alpha = whole_alpha[:, list(self.columns)]
         progress, weights = np.array([0, 1], dtype=np.float32), _averaged(self.progress, self.weights)
-        if self.whole_alpha is None:
-            return replace(self, progress=progress, weights=weights, alpha=_averaged(self.progress, self.alpha))
-        whole_alpha = _averaged(self.progress, self.whole_alpha)
-        alpha = whole_alpha[:, list(self.columns)]
-        return replace(self, progress=progress, weights=weights, alpha=alpha, whole_alpha=whole_alpha)
+        return replace(self, progress=progress, weights=weights, alpha=alpha, whole_alpha=whole_alpha, scale=None)
 
     @property
     def scaled_weights(self) -> NDArray[np.floating]:
         """Weights in units of the scale, [T, K]: what pathways are compared by. Without a scale, the weights."""
-        return self.weights / np.array(self.scale, dtype=np.float64) if self.scale else self.weights
+        return self.weights if self.scale is None else self.weights / self.scale.astype(np.float64)
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -140,6 +142,8 @@ def _check_tables(process: Process) -> None:
         raise ProcessError("there is no pathway; a process has at least one")
     expected = [len(progress), num_pathways]
     tables = {"progress": progress, "weights": weights, "alpha": alpha}
+    if process.scale is not None:
+        tables["scale"] = process.scale
     for name, table in tables.items():
         if name != "progress" and list(table.shape) != expected:
             reason = f"{len(progress)} rows of progress, {num_pathways} pathways"
@@ -153,9 +157,10 @@ def _check_tables(process: Process) -> None:
     if process.whole_alpha is not None and not np.array_equal(process.whole_alpha[:, list(process.columns)], alpha):
         raise ProcessError("alpha is not what lies in these columns of whole_alpha")
     _check_parts(process)
-    if process.scale and len(process.scale) != num_pathways:
-        raise ProcessError(f"scale has {len(process.scale)} values; expected one per pathway ({num_pathways})")
-    if not all(SMALLEST_SCALE <= value <= 1 / SMALLEST_SCALE for value in process.scale):
+    if (
+        process.scale is not None
+        and not SMALLEST_SCALE <= process.scale.min() <= process.scale.max() <= 1 / SMALLEST_SCALE
+    ):
         raise ProcessError(f"scale holds a value out of range; allowed: {SMALLEST_SCALE:g} to {1 / SMALLEST_SCALE:g}")
     ids = [pathway.id for pathway in process.pathways]
     if len(set(ids)) < len(ids):

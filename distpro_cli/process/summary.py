@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distpro_cli.process.file import FORMAT, VERSION
+from distpro_cli.process.file import FORMAT, version_of
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.process.process import THRESHOLDS, Process
 
@@ -18,18 +18,17 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns what a process holds.
 
-    `pathways` has the weight at progress 0, ½ and 1 (`start`, `middle`, `end`), its `mean` over time, its
-    `scale` (None: it has none), and the `share` of the sum of the means in units of the scale, in [0, 1].
+    `pathways` has the weight at progress 0, ½ and 1 (`start`, `middle`, `end`), its `mean` over time, and
+    its `share` of the sum of the means, in [0, 1], in units of the scale where the process has one.
     `remaining_percent` maps a threshold to the entries left, `relative_cost` to the cost of a step over that of a
     full one; `keep` maps the share of the entries kept to both. `step_cost` is the part of a full step's cost that
     the student, the teacher and the pathways have. Costs are None where the process does not hold what its steps cost.
     """
     at_threshold = {f"{threshold:g}": process.schedule(threshold=threshold) for threshold in thresholds}
-    scale = process.scale or (None,) * len(process.pathways)
-    columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, scale, process.share, strict=True)
+    columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, process.share, strict=True)
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": version_of(process),
         "rows": len(process.progress),
         "pathways": [
             {
@@ -42,10 +41,9 @@ def summarize(
                 "middle": float(middle),
                 "end": float(end),
                 "mean": float(mean),
-                "scale": unit,
                 "share": float(share),
             }
-            for pathway, (start, middle, end, mean, unit, share) in zip(process.pathways, columns, strict=True)
+            for pathway, (start, middle, end, mean, share) in zip(process.pathways, columns, strict=True)
         ],
         "remaining_percent": {mark: schedule.remaining_percent for mark, schedule in at_threshold.items()},
         "relative_cost": {mark: process.relative_cost(schedule) for mark, schedule in at_threshold.items()}

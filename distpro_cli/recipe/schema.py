@@ -32,6 +32,7 @@ from distpro_cli.recipe.schemes import Schemes
 Normalized = TypeVar("Normalized", "Data", "Network")
 
 # Of search.interval where a recipe leaves it out.
+KAPPA = {"loss": 10.0, "distance": 3.0, "gradient": 1.0}  # by search.scale, where search.weight is not set
 LEAST_INTERVAL, MOST_INTERVAL, ENOUGH_UPDATES = 2, 8, 500
 
 
@@ -319,15 +320,17 @@ class Search(Model):
         "biased-softmax", description="how alpha becomes weights"
     )
     bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
-    weight: PositiveNumber = Field(
-        3.0,
-        description="kappa, the distillation weight (the paper: 1, and 8 for MobileNet); method share: odds of "
+    weight: PositiveNumber | None = Field(
+        None,
+        description="kappa, the distillation weight; default: 10 with scale loss, 3 with distance, 1 with gradient and "
+        "for the other methods (the paper, with distance: 1, and 8 for MobileNet); method share: odds of "
         "distillation's part of the gradient",
     )
-    scale: Literal["distance", "gradient", "running-gradient", "loss"] = Field(
-        "distance",
-        description="unit of the weights; distance: they multiply the distances as they are; gradient: a weight of 1 "
-        "pulls at the pathway's student level as hard as the task does over the first steps (method hypergradient)",
+    scale: Literal["loss", "gradient", "distance"] = Field(
+        "loss",
+        description="unit of the weights of method hypergradient; loss: a weight of 1 adds 1 to the loss, by a running "
+        "average of the pathway's distance; gradient: it pulls at the pathway's student level as hard as the task does "
+        "over the first steps; distance: it multiplies the distance as it is, as in the paper",
     )
     learn_weight: bool = Field(False, description="whether kappa is learnt beside alpha, starting at weight")
     hypergradient: Literal["cheap", "exact", "central-difference"] | UserFile = Field(
@@ -343,13 +346,12 @@ class Search(Model):
         "paper: 1)",
     )
 
-    @model_validator(mode="after")
-    def _scale_fits_method(self) -> Self:
-        if self.scale != "distance" and self.method != "hypergradient":
-            raise wrong(
-                f"gradient needs search.method: hypergradient; {self.method} makes its weights without a scale", "scale"
-            )
-        return self
+    @property
+    def kappa(self) -> float:
+        """The distillation weight in units of the scale: `weight`, or what goes with the scale."""
+        if self.weight is not None:
+            return self.weight
+        return KAPPA[self.scale] if self.method == "hypergradient" else 1.0
 
     def steps_per_update(self, total_steps: int) -> int:
         """Returns the steps from one update of alpha to the next, in a search of `total_steps`."""

@@ -110,7 +110,7 @@ def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:
     axes[0][0].locator_params(axis="y", nbins=4)
     _label(panels, used, teacher, student)
     figure.suptitle(_title(processes), fontsize=10, fontweight="bold")
-    scaled = any(process.scale for _, process in processes)
+    scaled = any(process.scale is not None for _, process in processes)
     figure.supylabel("weight / scale of the pathway" if scaled else "weight of the pathway", fontsize=9)
     if len(handles) > 1:
         columns = min(len(handles), max(1, len(student)), 4)

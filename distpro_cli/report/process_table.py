@@ -50,7 +50,7 @@ def print_side_by_side(
     for first in range(0, len(processes), at_once):
         _print_beside(console, processes[first : first + at_once], ids, top, room)
     console.print(f"mean weight, share of the sum of means, weight over time from 0 to {number(top)}")
-    if any(process.scale for _, process in processes):
+    if any(process.scale is not None for _, process in processes):
         console.print("share and weight over time are of weight / scale, where a process has a scale")
     console.print()
     _print_thresholds(console, processes, thresholds, keeps)
@@ -97,7 +97,7 @@ def _print_heading(console: Console, label: str, process: Process) -> None:
 
 
 def _print_pathways(console: Console, process: Process, rows: Sequence[Mapping[str, Any]]) -> None:
-    numbers = (*(("scale",) if process.scale else ()), "start", "middle", "end", "mean")
+    numbers = ("start", "middle", "end", "mean")
     cells = [[row["id"], *(number(row[name]) for name in numbers), f"{100 * row['share']:.1f}%"] for row in rows]
     heads = ["pathway", *numbers, "share"]
     used = sum(max(len(head), *(len(line[i]) for line in cells)) + GAP for i, head in enumerate(heads))
@@ -112,12 +112,10 @@ def _print_pathways(console: Console, process: Process, rows: Sequence[Mapping[s
         bold = "bold" if row["share"] == strongest and len(rows) > 1 else None
         table.add_row(*line, sparkline(over_time[:, k].tolist(), top, console.encoding), style=bold)
     print_table(console, table)
-    weight = "weight / scale" if process.scale else "weight"
+    weight = "weight" if process.scale is None else "weight / scale"
     console.print(f"over time: {weight} from 0 to {number(top)}, progress 0 to 1 from left to right")
-    if process.scale:
-        console.print(
-            "scale: the weight that pulls as hard as the task at the start of the search; share is of weight / scale"
-        )
+    if process.scale is not None:
+        console.print("scale: the unit of the weights, search.scale of the recipe inside; share is of weight / scale")
 
 
 def _print_dropping(console: Console, summary: Mapping[str, Any]) -> None:

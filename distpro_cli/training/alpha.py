@@ -62,27 +62,32 @@ class Record:
         self._row_of_step = {step: row for row, step in enumerate(self.kept_steps)}
         self.alpha_tk = torch.zeros(len(self.kept_steps), num_pathways, device=device)
         self.weight_tk = torch.zeros_like(self.alpha_tk)
+        self.scale_tk = torch.ones_like(self.alpha_tk)
 
-    def write(self, step: int, alpha_k: Tensor, weight_k: Tensor) -> None:
+    def write(self, step: int, alpha_k: Tensor, weight_k: Tensor, scale_k: Tensor | None = None) -> None:
         """Records a step (0..total_steps), if its row is kept."""
         row = self._row_of_step.get(step)
         if row is not None:
             self.alpha_tk[row] = alpha_k.detach()
             self.weight_tk[row] = weight_k.detach()
+            if scale_k is not None:
+                self.scale_tk[row] = scale_k
 
-    def table(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Returns progress [T], weights [T, K] and alpha [T, K]."""
+    def table(self) -> dict[str, NDArray[np.float32]]:
+        """Returns `progress` [T], `weights`, `alpha` and `scale`, [T, K] each."""
         progress_t = np.asarray(self.kept_steps, dtype=np.float64) / self.total_steps
-        return progress_t.astype(np.float32), self.weight_tk.cpu().numpy(), self.alpha_tk.cpu().numpy()
+        tables = {"weights": self.weight_tk, "alpha": self.alpha_tk, "scale": self.scale_tk}
+        return {"progress": progress_t.astype(np.float32), **{name: tk.cpu().numpy() for name, tk in tables.items()}}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the rows so far."""
-        return {"alpha_rows": self.alpha_tk, "weight_rows": self.weight_tk}
+        return {"alpha_rows": self.alpha_tk, "weight_rows": self.weight_tk, "scale_rows": self.scale_tk}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         self.alpha_tk.copy_(state["alpha_rows"])
         self.weight_tk.copy_(state["weight_rows"])
+        self.scale_tk.copy_(state.get("scale_rows", self.scale_tk))  # 0.1.0 had none
 
 
 class AlphaOptimizer:
@@ -111,7 +116,7 @@ class AlphaOptimizer:
         self.start_k, self.factor_k = start_k.to(device), factor_k.to(device)
         self.scale_k = torch.ones_like(self.factor_k)
         self.alpha_k = self.start_k.clone().requires_grad_()
-        self.log_kappa = torch.zeros((), device=device, requires_grad=spec.learn_weight)  # beside log(spec.weight)
+        self.log_kappa = torch.zeros((), device=device, requires_grad=spec.learn_weight)  # beside log(spec.kappa)
         moved = [self.alpha_k, self.log_kappa] if spec.learn_weight else [self.alpha_k]
         betas = (spec.alpha_betas[0], spec.alpha_betas[1])
         self.lr = alpha_lr(spec, num_updates)
@@ -153,7 +158,7 @@ class AlphaOptimizer:
         self.adam.load_state_dict(state["adam"])
 
     def _weights_at_start_of_kappa(self) -> Tensor:
-        relative_k = NORMALIZATIONS[self.spec.normalization](self.alpha_k, self.spec.weight, self.spec.bias)
+        relative_k = NORMALIZATIONS[self.spec.normalization](self.alpha_k, self.spec.kappa, self.spec.bias)
         return relative_k * self.factor_k * self.scale_k
 
 

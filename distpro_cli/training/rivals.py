@@ -68,7 +68,7 @@ class Rival(MovedWeights):
 
     @override
     def weights(self) -> Tensor:
-        return self.spec.weight * self.factor_k * self.state["relative"]
+        return self.spec.kappa * self.factor_k * self.state["relative"]
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Uncertainty(Rival):
 
     @override
     def weights(self) -> Tensor:
-        return self.spec.weight * self.factor_k * (-self.s_k.detach()).exp() / 2
+        return self.spec.kappa * self.factor_k * (-self.s_k.detach()).exp() / 2
 
     @override
     def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:

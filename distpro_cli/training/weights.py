@@ -11,11 +11,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from distpro_cli.process.schedule import Schedule
-from distpro_cli.tasks.task import Batch
+from distpro_cli.tasks.task import Batch, map_tensors
 from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import Hypergradient
 from distpro_cli.training.optimiser import learning_rate
-from distpro_cli.training.scale import GradientScale
+from distpro_cli.training.scale import Scale
 from distpro_cli.training.step import Distiller, StepLosses, Stepper
 
 Batches = Callable[[int], Iterator[Batch]]  # makes the batches of a step and all that follow, on the device
@@ -70,12 +70,10 @@ class ScheduledWeights(Weights):
         distiller: Runs the steps.
         schedule: Of a process whose columns are the pair's pathways.
         total_steps: Of the run.
-        scale: Unit of every weight, [K] > 0, where the process has one.
     """
 
-    def __init__(self, distiller: Distiller, schedule: Schedule, total_steps: int, scale: Sequence[float] = ()) -> None:
+    def __init__(self, distiller: Distiller, schedule: Schedule, total_steps: int) -> None:
         super().__init__(distiller)
-        self._scale = scale
         self.distiller = distiller
         self.schedule = schedule
         self.total_steps = total_steps
@@ -89,10 +87,6 @@ class ScheduledWeights(Weights):
     @override
     def current(self) -> Sequence[float]:
         return self._current
-
-    @override
-    def scale(self) -> Sequence[float]:
-        return self._scale
 
 
 class MovedWeights(Weights):
@@ -121,6 +115,10 @@ class MovedWeights(Weights):
         """Returns the raw scores behind the weights, [K]; by default the weights themselves."""
         return self.weights()
 
+    def scale_in_force(self) -> Tensor | None:
+        """Returns the unit of the weights in force, [K] > 0; None: they are factors of the distances."""
+        return None
+
     @abstractmethod
     def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
         """Trains on one batch with the weights in force, then moves them; returns as `step` does."""
@@ -138,14 +136,14 @@ class MovedWeights(Weights):
     @override
     def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
         weights_k = self.weights()
-        self.record.write(step, self.scores(), weights_k)
+        self.record.write(step, self.scores(), weights_k, self.scale_in_force())
         outer_losses = None
         if step % self.interval == 0:
             losses, outer_losses = self.move(batch, weights_k, step)
         else:
             losses = self.between(batch, weights_k, step)
         if step + 1 == self.record.total_steps:
-            self.record.write(step + 1, self.scores(), self.weights())
+            self.record.write(step + 1, self.scores(), self.weights(), self.scale_in_force())
         return losses, outer_losses
 
     @override
@@ -171,7 +169,7 @@ class SearchedWeights(MovedWeights):
         alpha: What is moved.
         record: Of it.
         outer_batches: By number of the move.
-        gradient_scale: Of the weights; None: they are factors of the distances.
+        unit: Of the weights; None: they are factors of the distances.
     """
 
     def __init__(
@@ -181,26 +179,26 @@ class SearchedWeights(MovedWeights):
         alpha: AlphaOptimizer,
         record: Record,
         outer_batches: Batches,
-        gradient_scale: GradientScale | None = None,
+        unit: Scale | None = None,
     ) -> None:
         super().__init__(distiller, record, alpha.spec.steps_per_update(record.total_steps), outer_batches)
         self.hypergradient = hypergradient
         self.alpha = alpha
-        self.gradient_scale = gradient_scale
+        self.unit = unit
 
     @override
     def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
-        if self.gradient_scale is not None:
-            self.gradient_scale.look(batch, step)
-            self.alpha.scale_k = self.gradient_scale.scale_k
+        if self.unit is None:
+            return super().step(batch, step)
+        self.unit.look(batch, step)
+        self.alpha.scale_k = self.unit.scale_k
         losses, outer_losses = super().step(batch, step)
-        if self.gradient_scale is not None:
-            self.gradient_scale.see(losses)
+        self.unit.see(losses)
         return losses, outer_losses
 
     @override
     def scale(self) -> Sequence[float]:
-        scale: list[float] = [] if self.gradient_scale is None else self.gradient_scale.scale_k.tolist()
+        scale: list[float] = [] if self.unit is None else self.alpha.scale_k.tolist()
         return scale
 
     @override
@@ -210,6 +208,10 @@ class SearchedWeights(MovedWeights):
     @override
     def scores(self) -> Tensor:
         return self.alpha.alpha_k
+
+    @override
+    def scale_in_force(self) -> Tensor | None:
+        return None if self.unit is None else self.alpha.scale_k
 
     @override
     def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
@@ -229,15 +231,16 @@ class SearchedWeights(MovedWeights):
     @override
     def state_dict(self) -> dict[str, Any]:
         own = {**self.alpha.state_dict(), "hypergradient": self.hypergradient.state_dict()}
-        if self.gradient_scale is not None:
-            own["scale"] = self.gradient_scale.state_dict()
+        if self.unit is not None:
+            own["scale"] = self.unit.state_dict()
         return {**own, **super().state_dict()}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.alpha.load_state_dict(state)
-        self.hypergradient.load_state_dict(state.get("hypergradient", {}))  # 0.1.0 wrote none
-        if self.gradient_scale is not None:
-            self.gradient_scale.load_state_dict(state["scale"])
-            self.alpha.scale_k = self.gradient_scale.scale_k
+        own = state.get("hypergradient", {})  # 0.1.0 wrote none
+        self.hypergradient.load_state_dict(map_tensors(own, lambda tensor: tensor.to(self.stepper.device)))
+        if self.unit is not None:
+            self.unit.load_state_dict(state["scale"])
+            self.alpha.scale_k = self.unit.scale_k

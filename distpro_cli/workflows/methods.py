@@ -82,7 +82,8 @@ def online_recipe(recipe: Recipe, method: SearchMethod) -> Recipe:
     """Returns the recipe of a search that is a run of `distill`, by all train images."""
     own: dict[str, Any] = {"epochs": recipe.distill.epochs, "batch_size": None, "optimizer": None, "schedule": None}
     if method != "hypergradient":
-        own["scale"] = "distance"  # the rules look at gradients themselves
+        # A rule's weights are factors of the distances, so a κ in other units says nothing of them.
+        own |= {"scale": "distance"} if recipe.search.scale == "distance" else {"scale": "distance", "weight": None}
     search = recipe.search.model_copy(update={**own, "method": method, "outer": "train"})
     return recipe.model_copy(update={"search": search})
 

@@ -16,7 +16,7 @@ from distpro_cli.networks.level_choice import LOGITS
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import dump_recipe
-from distpro_cli.recipe.schema import PathwayGroup, Recipe
+from distpro_cli.recipe.schema import KAPPA, PathwayGroup, Recipe
 from distpro_cli.training.alpha import NORMALIZATIONS
 from distpro_cli.versions import installed_versions
 
@@ -106,10 +106,11 @@ def _constant(weight: float) -> list[tuple[float, float]]:
 
 
 def _start_of_search(recipe: Recipe, num_pathways: int) -> float:
-    """Returns the weight that every pathway has before a search moves it."""
+    """Returns the weight that every pathway has before a search with `scale: distance` moves it."""
     spec = recipe.search
+    kappa = spec.kappa if spec.scale == "distance" else KAPPA["distance"]
     start_k = torch.full((num_pathways,), float(spec.alpha_start))
-    return float(NORMALIZATIONS[spec.normalization](start_k, spec.weight, spec.bias)[0])
+    return float(NORMALIZATIONS[spec.normalization](start_k, kappa, spec.bias)[0])
 
 
 def _uniform_rows(recipe: Recipe, num_pathways: int) -> list[tuple[float, float]]:

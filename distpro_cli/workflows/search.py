@@ -133,8 +133,8 @@ def searched_weights(session: Session, distiller: Distiller, training: Training)
     hypergradient = make_hypergradient(spec.hypergradient, distiller, spec.hypergradient_options)
     if as_sgd := missing_pull_back(distiller.optimizer):
         session.context.reporter.message(as_sgd)
-    scale = None if spec.scale == "distance" else SCALES[spec.scale](distiller, total_steps)
-    return SearchedWeights(distiller, hypergradient, alpha, record, outer_batches, scale)
+    unit = None if spec.scale == "distance" else SCALES[spec.scale](distiller, total_steps)
+    return SearchedWeights(distiller, hypergradient, alpha, record, outer_batches, unit)
 
 
 def collapse(process: Process) -> str | None:
@@ -160,13 +160,14 @@ def to_process(
     measured: Mapping[str, float | int | str],
 ) -> Process:
     """Returns the process that a finished search found."""
-    progress_t, weight_tk, alpha_tk = weights.record.table()
-    if not np.isfinite(alpha_tk).all():
+    tables = weights.record.table()
+    if not np.isfinite(tables["alpha"]).all():
         raise DistproError("the search ended with an alpha that is not finite; try a smaller search.alpha_lr")
     return Process(
-        progress=progress_t,
-        weights=weight_tk,
-        alpha=alpha_tk,
+        progress=tables["progress"],
+        weights=tables["weights"],
+        alpha=tables["alpha"],
+        scale=None if weights.scale_in_force() is None else tables["scale"],
         pathways=tuple(infos),
         normalization=recipe.search.normalization if recipe.search.method == "hypergradient" else "none",
         recipe=dump_recipe(recipe),
@@ -174,5 +175,4 @@ def to_process(
         seed=recipe.seed,
         measured=measured,
         parts=parts,
-        scale=tuple(weights.scale()),
     )

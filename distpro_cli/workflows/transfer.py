@@ -82,12 +82,11 @@ def transfer(
     pair, process = source.set_up(session)
     if not process.parts:
         process = replace(process, parts=find_parts(session, pair, training.batch_size))
-    fitted = fit(process, pair.infos, mode)
-    schedule = fitted.schedule(threshold=dropping.threshold, keep=dropping.keep)
+    schedule = fit(process, pair.infos, mode).schedule(threshold=dropping.threshold, keep=dropping.keep)
     num_used = _num_used(schedule)
     if num_used:
         distiller, total_steps = session.distiller(pair, training), session.total_steps(training)
-        weights: Weights = ScheduledWeights(distiller, schedule, total_steps, fitted.scale)
+        weights: Weights = ScheduledWeights(distiller, schedule, total_steps)
         teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
     else:
         weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None

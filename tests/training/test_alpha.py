@@ -133,7 +133,8 @@ def test_the_record_holds_every_step_and_the_end() -> None:
     record = Record(3, 4, CPU)
     for step in range(5):
         record.write(step, torch.full((3,), float(step)), torch.full((3,), 2.0 * step))
-    progress, weights, alpha = record.table()
+    table = record.table()
+    progress, weights, alpha = table["progress"], table["weights"], table["alpha"]
     np.testing.assert_allclose(progress, [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_array_equal(alpha, np.arange(5.0)[:, None].repeat(3, 1))
     np.testing.assert_array_equal(weights, 2 * alpha)

@@ -137,9 +137,10 @@ def test_the_table_is_the_weights_and_a_state_goes_round(name: str) -> None:
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     play(first, range(3, 6))
     play(second, range(3, 6))
-    for mine, theirs in zip(first.record.table(), second.record.table(), strict=True):
+    for mine, theirs in zip(first.record.table().values(), second.record.table().values(), strict=True):
         assert (mine == theirs).all()
-    _, weight_tk, alpha_tk = first.record.table()
+    table = first.record.table()
+    weight_tk, alpha_tk = table["weights"], table["alpha"]
     assert (weight_tk == alpha_tk).all() and (weight_tk >= 0).all()
 
 
