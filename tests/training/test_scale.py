@@ -14,7 +14,7 @@ from distpro_cli.recipe.schema import PathwayGroup, Search
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import make_hypergradient
-from distpro_cli.training.scale import GradientScale, measure, num_steps, ratio
+from distpro_cli.training.scale import GradientScale, LossScale, Scale, measure, num_steps
 from distpro_cli.training.step import Distiller
 from distpro_cli.training.weights import SearchedWeights
 from tests.helpers import CPU
@@ -52,10 +52,11 @@ def test_norms_are_autograds(groups: Sequence[PathwayGroup]) -> None:
 
 
 @every_kind_of_block
-def test_looking_leaves_no_trace(groups: Sequence[PathwayGroup]) -> None:
+@pytest.mark.parametrize("kind", [GradientScale, LossScale])
+def test_looking_leaves_no_trace(groups: Sequence[PathwayGroup], kind: type[Scale]) -> None:
     looked, plain = make(groups=groups, momentum=0.9), make(groups=groups, momentum=0.9)
     inner, _ = batches()
-    scale = GradientScale(looked, 100)
+    scale = kind(looked, 100)
     for step in range(2):
         before = copy.deepcopy([module.state_dict() for module in looked.trained.modules().values()])
         scale.look(inner, step)
@@ -82,10 +83,50 @@ def test_the_first_steps_are_summed_and_then_it_stays() -> None:
         scale.look(batch, step)
         torch.testing.assert_close(scale.scale_k, sums[0] / sums[1], rtol=1e-4, atol=0)
         distiller.step(batch, torch.ones(sums.shape[1]), step)
-    assert scale.seen == 10
+    assert (scale.state["seen"] == 10).all()
     other_scale = GradientScale(distiller, 100)
     other_scale.load_state_dict(copy.deepcopy(scale.state_dict()))
-    assert torch.equal(other_scale.scale_k, scale.scale_k) and other_scale.seen == 10
+    assert torch.equal(other_scale.scale_k, scale.scale_k)
+
+
+@every_kind_of_block
+def test_a_weight_of_1_adds_1_to_the_loss(groups: Sequence[PathwayGroup]) -> None:
+    """And Σ_k weight_k / D_k · D_k pulls as Σ_k weight_k log D_k does."""
+    distiller = make(groups=groups)
+    inner, _ = batches()
+    active = range(len(distiller.trained.infos))
+    scale = LossScale(distiller, 100)
+    scale.look(inner, 0)
+    teacher = distiller.teacher_features(inner.images_bchw, active)
+    _, own = distiller.student_forward(inner, distiller.pathways.student_levels(active), 0)
+    distances = distiller.pathways(own, teacher, active)
+    parameters = distiller.student_parameters
+    logarithms = torch.stack([distances[k].log() for k in active]).sum()
+    expected = torch.autograd.grad(logarithms, parameters, retain_graph=True, allow_unused=True)
+    scaled = torch.stack([scale.scale_k[k] * distances[k] for k in active])
+    torch.testing.assert_close(scaled, torch.ones(len(active)))
+    for mine, theirs in zip(torch.autograd.grad(scaled.sum(), parameters, allow_unused=True), expected, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_the_loss_is_averaged_over_steps() -> None:
+    distiller, (inner, other) = make(momentum=0.9), batches()
+    scale = LossScale(distiller, 100)
+    scale.look(inner, 0)
+    mean_k = 1 / scale.scale_k
+    for step in range(4):
+        scale.look(other, step)  # nothing any more
+        losses = distiller.step(inner if step % 2 else other, torch.ones(len(mean_k)), step)
+        mean_k = 0.9 * mean_k + 0.1 * torch.stack([losses.distances[k] for k in range(len(mean_k))])
+        scale.see(losses)
+        torch.testing.assert_close(scale.scale_k, 1 / mean_k)
+    restored = LossScale(distiller, 100)
+    restored.load_state_dict(copy.deepcopy(scale.state_dict()))
+    assert torch.equal(restored.scale_k, scale.scale_k)
+    restored.load_state_dict({"loss": torch.zeros_like(mean_k)})
+    assert (restored.scale_k == 1).all()  # a pathway that is learnt to the last bit
 
 
 @pytest.mark.parametrize(("total", "expected"), [(4, 10), (500, 10), (600, 12), (10_000, 200), (160_000, 200)])
@@ -105,7 +146,10 @@ def test_how_many_steps_are_looked_at(total: int, expected: int) -> None:
     ],
 )
 def test_what_does_not_pull(task: list[float], pathway: list[float], expected: list[float]) -> None:
-    assert ratio(torch.tensor(task), torch.tensor(pathway), 3).tolist() == expected
+    scale = GradientScale(make(), 100)
+    three = torch.full((len(task),), 3.0)
+    scale.load_state_dict({"task": torch.tensor(task), "pathway": torch.tensor(pathway), "seen": three})
+    assert scale.scale_k.tolist() == expected
 
 
 def searched(distiller: Distiller, outer: Batch, **spec: Any) -> SearchedWeights:
