@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,21 +74,36 @@ def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch
         workers: Processes; 0 reads in this one.
 
     Raises:
-        DistproError: an image cannot be decoded, or a worker was killed.
+        DistproError: an image cannot be decoded, or a worker died.
     """
     try:
-        for batch in _start(samples, order, workers):  # dropped, torch's iterator stops its workers
+        with _death_found_here():
+            batches = _start(samples, order, workers)
+        for batch in batches:  # dropped, torch's iterator stops its workers
             if isinstance(batch, DistproError):
                 raise batch
             images_bchw, targets = batch
             yield Batch(images_bchw.to(torch.float32).div_(255), targets)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError) as error:
+        if not workers or str(error).startswith("Caught "):  # raised by a worker that lives
             raise
         raise DistproError(
-            f"data.workers: a process that loads data died ({first_line(error)}); memory may be "
+            f"data.workers: a process that loads data died, or could not be had ({first_line(error)}); memory may be "
             f"short, /dev/shm too: there were {workers}, set fewer, or data.workers=0"
         ) from error
+
+
+@contextmanager
+def _death_found_here() -> Iterator[None]:
+    """Keeps torch from installing a handler that reports a dead worker wherever this process happens to be.
+
+    Without it torch finds the dead one within five seconds, when it waits for a batch.
+    """
+    number = getattr(signal, "SIGCHLD", None)
+    before = None if number is None else signal.getsignal(number)
+    yield
+    if number is not None and before is not None and signal.getsignal(number) is not before:
+        signal.signal(number, before)
 
 
 def _start(samples: Samples, order: Order, workers: int) -> Iterator[tuple[Tensor, Tensor] | DistproError]:
