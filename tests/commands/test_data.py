@@ -80,7 +80,7 @@ def test_a_zip_of_everything_trains_to_the_same_weights(distpro: Run, pets: Path
     [
         ("train.tar.gz", b"\x1f\x8b no more", "train.tar.gz: cannot be read as images in class folders ("),
         ("train.zip", b"PK\x03\x04 no more", "train.zip: cannot be read as images in class folders ("),
-        ("train.rar", b"Rar!", "as a folder or archive; it holds: train.rar; name another with data.train_split"),
+        ("train.rar", b"Rar!", "as a folder or archive (did you mean 'train.rar'?); it holds: train.rar; name another"),
     ],
 )
 def test_archives_that_cannot_be_read_are_one_line(
@@ -109,7 +109,7 @@ def test_a_file_that_vanishes_in_a_run_is_one_line(pets: Path, workplace: Path, 
     wait_for_steps(workplace / "run" / "metrics.jsonl")
     gone.unlink()
     out, errors = process.communicate(timeout=120)
-    assert process.returncode == 2 and out == ""
+    assert process.returncode == 2 and out == "", errors
     last = errors.splitlines()[-1]
     assert last.startswith("error: pets/train/cat/indoor/3.webp: cannot be read (No such file or directory), though")
     assert "Traceback" not in errors and errors.count("error:") == 1
@@ -127,7 +127,7 @@ def test_a_worker_that_dies_is_one_line(pets: Path, workplace: Path) -> None:
     for child in children:
         os.kill(int(child), signal.SIGKILL)
     out, errors = process.communicate(timeout=120)
-    assert process.returncode == 2 and out == ""
+    assert process.returncode == 2 and out == "", errors
     assert "error: data.workers: a process that loads data died" in errors.splitlines()[-1]
     assert "there were 2, set fewer, or data.workers=0" in errors and "Traceback" not in errors
 
