@@ -94,13 +94,13 @@ def _load(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
                 raise batch
             images_bchw, targets = batch
             yield Batch(images_bchw.to(torch.float32).div_(255), targets)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:  # the last: it died while it handed over a batch
         if not workers or str(error).startswith("Caught "):  # raised by a worker that lives
             raise
         raise DistproError(
             f"data.workers: a process that loads data died, or could not be had ({first_line(error)}); memory may be "
             f"short, /dev/shm too: there were {workers}, set fewer, or data.workers=0"
-        ) from error
+        ) from error.with_traceback(None)  # it would hold torch's iterator
     finally:
         # Dropped, torch's iterator stops its workers; an error that holds this frame must not hold it.
         del batch, batches
