@@ -73,15 +73,15 @@ class Data(Model):
 
     name: str = Field(
         "folder",
-        description="folder (class folders or tars under root), digits (shipped with distpro), "
+        description="folder (class folders or archives under root, see docs/data.md), digits (shipped with distpro), "
         "or a timm dataset name: hfds/..., torch/...",
     )
     root: str | None = Field(
         None,
-        description="folder or tar, needed by the name folder; ~ and environment variables such as $CIFAR10 "
+        description="folder or archive, needed by the name folder; ~ and environment variables such as $CIFAR10 "
         "are expanded when it is used",
     )
-    train_split: str = Field("train", description="name of the split (folder, tar or data set split) to train on")
+    train_split: str = Field("train", description="name of the split (folder, archive or data set split) to train on")
     test_split: str | None = Field(
         None, description="name of the split to test on; otherwise test, validation or val is looked for"
     )

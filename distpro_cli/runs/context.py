@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from distpro_cli.report.progress import Reporter
@@ -19,3 +19,10 @@ class RunContext:
     device: torch.device
     reporter: Reporter
     interruption: Interruption
+    _said: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def say_once(self, text: str) -> None:
+        """Shows one line, if it is not empty and was not shown before."""
+        if text and text not in self._said:
+            self._said.add(text)
+            self.reporter.message(text)

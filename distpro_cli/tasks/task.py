@@ -58,6 +58,8 @@ class TaskData(Protocol):
         outer_size: Images that judge alpha; 0 without an outer part.
         test_size: Images to test on.
         identity: What the data are, by content and not by place: `train` and `test`, values that JSON knows.
+
+    A property `found`, a text, is shown before a run where there is one: how many images and classes there are.
     """
 
     train_size: int

@@ -53,6 +53,8 @@ class Session:
         self.device = context.device
         self.task = self.task_under(recipe.distill)
         self.data = self.task.data(recipe.data, recipe.seed, outer_share)
+        if found := getattr(self.data, "found", ""):  # data of a user's own task need not say
+            context.say_once(f"data: {found}")
 
     def task_under(self, training: Training) -> Task:
         """Returns the recipe's task under a way of training."""

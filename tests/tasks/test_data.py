@@ -237,6 +237,21 @@ def test_abandoned_workers_end_with_the_iterator(image_root: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named(
+    image_root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    batches = ImageData(folder_data(image_root, workers=2), 0).train_batches(4, 100)
+    next(batches)
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data", fail)
+    with pytest.raises(DistproError, match=r"data\.workers: a process that loads data died.* there were 2, set fewer"):
+        list(batches)
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.skipif("CIFAR10" not in os.environ, reason="CIFAR10 names no folder with train.tar and test.tar")
 def test_cifar_is_shown_as_it_is_stored() -> None:
     spec = folder_data(Path("$CIFAR10"), num_classes=10, train_images=1000, workers=2)

@@ -68,3 +68,20 @@ def test_signals_leave_the_data_flowing_and_workers_do_not_outlive_a_killed_pare
             assert not any(alive(pid) for pid in pids)
         finally:
             process.kill()
+
+
+HELD = """
+import signal
+from distpro_cli.recipe.schema import Data
+from distpro_cli.tasks.images.data import ImageData
+held = ImageData(Data(name="digits", image_size=32, workers=2), 0).train_batches(32, 10**6)
+next(held)
+assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL  # a worker's death interrupts nothing
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGCHLD")
+def test_an_iterator_that_is_still_held_does_not_keep_the_process_from_ending() -> None:
+    command = [sys.executable, "-W", "error", "-c", HELD]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

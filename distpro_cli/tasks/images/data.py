@@ -16,6 +16,7 @@ from distpro_cli.recipe import schema
 from distpro_cli.tasks.images.datasets import open_dataset
 from distpro_cli.tasks.images.digits import open_digits
 from distpro_cli.tasks.images.folders import open_folder
+from distpro_cli.tasks.images.listing import skipped_text
 from distpro_cli.tasks.images.loader import Order, Samples, load_batches
 from distpro_cli.tasks.images.sources import Indices, Source
 from distpro_cli.tasks.images.subsets import draw_evenly, split_off
@@ -92,6 +93,18 @@ class ImageData:
     def identity(self) -> dict[str, Any]:
         """What the splits are, by content and not by place, as values that JSON knows."""
         return {"train": self.train_source.identity, "test": self.test_source.identity}
+
+    @property
+    def found(self) -> str:
+        """What the splits hold, in one line, and what in them was left out; empty where there is nothing to say."""
+        sources = {"train": self.train_source, "test": self.test_source}
+        if self.test_source is self.train_source:
+            del sources["test"]
+        texts = [source.found(part) for part, source in sources.items()]
+        texts += [
+            f"skipped in {part}: {skipped_text(source.skipped)}" for part, source in sources.items() if source.skipped
+        ]
+        return "; ".join(text for text in texts if text)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the batches in one pass over the train images: at least one, and none that is not full."""

@@ -1,73 +1,119 @@
-"""Image folders and tars: finding a split under a root, and reading it through timm's readers."""
+"""Image folders and archives: finding a split under a root, and the images and classes in it.
+
+The class of an image is the first folder below the split, as torchvision has it.
+"""
 
 from __future__ import annotations
 
 import functools
-import io
+import lzma
 import os
 import tarfile
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.readers.reader_image_folder import ReaderImageFolder
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from typing_extensions import override
 
 from distpro_cli.errors import DistproError, first_line, nearest
 from distpro_cli.files import expand_path
+from distpro_cli.tasks.images.archives import (
+    ENDINGS,
+    Archive,
+    Member,
+    archive_source,
+    list_archive,
+    open_archive,
+    stem,
+)
+from distpro_cli.tasks.images.listing import (
+    Sieve,
+    classes_of,
+    folders_of,
+    image_endings,
+    is_hidden,
+    natural_key,
+    skipped_text,
+    without_wrapping,
+)
 from distpro_cli.tasks.images.sources import Pixels, Source, decode, hash_of_files
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "val", "valid")
 _DIRECT = "to report on a part of the train images, set data.test_on=held-out"
+_ARCHIVES = ", ".join(ENDINGS)
 
 
 def open_folder(root_text: str | None, split: str | None) -> Source:
-    """Opens one split of an image folder or tar.
+    """Opens one split of an image folder or archive.
 
     Args:
-        root_text: `data.root` as the user wrote it: a folder with `<split>/` or `<split>.tar` in it; or a
-            folder of class folders or a tar, which then is the train split itself.
+        root_text: `data.root` as the user wrote it: a folder with `<split>/` or an archive such as `<split>.tar` in
+            it; an archive with `<split>/` in it; or a folder or archive of class folders, which then is the train
+            split itself.
         split: Name of the split; `None` looks for a test split by its usual names.
 
     Raises:
         DistproError: the root or the split is not there, holds no images, or cannot be read.
     """
     if root_text is None:
-        raise DistproError("data.root is not set: name the folder or tar that holds the images")
-    place = find_split(expand_path(root_text), split)
+        raise DistproError("data.root is not set: name the folder or archive that holds the images")
+    place, inside = find_split(expand_path(root_text), split)
     status = place.stat()
-    return _open(place, status.st_mtime_ns, status.st_size)
+    return _open(place, inside, status.st_mtime_ns, status.st_size)
 
 
-def find_split(root: Path, split: str | None) -> Path:
-    """Returns the folder or tar that holds the split. Arguments and errors as in `open_folder`."""
+def find_split(root: Path, split: str | None) -> tuple[Path, str]:
+    """Returns the folder or archive that holds the split, and the split's folder in an archive of several, else "".
+
+    Arguments and errors as in `open_folder`.
+    """
     if not root.exists():
         siblings = [entry.name for entry in root.parent.iterdir()] if root.parent.is_dir() else []
         raise DistproError(f"data.root: '{root}' does not exist{nearest(root.name, siblings)}")
     wanted = TEST_NAMES if split is None else TRAIN_NAMES if split == "train" else (split,)
-    for place in (root / f"{name}{ending}" for name in wanted for ending in ("", ".tar")):
-        if place.exists():
-            return place
     if root.is_file():
-        if split == "train" and root.suffix.lower() == ".tar":
-            return root
-        what = "one tar" if root.suffix == ".tar" else "not a tar (.tar)"
-        remedy = _DIRECT if split is None else "name the folder that holds the tars of the splits"
-        raise DistproError(f"data.root: '{root}' is {what}, split {quoted(wanted)} is not in it; {remedy}")
+        return root, _find_inside(root, split, wanted)
+    for place in (root / f"{name}{ending}" for name in wanted for ending in ("", *ENDINGS)):
+        if place.exists():
+            return place, ""
     entries = sorted(entry.name for entry in root.iterdir())
-    has_tests = any(name.removesuffix(".tar") in TEST_NAMES for name in entries)
+    has_tests = any((stem(name) or name) in TEST_NAMES for name in entries)
     if split == "train" and not has_tests and any((root / name).is_dir() for name in entries):
-        return root  # it holds the class folders themselves
+        return root, ""  # it holds the class folders themselves
+    raise _no_split(root, split, wanted, entries, "folder or archive")
+
+
+def _find_inside(root: Path, split: str | None, wanted: Sequence[str]) -> str:
+    """Returns the folder of a split in an archive; empty where the archive is the train split itself."""
+    if stem(root.name) is None:
+        raise DistproError(f"data.root: '{root}' is neither a folder nor an archive ({_ARCHIVES})")
+    sieve = Sieve()
+    with _explaining(root, sieve):
+        members = list_archive(open_archive(root)).members
+    folders = [folders_of(member.path) for member in members if sieve.takes(member.path)]
+    below = without_wrapping(folders)
+    entries = sorted({parts[0] for parts in below if parts})
+    splits = entries if all(len(parts) > 1 for parts in below) else []  # else they are classes, of whatever name
+    for name in wanted:
+        if name in splits:
+            return "/".join((*folders[0][: len(folders[0]) - len(below[0])], name))
+    if split == "train" and not any(name in TEST_NAMES for name in splits):
+        return ""
+    raise _no_split(root, split, wanted, entries, "folder")
+
+
+def _no_split(root: Path, split: str | None, wanted: Sequence[str], entries: Sequence[str], kind: str) -> DistproError:
     found = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "")
     hint = nearest(split, entries) if split else ""
     remedy = f"data.test_split; {_DIRECT}" if split is None else "data.train_split or data.test_split"
-    raise DistproError(
-        f"data.root: '{root}' has no {quoted(wanted)}, as a folder or .tar{hint}; "
+    return DistproError(
+        f"data.root: '{root}' has no {quoted(wanted)}, as a {kind}{hint}; "
         f"it holds: {found or 'nothing'}; name another with {remedy}"
     )
 
@@ -78,21 +124,39 @@ def quoted(names: Sequence[str]) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _open(place: Path, _modified: int, _bytes: int) -> Source:
-    """Scans a folder or tar, once per process: the time of change in the arguments renews what has changed."""
-    if place.is_file() and place.suffix.lower() != ".tar":
-        raise DistproError(f"{place}: neither a folder nor an uncompressed tar (.tar)")
+def _open(place: Path, inside: str, _modified: int, _bytes: int) -> Source:
+    """Scans a split, once per process: the time of change in the arguments renews what has changed."""
+    if place.is_file() and stem(place.name) is None:
+        raise DistproError(f"{place}: neither a folder nor an archive ({_ARCHIVES})")
+    sieve = Sieve()
+    with _explaining(place, sieve):
+        if place.is_file():
+            return _open_archives(place, [open_archive(place)], inside, sieve)
+        entries = [entry for entry in sorted(place.iterdir()) if not is_hidden(entry.name)]
+        archives = [entry for entry in entries if entry.is_file() and stem(entry.name) is not None]
+        if archives and not any(entry.is_dir() for entry in entries):
+            for entry in set(place.iterdir()) - set(archives):
+                sieve.drop(entry.name)
+            return _open_archives(place, [open_archive(path, path.name) for path in archives], "", sieve)
+        return _open_images(place, sieve)
+
+
+@contextmanager
+def _explaining(place: Path, sieve: Sieve) -> Iterator[None]:
+    """Says of a folder or archive that cannot be read why."""
     try:
-        entries = [] if place.is_file() else list(place.iterdir())
-        packed = any(entry.suffix == ".tar" for entry in entries) and not any(entry.is_dir() for entry in entries)
-        return _open_tars(place) if place.is_file() or packed else _open_images(place)
-    except (OSError, RuntimeError, AssertionError, ValueError, tarfile.TarError) as error:
-        reason = f"cannot be read as images in class folders ({first_line(error)})"
-        # Where timm finds no image, it raises one of these two, the second also for a broken index of tars.
-        if isinstance(error, RuntimeError | ValueError) and "corrupt" not in str(error):
-            endings = ", ".join(get_img_extensions())
-            reason = f"no images in class folders <class>/<name> found; known endings: {endings}"
-        raise DistproError(f"{place}: {reason}") from error
+        yield
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
+        raise DistproError(f"{place}: cannot be read as images in class folders ({first_line(error)})") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,74 +188,63 @@ class FolderSource(Source):
             raise DistproError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TarSource(Source):
-    """Images inside uncompressed tars, read by offset: forked processes share no file position.
+def _open_images(place: Path, sieve: Sieve) -> Source:
+    paths = [path for path in _walk(place, "") if sieve.takes(path)]
+    paths.sort(key=lambda path: (natural_key(path), path))
+    fields = _fields(str(place), [(folders_of(path) or ("",))[0] for path in paths], sieve)
+    return FolderSource(str(place), paths=tuple(f"{place}/{path}" for path in paths), **fields)
 
-    Attributes:
-        tars: Paths of the tars; one is the place itself, several lie below it.
-        names: Of the images in their tars.
-        extents: Of each image [M, 3]: the number of its tar, where it begins in it and its size, both in bytes.
+
+def _walk(folder: Path, below: str) -> Iterator[str]:
+    """Yields the files below a folder, links followed; a link to a folder that it lies in is left out."""
+    with os.scandir(folder / below) as entries:
+        for entry in entries:
+            path = f"{below}{entry.name}"
+            if not entry.is_dir():
+                yield path
+            elif not (entry.is_symlink() and Path(entry.path).resolve() in _with_parents(folder / below)):
+                yield from _walk(folder, f"{path}/")
+
+
+def _with_parents(folder: Path) -> tuple[Path, ...]:
+    resolved = folder.resolve()
+    return (resolved, *resolved.parents)
+
+
+def _open_archives(place: Path, archives: Sequence[Archive], inside: str, sieve: Sieve) -> Source:
+    """Opens the images in archives: in the folder `inside` of a single one, or in all of them."""
+    found: list[tuple[Archive, Member]] = []
+    folders: list[tuple[str, ...]] = []
+    start = f"{inside}/" if inside else ""
+    for archive in archives:
+        listing = list_archive(archive)
+        sieve.skipped["links in a tar"] += sum(path.startswith(start) for path in listing.links)
+        kept = [m for m in listing.members if m.path.startswith(start) and sieve.takes(m.path[len(start) :])]
+        own = [folders_of(member.path[len(start) :]) for member in kept]
+        if archive.below and not all(own):  # it is the folder of a class
+            own = [(str(stem(archive.below)), *parts) for parts in own]
+        found += [(archive, member) for member in kept]
+        folders += own
+    folders = folders if inside else without_wrapping(folders)
+    order = sorted(range(len(found)), key=lambda number: natural_key(found[number][1].name))
+    title = str(place / inside)
+    fields = _fields(title, [(folders[number] or ("",))[0] for number in order], sieve)
+    return archive_source(title, [found[number] for number in order], **fields)
+
+
+def _fields(place: str, names: Sequence[str], sieve: Sieve) -> dict[str, Any]:
+    """Returns the fields of a source of images with these class names, in their order.
+
+    Raises:
+        DistproError: there are none, or one without a class.
     """
-
-    tars: tuple[str, ...]
-    names: tuple[str, ...]
-    extents: NDArray[np.int64]
-
-    @override
-    def read(self, index: int) -> Pixels:
-        tar, offset, size = self.extents[index].tolist()
-        return decode(io.BytesIO(os.pread(_descriptor(self.tars[tar]), size, offset)))
-
-    @override
-    def label(self, index: int) -> str:
-        return f"{self.tars[self.extents[index, 0]]}: {self.names[index]}"
-
-    @override
-    def content(self) -> str:
-        """Returns a hash over the images' names in their tars and their sizes; a single tar's own name is left out."""
-        below = [tar.removeprefix(self.place) for tar in self.tars]
-        images = zip(self.names, self.extents.tolist(), strict=True)
-        return hash_of_files((f"{below[tar]}/{name}".removeprefix("/"), size) for name, (tar, _, size) in images)
-
-
-@functools.cache
-def _descriptor(tar: str) -> int:
-    """Opens a tar once per process; reading at an offset needs no position, so forks may share it."""
-    return os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _open_images(place: Path) -> Source:
-    reader = ReaderImageFolder(str(place))
-    paths, numbers = zip(*reader.samples, strict=True)
+    if not names:
+        skipped = skipped_text(sieve.counts())
+        raise DistproError(
+            f"{place}: no images in class folders <class>/<name> found"
+            f"{f' (skipped: {skipped})' if skipped else ''}; known endings: .jpg, .jpeg, .png, .webp, .tif and all "
+            f"others that Pillow reads, {len(image_endings())} in all"
+        )
+    class_names, numbers = classes_of(place, names)
     targets = np.array(numbers, dtype=np.int64)
-    return FolderSource(str(place), targets, targets, _class_names(place, reader.class_to_idx), paths=paths)
-
-
-def _open_tars(place: Path) -> Source:
-    folder = place if place.is_dir() else place.parent
-    # timm keeps the index of large tars beside them, which must not fail in a read-only folder.
-    index_kept = os.access(folder, os.W_OK) or any(folder.glob("*_tarinfos.pickle"))
-    reader = ReaderImageInTar(str(place), cache_tarinfo=None if index_kept else False)
-    infos, tars, children = zip(*reader.samples, strict=True)  # a child is a tar within a tar
-    tar_numbers = {tar: number for number, tar in enumerate(sorted(set(tars)))}
-    extents = [
-        (tar_numbers[tar], info.offset_data + (child.offset_data if child else 0), info.size)
-        for info, tar, child in zip(infos, tars, children, strict=True)
-    ]
-    targets = np.array(reader.targets, dtype=np.int64)
-    return TarSource(
-        str(place),
-        targets,
-        targets,
-        _class_names(place, reader.class_name_to_idx),
-        tars=tuple(str(place / (tar or "")) for tar in tar_numbers),
-        names=tuple(info.name for info in infos),
-        extents=np.array(extents, dtype=np.int64),
-    )
-
-
-def _class_names(place: Path, numbers: dict[str, int]) -> tuple[str, ...]:
-    if "" in numbers:
-        raise DistproError(f"{place}: images are directly in it; each must be in the folder of its class")
-    return tuple(numbers)
+    return {"targets": targets, "strata": targets, "class_names": class_names, "skipped": sieve.counts()}

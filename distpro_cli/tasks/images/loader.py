@@ -5,10 +5,14 @@ Shape legend: b images, c channels, h height, w width, s image size.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import signal
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +66,7 @@ class Samples(Dataset[Any]):
 
 
 def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
-    """Yields images float32 [B, 3, S, S] in [0, 1] and targets [B, ...], batch by batch of the order.
+    """Returns images float32 [B, 3, S, S] in [0, 1] and targets [B, ...], batch by batch of the order.
 
     Workers start at the first batch, live until the order ends or the iterator is closed, and leave this
     process's random states alone.
@@ -73,21 +77,66 @@ def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch
         workers: Processes; 0 reads in this one.
 
     Raises:
-        DistproError: an image cannot be decoded, or a worker was killed.
+        DistproError: an image cannot be decoded, or a worker died.
     """
+    batches = _load(samples, order, workers)
+    _end_before_exit(batches)
+    return batches
+
+
+def _load(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
+    batch = batches = None
     try:
-        for batch in _start(samples, order, workers):  # dropped, torch's iterator stops its workers
+        with _death_found_here():
+            batches = _start(samples, order, workers)
+        for batch in batches:
             if isinstance(batch, DistproError):
                 raise batch
             images_bchw, targets = batch
             yield Batch(images_bchw.to(torch.float32).div_(255), targets)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:  # the last: it died while it handed over a batch
+        if not workers or str(error).startswith("Caught "):  # raised by a worker that lives
             raise
         raise DistproError(
-            f"data.workers: a process that loads data died ({first_line(error)}); memory may be "
+            f"data.workers: a process that loads data died, or could not be had ({first_line(error)}); memory may be "
             f"short, /dev/shm too: there were {workers}, set fewer, or data.workers=0"
-        ) from error
+        ) from error.with_traceback(None)  # it would hold torch's iterator
+    finally:
+        # Dropped, torch's iterator stops its workers; an error that holds this frame must not hold it.
+        del batch, batches
+
+
+def _end_before_exit(batches: Iterator[Batch]) -> None:
+    """Closes an iterator that something still holds when the interpreter exits.
+
+    Multiprocessing would wait for its workers for ever, since they ignore the one SIGTERM that it sends.
+    """
+    _closed_at_exit().add(batches)
+
+
+@functools.cache
+def _closed_at_exit() -> weakref.WeakSet[Iterator[Batch]]:
+    running: weakref.WeakSet[Iterator[Batch]] = weakref.WeakSet()
+
+    def close_all() -> None:
+        for batches in list(running):
+            batches.close()  # type: ignore[attr-defined]  # a generator
+
+    atexit.register(close_all)  # what is registered last runs first
+    return running
+
+
+@contextmanager
+def _death_found_here() -> Iterator[None]:
+    """Keeps torch from installing a handler that reports a dead worker wherever this process happens to be.
+
+    Without it torch finds the dead one within five seconds, when it waits for a batch.
+    """
+    number = getattr(signal, "SIGCHLD", None)
+    before = None if number is None else signal.getsignal(number)
+    yield
+    if number is not None and before is not None and signal.getsignal(number) is not before:
+        signal.signal(number, before)
 
 
 def _start(samples: Samples, order: Order, workers: int) -> Iterator[tuple[Tensor, Tensor] | DistproError]:

@@ -1,7 +1,6 @@
 """Random access to the images of one split, and what is to be learnt about each.
 
-timm finds the images and their classes; they are decoded here, because timm's dataset silently takes the next image
-for one that it cannot read.
+Images are decoded here, because timm's dataset silently takes the next image for one that it cannot read.
 
 Shape legend: m images of the split, h height, w width, c channels.
 """
@@ -9,6 +8,7 @@ Shape legend: m images of the split, h height, w width, c channels.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,12 +17,25 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from distpro_cli.errors import DistproError, first_line
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
+_LISTED_CLASSES = 6
+# By EXIF's orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Where Pillow keeps what may say how an image is to be turned.
+_WITH_ORIENTATION = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +48,14 @@ class Source(ABC):
         strata: Groups [M], numbered from 0, which subsets and parts draw from evenly: the class of each image. None
             where all images are alike.
         class_names: Name of each class, by number; empty without classes.
+        skipped: Kinds and numbers of the files that were found beside the images and left out.
     """
 
     place: str
     targets: NDArray[Any]
     strata: Indices | None = None
     class_names: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, int], ...] = ()
     _kept: dict[int, Pixels] = field(default_factory=dict, repr=False)
 
     @abstractmethod
@@ -54,6 +69,20 @@ class Source(ABC):
     def content(self) -> str:
         """Says what the images are, wherever they lie: the name of a data set, or a hash over the files."""
         return f"{self.place}, {len(self)} images"
+
+    def found(self, part: str) -> str:
+        """Says in words what was found: how many images of a part of the data, in which classes; may be empty."""
+        images = f"{len(self):,} {part} images"
+        if self.strata is None or not self.class_names:
+            return images
+        counts = np.bincount(self.strata, minlength=len(self.class_names)).tolist()
+        if len(set(counts)) == 1:
+            each = f"{counts[0]:,} each"
+        elif len(counts) <= _LISTED_CLASSES:
+            each = ", ".join(f"{name} {count:,}" for name, count in zip(self.class_names, counts, strict=True))
+        else:
+            each = f"{min(counts):,} to {max(counts):,} each"
+        return f"{images} in {len(counts):,} class{'es' if len(counts) > 1 else ''} ({each})"
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -88,7 +117,14 @@ class Source(ABC):
         try:
             return self.read(index)
         except Exception as error:  # decoders raise almost anything on broken files
-            reason = first_line(error)
+            if isinstance(error, OSError) and error.strerror:  # of the disk, not of a decoder
+                raise DistproError(
+                    f"{self.label(index)}: cannot be read ({error.strerror}), though it was there when the data were "
+                    "opened; put it back, or start again without it"
+                ) from error
+            # Pillow names the address of an open file.
+            unknown = isinstance(error, UnidentifiedImageError)
+            reason = "no format that Pillow knows" if unknown else first_line(error)
             raise DistproError(f"{self.label(index)}: not a readable image ({reason}); fix or remove it") from error
 
     def keep(self, indices: Iterable[int]) -> None:
@@ -98,16 +134,51 @@ class Source(ABC):
 
 
 def decode(file: IO[bytes]) -> Pixels:
-    """Returns the image in an open file as uint8 [H, W, 3]; grey is repeated, transparency dropped."""
+    """Returns the image in an open file as uint8 [H, W, 3], turned as its EXIF orientation says; see `as_pixels`."""
     with Image.open(file) as image:
-        return as_pixels(image)
+        if image.format in ("PNG", "TIFF"):
+            image.load()  # a PNG may say behind its pixels how it is turned, and Pillow turns a TIFF itself
+        turn = None if _WITH_ORIENTATION.isdisjoint(image.info) else _TURNS.get(_orientation(image))
+        return as_pixels(image if turn is None else image.transpose(turn))
 
 
 def as_pixels(image: Image.Image) -> Pixels:
-    """Returns a PIL image as uint8 [H, W, 3]."""
+    """Returns a PIL image as uint8 [H, W, 3].
+
+    Grey is repeated, transparency dropped. Of 16 bits the upper 8 are kept, as Pillow does for colour; numbers with a
+    fraction are in 0..1 or in 0..255.
+
+    Raises:
+        ValueError: the values of an image of 32 bits are in no such range.
+    """
+    if image.mode == "RGB":
+        return np.asarray(image)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    elif image.mode == "F" or image.mode.startswith("I"):
+        return np.repeat(_in_8_bits(np.asarray(image))[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> Any:
+    with warnings.catch_warnings():  # a broken EXIF block is no reason to lose the image, or to speak of every one
+        warnings.simplefilter("ignore")
+        try:
+            return image.getexif().get(ExifTags.Base.Orientation)
+        except Exception:  # as with decoders
+            return None
+
+
+def _in_8_bits(values_hw: NDArray[Any]) -> Pixels:
+    least, most = values_hw.min(), values_hw.max()
+    if values_hw.dtype.kind == "f":
+        values_hw = values_hw * 255 if most <= 1 else values_hw
+        top, expected = (1 if most <= 1 else 255), "0 to 1 or 0 to 255"
+    else:
+        top, expected = 65535, "0 to 65535"
+    if not (least >= 0 and most <= top):
+        raise ValueError(f"its values lie in {least} to {most}, expected: {expected}")
+    return (np.rint(values_hw) if values_hw.dtype.kind == "f" else values_hw >> 8).astype(np.uint8)
 
 
 def hash_of_files(names_and_sizes: Iterable[tuple[str, int]]) -> str:
