@@ -77,7 +77,7 @@ def search_tiny(factory: pytest.TempPathFactory, epochs: int) -> Path:
     recipe = load_recipe(folder / "tiny.yaml", f"search.epochs={epochs}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTPRO_CACHE", str(factory.getbasetemp() / "distpro-cache"))
-        search(recipe, output=folder / "p.safetensors", run_dir=folder / "run", device="cpu")
+        search(recipe, output=folder / "p.safetensors", run_dir=folder / "run")
     return folder
 
 

@@ -29,7 +29,6 @@ GROUPS = (
 def test_search_inspect_and_transfer(distpro: Run, scale: str) -> None:
     found = distpro("search", "tiny.yaml", *SCALED[scale], GROUPS, "-o", "p.safetensors", "-q")
     assert found.status == 0, found.err
-    assert "share is of weight / scale" in found.out and "weight / scale from 0" in found.out
     process = load_process(Path("p.safetensors"))
     assert process.scale is not None and process.scale.shape == process.weights.shape == (len(process.progress), 9)
     assert (process.scale[0] == process.scale[-1]).all() == (scale == "gradient" and len(process.progress) < 10)
@@ -40,6 +39,8 @@ def test_search_inspect_and_transfer(distpro: Run, scale: str) -> None:
     relative = 9 * 0.2 * exponentials / (np.e + exponentials.sum(axis=1, keepdims=True))
     np.testing.assert_allclose(process.weights, relative * process.scale, rtol=1e-5)
 
+    table = distpro("inspect", "p.safetensors").out
+    assert "share is of weight / scale" in table and "weight / scale from 0" in table
     shown = distpro("inspect", "p.safetensors", "--json").json
     assert shown["version"] == 2
     assert [row["end"] for row in shown["pathways"]] == process.weights[-1].tolist()

@@ -129,7 +129,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "not JSON": (lambda content: content[:8] + b"?" + content[9:], "JSON"),
     "not UTF-8": (lambda content: content[:8] + b"\xff" + content[9:], "UTF-8|JSON"),
     "other format": (metadata("format", "weights"), "not a process"),
-    "newer": (metadata("version", "2"), "newer"),
+    "newer": (metadata("version", "3"), "newer"),
     "odd version": (metadata("version", "one"), "version"),
     "pathways no list": (metadata("pathways", "{}"), "list"),
     "pathways deep": (metadata("pathways", "[" * 100_000), "deep|JSON"),

@@ -39,7 +39,7 @@ def make(name: str, num_pathways: int = 2, steps_per_epoch: int = 2, total_steps
     distiller: Any = SimpleNamespace(device=CPU, seed=3)
     factor_k = torch.arange(1.0, num_pathways + 1)
     record = Record(num_pathways, total_steps, CPU)
-    search = Search(method=name, **spec)  # type: ignore[arg-type]
+    search = Search(method=name, interval=1, **spec)  # type: ignore[arg-type]
     return RIVALS[name](distiller, search, factor_k, record, lambda start: iter(()), steps_per_epoch)
 
 
