@@ -45,7 +45,7 @@ def test_everything_public_says_what_it_does() -> None:
 
 def test_a_search_is_that_of_the_command_line(distpro: Run, workplace: Path) -> None:
     recipe = load_recipe("tiny.yaml", "search.epochs=1", "seed=3")
-    found = search(recipe, output="mine.safetensors", device="cpu")
+    found = search(recipe, output="mine.safetensors")
     assert not list(workplace.glob("runs"))
     assert found.process.weights.shape == (found.summary["rows"], 10)
     theirs = distpro("search", "tiny.yaml", "search.epochs=1", "--seed", 3, "-o", "theirs.safetensors", "-q")
@@ -57,7 +57,7 @@ def test_a_search_is_that_of_the_command_line(distpro: Run, workplace: Path) -> 
 
 
 def test_distilling_gives_the_student_that_the_command_line_writes(distpro: Run, process: Path) -> None:
-    result = distil(load_process(process), load_recipe("tiny.yaml", "distill.epochs=1"), keep=0.5, device="cpu")
+    result = distil(load_process(process), load_recipe("tiny.yaml", "distill.epochs=1"), keep=0.5)
     theirs = distpro("transfer", "tiny.yaml", "distill.epochs=1", "-p", process, "--keep", 0.5, "-q", "--json")
     assert theirs.status == 0, theirs.err
     assert isinstance(result.student, nn.Module) and not result.student.training
