@@ -19,7 +19,7 @@ from distpro_cli.commands.options import (
     with_run_options,
 )
 from distpro_cli.commands.running import in_context, print_json, read_recipe
-from distpro_cli.errors import DistproError, nearest
+from distpro_cli.errors import DistproError, escaped, nearest
 from distpro_cli.recipe.scheme_names import ONLINE_METHODS, SCHEME_NAMES
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def compare(
     _write(path, plot, summary)
     _show(summary, as_json=options.json, as_markdown=markdown)
     if summary["diverged"]:
-        raise DistproError("\n".join(one["message"] for one in summary["diverged"]))
+        raise DistproError(*(one["message"] for one in summary["diverged"]))
 
 
 def _check_plot(plot: Path, *, may_replace: bool) -> None:
@@ -130,7 +130,7 @@ def _show(summary: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
     if as_json:
         print_json(summary)
     elif as_markdown:
-        print(encodable(markdown(summary), sys.stdout.encoding), end="")
+        print(encodable(escaped(markdown(summary), keep="\n"), sys.stdout.encoding), end="")
     else:
         print_comparison(summary)
 
@@ -147,7 +147,7 @@ def _checked_names(text: str) -> list[str]:
     if not names:
         problems.append(f"--methods names none; there are: {', '.join(allowed)}")
     if problems:
-        raise DistproError("\n".join(problems))
+        raise DistproError(*problems)
     return names
 
 
@@ -156,16 +156,17 @@ def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:
     from distpro_cli.process.file import load_process
 
     loaded: dict[str, Process] = {}
-    problems = []
+    problems: list[str] = []
     for path in paths:
-        labels = [path.stem, *(f"{path.stem}-{number}" for number in range(2, len(paths) + 1))]
+        stem = escaped(path.stem)
+        labels = [stem, *(f"{stem}-{number}" for number in range(2, len(paths) + 1))]
         label = next(label for label in labels if label not in loaded)
         try:
             loaded[label] = load_process(path)
         except DistproError as error:
-            problems.append(str(error))
+            problems += error.lines
     if problems:
-        raise DistproError("\n".join(problems))
+        raise DistproError(*problems)
     return list(loaded.items())
 
 

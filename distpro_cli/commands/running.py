@@ -94,6 +94,7 @@ class InterruptedRunError(DistproError):
 def print_figures(summary: Mapping[str, Any], recipe: Recipe) -> None:
     """Prints how good the networks of a finished run are: the teacher that taught, the network that was trained."""
     from distpro_cli.metric import Metric
+    from distpro_cli.report.terminal import say
 
     if "metric" in summary:
         metric = Metric(**summary["metric"])
@@ -105,10 +106,10 @@ def print_figures(summary: Mapping[str, Any], recipe: Recipe) -> None:
         figures = summary.get(role, {})
         fixed, last, best = (figures.get(f"{metric.name}{end}") for end in ("", "_last", "_best"))
         if fixed is not None:
-            print(f"{role} {metric.label} {metric.with_unit(fixed)}")
+            say(f"{role} {metric.label} {metric.with_unit(fixed)}")
         elif last is not None:
             shown = f"{metric.with_unit(last)} after the last epoch, {metric.with_unit(best)} at best"
-            print(f"{role} {metric.label} {shown}")
+            say(f"{role} {metric.label} {shown}")
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -45,8 +45,9 @@ def search(
         return
     from distpro_cli.process.file import load_process
     from distpro_cli.report.process_table import print_process_table
+    from distpro_cli.report.terminal import say
 
     print_process_table(summary["process"], load_process(Path(summary["process"])))
     print_figures(summary, resolved)
-    print(f"process: {summary['process']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
-    print(f"next: distpro transfer --process {summary['process']}")
+    say(f"process: {summary['process']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
+    say(f"next: distpro transfer --process {summary['process']}")

@@ -62,9 +62,11 @@ def transfer(
     if options.json:
         print_json(summary)
         return
+    from distpro_cli.report.terminal import say
+
     print_figures(summary, resolved)
-    print(f"pathways used: {summary['pathways_used']}, {summary['remaining_percent']:g} % of the process")
-    print(f"weights: {summary['student']['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
+    say(f"pathways used: {summary['pathways_used']}, {summary['remaining_percent']:g} % of the process")
+    say(f"weights: {summary['student']['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
 
 
 def _load(process: str) -> Process | str:

@@ -186,9 +186,9 @@ class Comparison:
             except RecipeError:
                 raise
             except DistproError as error:
-                problems.append(f"{method.name}: {error}")
+                problems += [f"{method.name}: {error.lines[0]}", *error.lines[1:]]
         if problems:
-            raise DistproError("\n".join(problems))
+            raise DistproError(*problems)
         return keys
 
     def _keys(self, method: Method) -> dict[int, str]:
