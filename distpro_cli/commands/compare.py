@@ -14,6 +14,7 @@ from distpro_cli.commands.options import (
     Overrides,
     RecipeName,
     RunOptions,
+    Trust,
     parse_shares,
     parse_thresholds,
     with_run_options,
@@ -24,6 +25,7 @@ from distpro_cli.recipe.scheme_names import ONLINE_METHODS, SCHEME_NAMES
 
 if TYPE_CHECKING:
     from distpro_cli.process.process import Process
+    from distpro_cli.recipe.schema import Recipe
 
 
 Methods = Annotated[
@@ -65,6 +67,7 @@ def compare(
     epochs: Epochs = None,
     plot: Plot = None,
     markdown: AsMarkdown = False,
+    trust: Trust = False,
     *,
     options: RunOptions,
 ) -> None:
@@ -81,6 +84,8 @@ def compare(
     wanted = _checked_names(methods)
     limits = parse_thresholds(thresholds) if thresholds else (), parse_shares(keep) if keep else ()
     loaded = _load(processes or [])
+    if not trust:
+        _check_trusted(loaded, resolved)
     if not any(name.startswith("process") for name in wanted):
         _refuse_unused(processes, thresholds, keep)
     if plot is not None:
@@ -168,6 +173,13 @@ def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:
     if problems:
         raise DistproError(*problems)
     return list(loaded.items())
+
+
+def _check_trusted(loaded: Sequence[tuple[str, Process]], recipe: Recipe) -> None:
+    from distpro_cli.process.trust import check_trusted
+
+    for label, process in loaded:
+        check_trusted(label, process, recipe, given=recipe)
 
 
 def _refuse_unused(processes: list[Path] | None, thresholds: str | None, keep: str | None) -> None:

@@ -13,6 +13,7 @@ from distpro_cli.errors import DistproError, NonFiniteLossError, RecipeError
 from distpro_cli.files import write_atomically
 from distpro_cli.process.file import load_process
 from distpro_cli.process.matching import fit
+from distpro_cli.process.trust import check_trusted
 from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.report.comparison import NO_SEARCH, STUDENT, SearchCost, summarize_method
@@ -214,7 +215,9 @@ class Comparison:
             self._make(folder, self.recipe)
             summary = search(self.recipe, folder.process, folder, self.context, force=True).summary
         cost = SearchCost(summary["seconds"], summary["device_seconds"])
-        return Search(ProcessSource(load_process(folder.process)), cost)
+        found = load_process(folder.process)
+        check_trusted(str(folder.process), found, self.recipe, given=self.recipe)
+        return Search(ProcessSource(found), cost)
 
     def _finished(self, run: Run) -> dict[str, Any] | None:
         folder = self._folder(run.key, run.method.name, run.seed)
