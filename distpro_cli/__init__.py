@@ -197,6 +197,7 @@ def compare(
         KeyboardInterrupt: Ctrl-C; with a `run_dir` the comparison can be continued.
     """
     from distpro_cli.process.trust import check_trusted
+    from distpro_cli.runs.lock import locked
     from distpro_cli.workflows.compare import Comparison
     from distpro_cli.workflows.methods import make_methods
 
@@ -204,7 +205,7 @@ def compare(
         if not trust:
             check_trusted(label, process, recipe, given=recipe)
     compared = make_methods(methods, list((processes or {}).items()), thresholds, keep)
-    with _folder(run_dir) as path, _context(device, quiet) as context:
+    with _folder(run_dir) as path, locked(path), _context(device, quiet) as context:
         return Comparison(recipe, compared, seeds, path, context, anew=force).summary()
 
 
@@ -223,7 +224,11 @@ def _running(
     from distpro_cli.runs.folder import open_run_folder
 
     with _folder(run_dir) as path, _context(device, quiet) as context:
-        yield open_run_folder(verb, verb, recipe, path, resume=resume, force=force, inputs=inputs), context
+        run_folder = open_run_folder(verb, verb, recipe, path, resume=resume, force=force, inputs=inputs)
+        try:
+            yield run_folder, context
+        finally:
+            run_folder.close()
 
 
 @contextmanager

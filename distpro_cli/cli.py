@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -19,6 +20,7 @@ from distpro_cli.commands.train import train
 from distpro_cli.commands.transfer import transfer
 from distpro_cli.errors import DistproError, escaped, first_line
 
+_TOO_MANY_FILES = "too many open files"
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
 
 app = typer.Typer(
@@ -37,15 +39,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 the user's input is wrong, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_closed_streams()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = _run(given)
+    finally:
+        for number, handler in handlers.items():
+            with contextlib.suppress(ValueError):  # not the main thread
+                signal.signal(number, handler)
+    sys.exit(status)
+
+
+def _run(given: list[str]) -> int:
+    """Runs a command line; returns the exit status."""
     debug = "--debug" in given
     if given[:1] == ["--version"]:
         from importlib.metadata import version
 
         print(f"distpro {version('distpro-cli')}")
-        sys.exit(DONE)
+        return DONE
     try:
         status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
         sys.stdout.flush()  # here, since a failure at the interpreter's exit could not be reported
+        if status == INTERRUPTED:  # so does typer answer a KeyboardInterrupt
+            _tell("interrupted")
     except (KeyboardInterrupt, typer.Abort):
         _tell("interrupted")
         status = INTERRUPTED
@@ -57,16 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.message = escaped(getattr(error, "message", None) or "")  # type: ignore[attr-defined]
             error.show()
-            sys.exit(WRONG_INPUT)
+            return WRONG_INPUT
         explained = explain(error)
         if explained is None or debug:
             raise
         _tell(explained)
         if isinstance(error, OSError):
             _drop_output(sys.stdout)
+        if _TOO_MANY_FILES in explained:
+            _drop_output(sys.stderr)  # what cleans up after a run fails aloud without descriptors
         status = INTERRUPTED if isinstance(error, InterruptedRunError) else WRONG_INPUT
     _flush_errors()
-    sys.exit(status)
+    return int(status or DONE)
 
 
 def _tell(text: str) -> None:
@@ -101,7 +119,9 @@ def _flush_errors() -> None:
 def _drop_output(stream: TextIO) -> None:
     """Points a stream at the null device, so that flushing it at the interpreter's exit cannot fail."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        number = stream.fileno()
+        os.close(number)  # first: there may be no other to be had
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def explain(error: Exception) -> str | None:
@@ -121,7 +141,7 @@ def _of_environment(error: Exception, text: str) -> str | None:
             "out of memory; try a smaller distill.batch_size or data.image_size, precision=bfloat16 or another --device"
         )
     if "Too many open files" in text or "ancdata" in text:
-        return "too many open files; raise the limit (ulimit -n 1024), or set data.workers=0"
+        return f"{_TOO_MANY_FILES}; raise the limit (ulimit -n 1024), or set data.workers=0"
     if isinstance(error, ImportError | RuntimeError | AttributeError) and "torchvision" in text:
         return (
             f"torchvision does not fit torch ({first_line(error)}); "

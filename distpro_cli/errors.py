@@ -70,6 +70,10 @@ class ProcessError(DistproError):
     """A process file that cannot be read, or that does not fit the pair it is asked to drive."""
 
 
+class DiskFullError(DistproError):
+    """There is no room for a file; a run can be resumed once there is."""
+
+
 class NonFiniteLossError(DistproError):
     """The loss is not finite; the message names the step, the pathway and the last checkpoint."""
 

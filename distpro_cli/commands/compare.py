@@ -76,6 +76,7 @@ def compare(
     Runs already done in the same folder are kept; an interrupted one is resumed. --force starts them all again.
     """
     from distpro_cli.recipe.load import recipe_name
+    from distpro_cli.runs.lock import locked
 
     if options.json and markdown:
         raise DistproError("--json and --markdown exclude each other; give one of them")
@@ -92,7 +93,7 @@ def compare(
         _check_plot(plot, may_replace=options.force or options.resume)
     name = recipe_name(recipe).replace("/", "-")
     path = options.run_dir if options.run_dir is not None else Path("runs") / f"compare-{name}"
-    with in_context(options, path) as context, redirect_stdout(sys.stderr):
+    with locked(path), in_context(options, path) as context, redirect_stdout(sys.stderr):
         from distpro_cli.workflows.compare import Comparison
         from distpro_cli.workflows.methods import make_methods
 

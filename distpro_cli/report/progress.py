@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
@@ -48,7 +49,8 @@ class PlainReporter(Reporter):
 
     @override
     def message(self, text: str) -> None:
-        print(escaped(text), file=self.stream, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # whoever read along has left; the run goes on
+            print(escaped(text), file=self.stream, flush=True)
 
     @override
     def start(self, title: str, total_steps: int, first_step: int, metric: Metric) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from distpro_cli.errors import DistproError
-from distpro_cli.files import write_atomically
+from distpro_cli.files import sweep, write_atomically
 from distpro_cli.recipe.load import dump_recipe, parse_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.identity import differences
+from distpro_cli.runs.lock import FolderLock
 
 
 class _File:
@@ -33,6 +34,7 @@ class RunFolder:
 
     path: Path
     resuming: bool
+    lock: FolderLock | None = None  # held until `close`
 
     recipe = _File("recipe.yaml")  # resolved
     inputs = _File("inputs.json")  # what determines the run besides its recipe
@@ -76,7 +78,14 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self.recipe.unlink(missing_ok=True)
                 self.inputs.unlink(missing_ok=True)
+                if self.lock is not None:
+                    self.lock.release(remove=True)
                 self.path.rmdir()
+
+    def close(self) -> None:
+        """Lets other processes run in the folder."""
+        if self.lock is not None:
+            self.lock.release()
 
 
 def open_run_folder(
@@ -102,13 +111,16 @@ def open_run_folder(
         inputs: What determines the run besides its recipe, such as the process; compared when resuming, too.
 
     Raises:
-        DistproError: the folder holds a run and neither flag is given, it was made by another recipe, or it
-            cannot be written.
+        DistproError: the folder is in use, holds a run and neither flag is given, it was made by another recipe, or
+            it cannot be written.
     """
     path = run_dir if run_dir is not None else _default_folder(f"{verb}-{name.replace('/', '-')}", resume)
-    folder = RunFolder(path, resuming=resume)
+    lock = FolderLock(path)
+    folder = RunFolder(path, resuming=resume, lock=lock)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        sweep(path)
         if resume and folder.recipe.exists():
             _check_same_run(folder, recipe, dict(inputs or {}))
             return folder
@@ -116,7 +128,11 @@ def open_run_folder(
         write_atomically(folder.inputs, json.dumps(dict(inputs or {})))
         write_atomically(folder.recipe, dump_recipe(recipe))
     except OSError as error:
+        lock.release()
         raise DistproError(f"{path}: the run folder cannot be made ({error.strerror})") from None
+    except DistproError:
+        lock.release()
+        raise
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distpro_cli.errors import DistproError, NonFiniteLossError, RecipeError
-from distpro_cli.files import write_atomically
+from distpro_cli.files import sweep, write_atomically
 from distpro_cli.process.file import load_process
 from distpro_cli.process.matching import fit
 from distpro_cli.process.trust import check_trusted
@@ -263,6 +263,7 @@ class Comparison:
                     self.context.reporter.message(f"{checkpoint}: damaged; the run starts over")
                     checkpoint.unlink()
         folder.path.mkdir(parents=True, exist_ok=True)
+        sweep(folder.path)
         write_atomically(folder.recipe, dump_recipe(recipe))
 
 
