@@ -12,7 +12,7 @@ from typing import Any
 
 from distpro_cli.errors import DistproError
 from distpro_cli.files import sweep, write_atomically
-from distpro_cli.recipe.load import dump_recipe, parse_recipe
+from distpro_cli.recipe.load import dump_recipe, load_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.identity import differences
 from distpro_cli.runs.lock import FolderLock
@@ -58,6 +58,8 @@ class RunFolder:
         try:
             summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
         except ValueError:  # damaged; the checkpoint makes it again
+            return None
+        if not isinstance(summary, dict) or not summary.keys() >= {"run_dir", "seconds"}:
             return None
         done = output is None or (output.exists() and summary.get("process") == str(output))
         return summary if done else None
@@ -163,10 +165,10 @@ def _default_folder(stem: str, resume: bool) -> Path:
 
 
 def _check_same_run(folder: RunFolder, recipe: Recipe, inputs: dict[str, Any]) -> None:
-    before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), filename=str(folder.recipe))
+    before = load_recipe(folder.recipe)
     try:
-        inputs_before = json.loads(folder.inputs.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        inputs_before = dict(json.loads(folder.inputs.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise DistproError(f"{folder.inputs} is missing or damaged; start over with --force") from None
     different = differences(before, recipe)
     keys = sorted({*inputs_before, *inputs})

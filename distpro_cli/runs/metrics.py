@@ -43,13 +43,14 @@ class MetricsFile:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                evaluated = any(name.startswith("test_") for name in row)
+                is_before = row["epoch"] <= epochs if evaluated else row["step"] < step
+            except (ValueError, KeyError, TypeError):
                 continue
-            evaluated = any(name.startswith("test_") for name in row)
-            if row["epoch"] <= epochs if evaluated else row["step"] < step:
+            if is_before:
                 kept.append(line)
         write_atomically(self.path, "".join(kept))
 

@@ -71,7 +71,7 @@ class Interruption:
 
     def _start_watching(self) -> None:
         """Starts a thread that acknowledges the first signal while the main thread is inside a long computation."""
-        with contextlib.suppress(OSError):  # too few descriptors: the message is not worth a run
+        with contextlib.suppress(OSError, ValueError):  # no descriptors, or no pipe for signals: not worth a run
             read, write = os.pipe()
             os.set_blocking(write, False)
             self._pipe = (read, write)

@@ -232,14 +232,21 @@ class Trainer:
         """Resumes the run from its checkpoint.
 
         Raises:
-            DistproError: there is no checkpoint, or it cannot be read.
+            DistproError: there is no checkpoint, it cannot be read, or it is another run's.
         """
-        state = load_checkpoint(self.plan.checkpoint_path)
-        for name, module in self.stepper.trained.modules().items():
-            module.load_state_dict(state[name])
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
-        self.weights.load_state_dict(state["weights"])
-        self.progress = Progress.of_state(state["progress"], self.metric)
+        path = self.plan.checkpoint_path
+        state = load_checkpoint(path)
+        try:
+            for name, module in self.stepper.trained.modules().items():
+                module.load_state_dict(state[name])
+            self.stepper.optimizer.load_state_dict(state["optimizer"])
+            self.weights.load_state_dict(state["weights"])
+            self.progress = Progress.of_state(state["progress"], self.metric)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise DistproError(
+                f"{path}: does not hold what this run needs ({type(error).__name__}: {first_line(error)}); it is "
+                "another run's, or damaged; start over with --force"
+            ) from error
 
 
 @contextmanager

@@ -213,3 +213,30 @@ def test_parts_that_name_too_many_pathways_are_refused() -> None:
     many = tuple(Part(f"x{i}", 1.0, (i % 10,) * (i % 3000 + 2)) for i in range(3000))
     with pytest.raises(ProcessError, match="too many"):
         replace(make_process(2000, pathways), parts=many)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", "[]"),
+        ("summary.json", '{"student": 3}'),
+        ("inputs.json", "[1]"),
+        ("recipe.yaml", "\xff\xfe"),
+        ("metrics.jsonl", '{"step": "x"}\n[]\n3\n'),
+        ("checkpoint.pt", None),
+    ],
+)
+def test_files_of_a_run_folder_that_are_not_ours(distpro: Run, workplace: Path, name: str, content: str | None) -> None:
+    import torch
+
+    arguments = ["train", "tiny.yaml", "distill.epochs=1", "--run-dir", "run", "-q"]
+    assert distpro(*arguments).status == 0
+    if name != "summary.json":
+        (workplace / "run" / "summary.json").unlink()
+    if content is None:
+        torch.save({"student": {}, "progress": {"step": "all"}}, workplace / "run" / name)
+    else:
+        (workplace / "run" / name).write_bytes(content.encode("latin-1"))
+    result = distpro(*arguments, "--resume")
+    assert result.status == (0 if name in ("summary.json", "metrics.jsonl") else 2), result.err
+    assert "Traceback" not in result.err and result.err.count("\n") <= 1
