@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -37,6 +39,7 @@ class Interruption:
         self._second_at = 0.0
         self._pipe: tuple[int, int] | None = None
         self._wakeup_before = -1
+        self._tickets = itertools.count()  # whoever draws 0 acknowledges the signal
 
     def __enter__(self) -> Interruption:
         for number in _NUMBERS:
@@ -76,11 +79,12 @@ class Interruption:
             os.set_blocking(write, False)
             self._pipe = (read, write)
             self._wakeup_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-            threading.Thread(target=_acknowledge, args=(read,), daemon=True).start()
+            threading.Thread(target=_watch, args=(read, self._tickets), daemon=True).start()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.pending:
             self.pending = True
+            _acknowledge(self._tickets)
             return
         if not self.at_once:
             self.at_once, self._second_at = True, time.monotonic()
@@ -89,17 +93,20 @@ class Interruption:
             os._exit(130)  # what the second one set off hangs
 
 
-def _acknowledge(read: int) -> None:
+def _watch(read: int, tickets: Iterator[int]) -> None:
+    """Reads the numbers of signals until the pipe is closed; acknowledges the first that stops a run."""
     with contextlib.suppress(OSError):
-        first = os.read(read, 1)
-        while first and first[0] not in _NUMBERS:
-            first = os.read(read, 1)
-        if first:
-            os.write(2, _ACKNOWLEDGED)
-        while os.read(read, 64):
-            pass
+        while numbers := os.read(read, 64):
+            if any(number in _NUMBERS for number in numbers):
+                _acknowledge(tickets)
     with contextlib.suppress(OSError):
         os.close(read)
+
+
+def _acknowledge(tickets: Iterator[int]) -> None:
+    if next(tickets) == 0:
+        with contextlib.suppress(OSError):
+            os.write(2, _ACKNOWLEDGED)  # not through sys.stderr, which the signal may have come into the middle of
 
 
 def _forget_in_child() -> None:
