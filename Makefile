@@ -1,4 +1,4 @@
-.PHONY: format lint types test bench
+.PHONY: format lint types test bench soak zoo
 
 format:
 	ruff format .
@@ -17,3 +17,11 @@ test:
 bench:
 	python benchmarks/step_cost.py
 	python benchmarks/dropping.py
+
+# Mutated files and killed runs, about an hour; the tests hold a short form.
+soak:
+	python -m tests.soak --files 10000 --kills 200
+
+# Every timm family, its smallest member, as teacher and as student; resumes where it stopped.
+zoo:
+	python benchmarks/zoo.py

@@ -105,6 +105,7 @@ def distil(
     threshold: float | None = None,
     keep: float | None = None,
     match: str = "strict",
+    trust: bool = False,
     run_dir: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -120,6 +121,8 @@ def distil(
         threshold: Drop what lies below this, alpha scaled to [0, 1].
         keep: Keep only the strongest share of the entries, in (0, 1].
         match: How pathways are matched, see `distpro_cli.process.matching`.
+        trust: Whether Python that the process names may run, and places that it names may be read, though `recipe`
+            does not name them (docs/security.md).
         run_dir: As in `search`; so are `resume`, `force`, `device` and `quiet`.
         resume: Whether the run in `run_dir` is continued.
         force: Whether what is there may be replaced.
@@ -136,16 +139,19 @@ def distil(
         KeyboardInterrupt: Ctrl-C; with a `run_dir` the run can be resumed.
     """
     from distpro_cli.errors import DistproError
+    from distpro_cli.process.trust import check_trusted
     from distpro_cli.recipe.load import parse_recipe
     from distpro_cli.runs.identity import transfer_inputs
     from distpro_cli.workflows.sources import source_of
     from distpro_cli.workflows.transfer import Dropping, transfer
 
-    source = source_of(process)
+    source, given = source_of(process), recipe
     if recipe is None:
         if isinstance(process, str):
             raise DistproError(f"the scheme {process} names no networks; give a recipe, too")
         recipe = parse_recipe(process.recipe, filename="recipe inside the process")
+    if not trust and not isinstance(process, str):
+        check_trusted("the process", process, recipe, given=given)
     inputs = transfer_inputs(process, threshold, keep, match)
     options = {"resume": resume, "force": force, "quiet": quiet}
     with _running("transfer", recipe, run_dir, device, inputs=inputs, **options) as (folder, context):
@@ -160,6 +166,7 @@ def compare(
     thresholds: Sequence[float] = (),
     keep: Sequence[float] = (),
     seeds: int = 3,
+    trust: bool = False,
     run_dir: str | Path | None = None,
     force: bool = False,
     device: str | None = None,
@@ -175,6 +182,7 @@ def compare(
         thresholds: Under which each process is run, too.
         keep: Shares of its entries with which each process is run, too.
         seeds: Of every method, from the recipe's on.
+        trust: As in `distil`.
         run_dir: Folder of the comparison, whose finished runs are kept; None: a temporary one.
         force: Whether runs that are there are made again.
         device: Where to compute.
@@ -188,11 +196,16 @@ def compare(
         DistproError: anything wrong with the input, found before the first run.
         KeyboardInterrupt: Ctrl-C; with a `run_dir` the comparison can be continued.
     """
+    from distpro_cli.process.trust import check_trusted
+    from distpro_cli.runs.lock import locked
     from distpro_cli.workflows.compare import Comparison
     from distpro_cli.workflows.methods import make_methods
 
+    for label, process in (processes or {}).items():
+        if not trust:
+            check_trusted(label, process, recipe, given=recipe)
     compared = make_methods(methods, list((processes or {}).items()), thresholds, keep)
-    with _folder(run_dir) as path, _context(device, quiet) as context:
+    with _folder(run_dir) as path, locked(path), _context(device, quiet) as context:
         return Comparison(recipe, compared, seeds, path, context, anew=force).summary()
 
 
@@ -211,7 +224,11 @@ def _running(
     from distpro_cli.runs.folder import open_run_folder
 
     with _folder(run_dir) as path, _context(device, quiet) as context:
-        yield open_run_folder(verb, verb, recipe, path, resume=resume, force=force, inputs=inputs), context
+        run_folder = open_run_folder(verb, verb, recipe, path, resume=resume, force=force, inputs=inputs)
+        try:
+            yield run_folder, context
+        finally:
+            run_folder.close()
 
 
 @contextmanager

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DiskFullError, DistproError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OLD_SECONDS = 24 * 3600.0
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -32,6 +36,7 @@ def check_writable(path: Path, *, force: bool) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise DistproError(f"{path} cannot be written: {error.strerror or error}") from None
+    sweep(path.parent, older_than_seconds=_OLD_SECONDS)
 
 
 def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
@@ -53,11 +58,26 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
             os.fsync(file.fileno())
         aside.replace(target)
     except OSError as error:
-        raise DistproError(f"{path} cannot be written: {error.strerror or error}") from error
+        kind = DiskFullError if error.errno in DISK_FULL else DistproError
+        raise kind(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
     _flush_folder(target.parent)
+
+
+def sweep(folder: Path, older_than_seconds: float = 0.0) -> None:
+    """Removes what `write_atomically` of killed runs left in a folder.
+
+    Args:
+        folder: It need not exist.
+        older_than_seconds: 0 where nobody else writes there; else an age that no writing takes.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.glob(".distpro-*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime >= older_than_seconds:
+                    path.unlink()
 
 
 def _flush_folder(folder: Path) -> None:

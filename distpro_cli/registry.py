@@ -167,7 +167,7 @@ def check_options(noun: str, name: str, entry: Callable[..., Any], options: Mapp
         if parameter.default is parameter.empty and option not in options
     ]
     if problems:
-        raise DistproError("\n".join(problems))
+        raise DistproError(*problems)
 
 
 def positive_number(option: str, value: object) -> float:

@@ -35,7 +35,8 @@ def test_a_task_trains_searches_transfers_and_compares(distpro: Run, toys: Path)
     found = distpro("search", "tiny.yaml", *task, "-o", "p.safetensors")
     assert found.status == 0, found.err
     assert "teacher ink error" in found.out and "top-1" not in found.out + found.err
-    distilled = distpro("transfer", "-p", "p.safetensors", "--json", "-q")
+    assert "next: distpro transfer --process p.safetensors --trust\n" in found.out
+    distilled = distpro("transfer", "-p", "p.safetensors", "--trust", "--json", "-q")
     assert distilled.status == 0, distilled.err
     assert distilled.json["teacher"]["ink_error"] > 0
     methods = ["--methods", "student,uniform,process", "-p", "p.safetensors", "--seeds", 1]

@@ -14,16 +14,18 @@ from distpro_cli.commands.options import (
     Overrides,
     RecipeName,
     RunOptions,
+    Trust,
     parse_shares,
     parse_thresholds,
     with_run_options,
 )
 from distpro_cli.commands.running import in_context, print_json, read_recipe
-from distpro_cli.errors import DistproError, nearest
+from distpro_cli.errors import DistproError, escaped, nearest
 from distpro_cli.recipe.scheme_names import ONLINE_METHODS, SCHEME_NAMES
 
 if TYPE_CHECKING:
     from distpro_cli.process.process import Process
+    from distpro_cli.recipe.schema import Recipe
 
 
 Methods = Annotated[
@@ -65,6 +67,7 @@ def compare(
     epochs: Epochs = None,
     plot: Plot = None,
     markdown: AsMarkdown = False,
+    trust: Trust = False,
     *,
     options: RunOptions,
 ) -> None:
@@ -73,6 +76,7 @@ def compare(
     Runs already done in the same folder are kept; an interrupted one is resumed. --force starts them all again.
     """
     from distpro_cli.recipe.load import recipe_name
+    from distpro_cli.runs.lock import locked
 
     if options.json and markdown:
         raise DistproError("--json and --markdown exclude each other; give one of them")
@@ -81,13 +85,15 @@ def compare(
     wanted = _checked_names(methods)
     limits = parse_thresholds(thresholds) if thresholds else (), parse_shares(keep) if keep else ()
     loaded = _load(processes or [])
+    if not trust:
+        _check_trusted(loaded, resolved)
     if not any(name.startswith("process") for name in wanted):
         _refuse_unused(processes, thresholds, keep)
     if plot is not None:
         _check_plot(plot, may_replace=options.force or options.resume)
     name = recipe_name(recipe).replace("/", "-")
     path = options.run_dir if options.run_dir is not None else Path("runs") / f"compare-{name}"
-    with in_context(options, path) as context, redirect_stdout(sys.stderr):
+    with locked(path), in_context(options, path) as context, redirect_stdout(sys.stderr):
         from distpro_cli.workflows.compare import Comparison
         from distpro_cli.workflows.methods import make_methods
 
@@ -97,7 +103,7 @@ def compare(
     _write(path, plot, summary)
     _show(summary, as_json=options.json, as_markdown=markdown)
     if summary["diverged"]:
-        raise DistproError("\n".join(one["message"] for one in summary["diverged"]))
+        raise DistproError(*(one["message"] for one in summary["diverged"]))
 
 
 def _check_plot(plot: Path, *, may_replace: bool) -> None:
@@ -130,7 +136,7 @@ def _show(summary: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
     if as_json:
         print_json(summary)
     elif as_markdown:
-        print(encodable(markdown(summary), sys.stdout.encoding), end="")
+        print(encodable(escaped(markdown(summary), keep="\n"), sys.stdout.encoding), end="")
     else:
         print_comparison(summary)
 
@@ -147,7 +153,7 @@ def _checked_names(text: str) -> list[str]:
     if not names:
         problems.append(f"--methods names none; there are: {', '.join(allowed)}")
     if problems:
-        raise DistproError("\n".join(problems))
+        raise DistproError(*problems)
     return names
 
 
@@ -156,17 +162,25 @@ def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:
     from distpro_cli.process.file import load_process
 
     loaded: dict[str, Process] = {}
-    problems = []
+    problems: list[str] = []
     for path in paths:
-        labels = [path.stem, *(f"{path.stem}-{number}" for number in range(2, len(paths) + 1))]
+        stem = escaped(path.stem)
+        labels = [stem, *(f"{stem}-{number}" for number in range(2, len(paths) + 1))]
         label = next(label for label in labels if label not in loaded)
         try:
             loaded[label] = load_process(path)
         except DistproError as error:
-            problems.append(str(error))
+            problems += error.lines
     if problems:
-        raise DistproError("\n".join(problems))
+        raise DistproError(*problems)
     return list(loaded.items())
+
+
+def _check_trusted(loaded: Sequence[tuple[str, Process]], recipe: Recipe) -> None:
+    from distpro_cli.process.trust import check_trusted
+
+    for label, process in loaded:
+        check_trusted(label, process, recipe, given=recipe)
 
 
 def _refuse_unused(processes: list[Path] | None, thresholds: str | None, keep: str | None) -> None:

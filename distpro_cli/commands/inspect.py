@@ -12,7 +12,7 @@ import typer
 
 from distpro_cli.commands.options import Force, Json, Quiet, parse_shares, parse_thresholds
 from distpro_cli.commands.running import print_json
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, escaped
 
 # The thresholds and the shares kept under which a process is shown: `thresholds` and `keeps` of `summarize`.
 Marks = Mapping[str, tuple[float, ...]]
@@ -52,7 +52,7 @@ def inspect(
     else:
         _inspect_paths(paths, marks, plot, force=force, json=json)
     if plot is not None and not quiet:
-        print(f"plot: {plot}", file=sys.stderr)
+        print(escaped(f"plot: {plot}"), file=sys.stderr)
 
 
 def _import_numpy() -> None:

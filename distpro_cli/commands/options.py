@@ -17,6 +17,7 @@ from distpro_cli.errors import DistproError
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages; errors only.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files and runs.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run the Python and read the places that a process file names.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of recipe keys, such as search.epochs=5."),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distpro_cli.commands.options import RunOptions
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DiskFullError, DistproError
+from distpro_cli.files import DISK_FULL
 
 if TYPE_CHECKING:
     from distpro_cli.recipe.schema import Recipe
@@ -46,18 +47,20 @@ def run(
     folder = open_run_folder(
         verb, name, recipe, options.run_dir, resume=options.resume, force=options.force, inputs=inputs
     )
-    finished = folder.finished_summary(output)
-    if finished is not None:
-        return finished
     # What a network or a library prints does not belong among the results.
     try:
+        finished = folder.finished_summary(output)
+        if finished is not None:
+            return finished
         with in_context(options, folder.path) as context, redirect_stdout(sys.stderr):
             return work(folder, context)
     except InterruptedRunError:
         raise
-    except DistproError:
+    except Exception:
         folder.forget_if_nothing_made()
         raise
+    finally:
+        folder.close()
 
 
 @contextmanager
@@ -65,14 +68,27 @@ def in_context(options: RunOptions, path: Path) -> Iterator[RunContext]:
     """Gives a run in the folder at `path` its context; an interrupted one says how to resume it."""
     from distpro_cli.runs.signals import Interruption
 
-    with Interruption() as interruption:  # first, since the other imports take seconds, in which a signal may come
-        from distpro_cli.report.progress import make_reporter
-        from distpro_cli.workflows.session import run_context
-
+    how = f"resume with: {_resume_command(path)}"
+    with Interruption(last=True) as interruption:
         try:
+            # Inside, since these imports take seconds, in which a signal may come.
+            from distpro_cli.report.progress import make_reporter
+            from distpro_cli.workflows.session import run_context
+
+            interruption.check()
             yield run_context(options.device, make_reporter(options.quiet), interruption)
         except KeyboardInterrupt:
-            raise InterruptedRunError(f"interrupted; resume with: {_resume_command(path)}") from None
+            interruption.end()
+            raise InterruptedRunError(f"interrupted; {how}") from None
+        except DiskFullError as error:
+            raise DiskFullError(f"{error}; make room, then {how}") from error
+        except Exception as error:
+            if interruption.at_once:  # a library made something else of it
+                raise InterruptedRunError(f"interrupted; {how}") from None
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                place = error.filename or "output"
+                raise DiskFullError(f"{place}: {error.strerror}; make room, then {how}") from error
+            raise
 
 
 def _resume_command(path: Path) -> str:
@@ -94,6 +110,7 @@ class InterruptedRunError(DistproError):
 def print_figures(summary: Mapping[str, Any], recipe: Recipe) -> None:
     """Prints how good the networks of a finished run are: the teacher that taught, the network that was trained."""
     from distpro_cli.metric import Metric
+    from distpro_cli.report.terminal import say
 
     if "metric" in summary:
         metric = Metric(**summary["metric"])
@@ -105,10 +122,10 @@ def print_figures(summary: Mapping[str, Any], recipe: Recipe) -> None:
         figures = summary.get(role, {})
         fixed, last, best = (figures.get(f"{metric.name}{end}") for end in ("", "_last", "_best"))
         if fixed is not None:
-            print(f"{role} {metric.label} {metric.with_unit(fixed)}")
+            say(f"{role} {metric.label} {metric.with_unit(fixed)}")
         elif last is not None:
             shown = f"{metric.with_unit(last)} after the last epoch, {metric.with_unit(best)} at best"
-            print(f"{role} {metric.label} {shown}")
+            say(f"{role} {metric.label} {shown}")
 
 
 def print_json(value: dict[str, Any]) -> None:

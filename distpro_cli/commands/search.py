@@ -9,8 +9,11 @@ import typer
 
 from distpro_cli.commands.options import Overrides, RecipeName, RunOptions, with_run_options
 from distpro_cli.commands.running import print_figures, print_json, read_recipe, run
+from distpro_cli.errors import DistproError
 
 if TYPE_CHECKING:
+    from distpro_cli.process.process import Process
+    from distpro_cli.recipe.schema import Recipe
     from distpro_cli.runs.context import RunContext
     from distpro_cli.runs.folder import RunFolder
 
@@ -45,8 +48,21 @@ def search(
         return
     from distpro_cli.process.file import load_process
     from distpro_cli.report.process_table import print_process_table
+    from distpro_cli.report.terminal import say
 
-    print_process_table(summary["process"], load_process(Path(summary["process"])))
+    process = load_process(Path(summary["process"]))
+    print_process_table(summary["process"], process)
     print_figures(summary, resolved)
-    print(f"process: {summary['process']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
-    print(f"next: distpro transfer --process {summary['process']}")
+    say(f"process: {summary['process']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
+    say(f"next: distpro transfer --process {summary['process']}{_trust(process, resolved)}")
+
+
+def _trust(process: Process, recipe: Recipe) -> str:
+    """Returns ` --trust` where the process names Python or places that transfer does not take from a file unasked."""
+    from distpro_cli.process.trust import check_trusted
+
+    try:
+        check_trusted("", process, recipe)
+    except DistproError:
+        return " --trust"
+    return ""

@@ -47,7 +47,7 @@ def find_targets(paths: Sequence[str]) -> Targets:
         except DistproError as error:
             problems.append(error)
     if problems:
-        raise type(problems[0])("\n".join(str(problem) for problem in problems))
+        raise type(problems[0])(*(line for problem in problems for line in problem.lines))
     return targets
 
 

@@ -45,5 +45,7 @@ def train(
     if options.json:
         print_json(summary)
         return
+    from distpro_cli.report.terminal import say
+
     print_figures(summary, resolved)
-    print(f"weights: {summary[network.value]['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
+    say(f"weights: {summary[network.value]['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")

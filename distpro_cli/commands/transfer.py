@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import Overrides, RunOptions, with_run_options
+from distpro_cli.commands.options import Overrides, RunOptions, Trust, with_run_options
 from distpro_cli.commands.running import print_figures, print_json, read_recipe, run, with_seed
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.recipe.scheme_names import SCHEME_NAMES
@@ -40,6 +42,7 @@ def transfer(
     match: Annotated[
         str, typer.Option("--match", help="How pathways are matched: strict, or path/to/file.py:Name.")
     ] = "strict",
+    trust: Trust = False,
     *,
     options: RunOptions,
 ) -> None:
@@ -47,7 +50,9 @@ def transfer(
     from distpro_cli.runs.identity import transfer_inputs
 
     loaded = _load(process)
-    name, resolved = _resolve(recipe, overrides, loaded, Path(process), options.seed)
+    name, resolved, check = _resolve(recipe, overrides, loaded, Path(process), options.seed)
+    if not trust:
+        check()
 
     def work(folder: RunFolder, context: RunContext) -> dict[str, Any]:
         from distpro_cli.workflows.sources import source_of
@@ -62,9 +67,11 @@ def transfer(
     if options.json:
         print_json(summary)
         return
+    from distpro_cli.report.terminal import say
+
     print_figures(summary, resolved)
-    print(f"pathways used: {summary['pathways_used']}, {summary['remaining_percent']:g} % of the process")
-    print(f"weights: {summary['student']['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
+    say(f"pathways used: {summary['pathways_used']}, {summary['remaining_percent']:g} % of the process")
+    say(f"weights: {summary['student']['weights']}   run: {summary['run_dir']}   {summary['seconds']:.0f} s")
 
 
 def _load(process: str) -> Process | str:
@@ -83,14 +90,21 @@ def _load(process: str) -> Process | str:
 
 def _resolve(
     recipe: str | None, overrides: list[str] | None, loaded: Process | str, path: Path, seed: int | None
-) -> tuple[str, Recipe]:
-    """Returns the name and the recipe of the run: the one given, else the one inside the process."""
+) -> tuple[str, Recipe, Callable[[], None]]:
+    """Returns the name and the recipe of the run, the one given, else the one inside the process; and what checks that
+    the process names nothing outside itself that the user did not.
+    """
+    from distpro_cli.process.trust import check_trusted
     from distpro_cli.recipe.load import parse_recipe, recipe_name
 
     if recipe is not None and "=" not in recipe:
-        return recipe_name(recipe), read_recipe(recipe, overrides, seed)
+        resolved = read_recipe(recipe, overrides, seed)
+        if isinstance(loaded, str):
+            return recipe_name(recipe), resolved, lambda: None
+        return recipe_name(recipe), resolved, partial(check_trusted, str(path), loaded, resolved, given=resolved)
     if isinstance(loaded, str):
         raise DistproError(f"--process {loaded} names no networks; give a RECIPE")
     # Without RECIPE the first override takes its place.
     given = [*([recipe] if recipe is not None else []), *(overrides or [])]
-    return path.stem, parse_recipe(loaded.recipe, with_seed(given, seed), filename=f"recipe inside {path}")
+    resolved = parse_recipe(loaded.recipe, with_seed(given, seed), filename=f"recipe inside {path}")
+    return path.stem, resolved, partial(check_trusted, str(path), loaded, resolved, overrides=given)

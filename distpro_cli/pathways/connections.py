@@ -88,11 +88,11 @@ def _check_names(key: str, group: PathwayGroup) -> None:
     try:
         check_options("transform", group.transform, TRANSFORMS.find(group.transform), group.transform_options)
     except DistproError as error:
-        problems += [Problem(f"{key}.transform", line) for line in str(error).splitlines()]
+        problems += [Problem(f"{key}.transform", line) for line in error.lines]
     try:
         make_distance(group.distance, group.distance_options)
     except DistproError as error:
-        problems += [Problem(f"{key}.distance", line) for line in str(error).splitlines()]
+        problems += [Problem(f"{key}.distance", line) for line in error.lines]
     if problems:
         raise RecipeError(problems)
 

@@ -45,18 +45,29 @@ def relative_cost(parts: Sequence[Part], schedule: Schedule) -> float:
     """
     widths_t = np.diff(schedule.progress.astype(np.float64))
     first_tk, last_tk = _on_from_both_ends(schedule)
-    total = running = 0.0
-    for part in parts:
-        total += part.cost
-        if part.pathways is None:
-            running += part.cost
-        elif part.pathways:
+    first_kt, last_kt = np.ascontiguousarray(first_tk.T), np.ascontiguousarray(last_tk.T)
+    alone_k = np.minimum(1.0, first_kt + last_kt) @ widths_t
+    running = 0.0
+    for pathways, cost in _cost_by_pathways(parts).items():
+        if pathways is None:
+            running += cost
+        elif len(pathways) == 1:
+            running += cost * float(alone_k[pathways[0]])
+        elif pathways:
             # Within an interval a pathway is on from its start or up to its end, so of several the longest
             # of either kind decide when at least one is on.
-            columns = list(part.pathways)
-            on_t = np.minimum(1.0, first_tk[:, columns].max(axis=1) + last_tk[:, columns].max(axis=1))
-            running += part.cost * float(widths_t @ on_t)
-    return running / total
+            columns = list(pathways)
+            on_t = np.minimum(1.0, first_kt[columns].max(axis=0) + last_kt[columns].max(axis=0))
+            running += cost * float(widths_t @ on_t)
+    return running / sum(part.cost for part in parts)
+
+
+def _cost_by_pathways(parts: Sequence[Part]) -> dict[tuple[int, ...] | None, float]:
+    """Returns what all parts cost together that run for the same pathways."""
+    costs: dict[tuple[int, ...] | None, float] = {}
+    for part in parts:
+        costs[part.pathways] = costs.get(part.pathways, 0.0) + part.cost
+    return costs
 
 
 def relative_search_cost(parts: Sequence[Part], interval: int = 1, outer: float = 1.0) -> float:

@@ -87,7 +87,7 @@ def load_process(path: Path) -> Process:
         with path.open("rb") as file:
             return _read(file)
     except ProcessError as error:
-        raise type(error)(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error.lines[0]}", *error.lines[1:]) from None
     except FileNotFoundError:
         raise ProcessError(f"{path}: no such file") from None
     except OSError as error:

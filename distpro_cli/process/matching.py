@@ -111,7 +111,7 @@ class Strict(Matching):
             columns.append(best)
         left = [process.pathways[column] for rest in free.values() for column in rest]
         if unmatched or left:
-            raise ProcessError(_differences(left, unmatched))
+            raise ProcessError(*_differences(left, unmatched))
         return columns
 
 
@@ -135,7 +135,7 @@ def _same_options(one: PathwayInfo, other: PathwayInfo) -> bool:
     return (one.transform_options, one.distance_options) == (other.transform_options, other.distance_options)
 
 
-def _differences(of_process: list[PathwayInfo], of_pair: list[PathwayInfo]) -> str:
+def _differences(of_process: list[PathwayInfo], of_pair: list[PathwayInfo]) -> list[str]:
     """Returns one line per difference, each with the pathways it concerns."""
     concerned: dict[str, list[str]] = {}
     rest = list(of_pair)
@@ -152,4 +152,4 @@ def _differences(of_process: list[PathwayInfo], of_pair: list[PathwayInfo]) -> s
     for other in rest:
         concerned.setdefault("only in the pair", []).append(other.id)
     lines = [f"  {difference}: {', '.join(ids)}" for difference, ids in concerned.items()]
-    return "\n".join(["the process does not fit this pair:", *lines])
+    return ["the process does not fit this pair:", *lines]

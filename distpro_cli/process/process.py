@@ -18,6 +18,7 @@ from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.schedule import Float32, Schedule, interpolate, kept_entries
 
 SMALLEST_SCALE = 1e-18  # so that weights in units of it are finite
+_MOST_WORK = 2 * 10**8  # entries to look at for what parts of several pathways cost
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7)
 
 
@@ -171,6 +172,9 @@ def _check_tables(process: Process) -> None:
 def _check_parts(process: Process) -> None:
     if process.parts and not 0 < sum(part.cost for part in process.parts) < np.inf:
         raise ProcessError("the costs of the parts do not add up to a finite number above 0")
+    named = sum(len(pathways) for pathways in {part.pathways or () for part in process.parts} if len(pathways) > 1)
+    if named * len(process.progress) > _MOST_WORK:
+        raise ProcessError(f"the parts name {named} pathways over {len(process.progress)} rows; that is too many")
     for part in process.parts:
         if not part.cost >= 0:
             raise ProcessError(f"part {part.name} has the cost {part.cost:g}; a cost is 0 or more")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+MOST_NUMBER = 1e30  # float32 ends at 3.4e38, and a rate is multiplied before it is used
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -36,3 +38,11 @@ class Model(BaseModel):
     """Base of every part of a recipe: frozen, unknown keys are errors, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _numbers_leave_room(self) -> Self:
+        for key in type(self).model_fields:
+            value = getattr(self, key)
+            if isinstance(value, float) and abs(value) > MOST_NUMBER:
+                raise wrong(f"found {value:g}; allowed: numbers up to {MOST_NUMBER:g}, as computing is in float32", key)
+        return self

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from distpro_cli.errors import Problem, RecipeError, nearest
+from distpro_cli.errors import MOST_PROBLEMS, Problem, RecipeError, nearest
 from distpro_cli.recipe.base import Model
 from distpro_cli.recipe.describe import dotted, written
 from distpro_cli.recipe.overrides import apply_overrides
-from distpro_cli.recipe.problems import explain
+from distpro_cli.recipe.problems import Message, explain
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.recipe.shipped import shipped_recipes
 from distpro_cli.recipe.strict_yaml import MAX_BYTES, KeyPath, StrictYamlError, read_yaml, write_yaml
@@ -85,17 +86,21 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), filename: str = "<rec
     places: dict[KeyPath, int | str] = dict(document.lines)
     unset = apply_overrides(data, overrides, places)
     overridden: list[Problem] = []
+    in_file: list[tuple[int, KeyPath, Message]] = []
     recipe, mistakes = _validate(data)
-    for path, message in mistakes:
+    for path, make_message in mistakes:
         around = [path[:end] for end in range(len(path), 0, -1)]
         place = next((places[one] for one in around if one in places), 0)
         if isinstance(place, str):
-            overridden.append(Problem(dotted(path), message, place))
+            overridden.append(Problem(dotted(path), make_message(), place))
         elif document.unread.isdisjoint(around):  # else it has been reported as unreadable
-            found.append((place, Problem(dotted(path), message, _place(filename, place))))
+            in_file.append((place, path, make_message))
+    in_file.sort(key=lambda item: item[0])
+    listed = in_file[:MOST_PROBLEMS]  # a message takes time, and a file may hold thousands of mistakes
+    found += [(place, Problem(dotted(path), make(), _place(filename, place))) for place, path, make in listed]
     problems = [problem for _, problem in sorted(found, key=lambda item: item[0])] + overridden + unset
     if problems or recipe is None:
-        raise RecipeError(problems)
+        raise RecipeError(problems, further=len(in_file) - len(listed))
     return complete_search(recipe)
 
 
@@ -117,9 +122,9 @@ def complete_search(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"search": recipe.search.model_copy(update=completed)})
 
 
-def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPath, str]]]:
+def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPath, Message]]]:
     """Returns the recipe, or None, and what is wrong with it as paths and messages."""
-    mistakes = list(_check_together(data))
+    mistakes: list[tuple[KeyPath, Message]] = [(path, partial(str, text)) for path, text in _check_together(data)]
     try:
         return Recipe.model_validate(data), mistakes
     except ValidationError as error:

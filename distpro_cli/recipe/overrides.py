@@ -29,7 +29,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str], places: dict
         parts = key.strip().split(".")
         if not equals or not all(parts):
             message = "an override is KEY=VALUE with a dotted key, such as search.epochs=5"
-            problems.append(Problem("", message, override))
+            problems.append(Problem("", message, shorten(override, 80)))
             continue
         try:
             document = read_yaml(text)
@@ -40,7 +40,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str], places: dict
             messages = [f"value {error.message}"]
         except ValueError as error:
             messages = [str(error)]
-        problems += [Problem(key.strip(), message, override) for message in messages]
+        problems += [Problem(key.strip(), message, shorten(override, 80)) for message in messages]
     return problems
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -40,33 +41,43 @@ class Spot:
     value: Any
 
 
-def explain(errors: Sequence[ErrorDetails], data: Any) -> Iterator[tuple[KeyPath, str]]:
-    """Yields a path and a message for every mistake behind pydantic's `errors` of `data`, each once.
+Message = Callable[[], str]
+
+
+def explain(errors: Sequence[ErrorDetails], data: Any) -> Iterator[tuple[KeyPath, Message]]:
+    """Yields a path and what makes a message for every mistake behind pydantic's `errors` of `data`, each once.
 
     Every branch of a union reports the same value, so the first message of a path is kept, and none of a
     value when something inside it is reported.
     """
-    messages: dict[KeyPath, str] = {}
+    messages: dict[KeyPath, Message] = {}
     for error in errors:
-        path, message = _explain(error, data)
-        messages.setdefault(path, message)
+        messages.setdefault(_path(error, data), partial(_message, error, data))
     around = {path[:end] for path in messages for end in range(len(path))}
     yield from ((path, message) for path, message in messages.items() if path not in around)
 
 
-def _explain(error: ErrorDetails, data: Any) -> tuple[KeyPath, str]:
+def _path(error: ErrorDetails, data: Any) -> KeyPath:
     location = error["loc"]
-    spot = locate(location, data)
+    if error["type"] in ("missing", "extra_forbidden"):
+        return location
+    path = locate(location, data).path
+    key = error["ctx"]["key"] if error["type"] == "wrong" else ""
+    return (*path, key) if key else path
+
+
+def _message(error: ErrorDetails, data: Any) -> str:
+    spot = locate(error["loc"], data)
     match error["type"]:
         case "missing":
             more = example(spot.schema) or f" ({spot.schema['description']})"
-            return location, f"is missing; give {allowed(spot.schema)}{more}"
+            return f"is missing; give {allowed(spot.schema)}{more}"
         case "extra_forbidden":
-            return location, _unknown(location)
+            return _unknown(error["loc"])
         case "wrong":
             message, key = error["ctx"]["message"], error["ctx"]["key"]
-            return ((*spot.path, key), message) if key else (spot.path, f"found {written(spot.value)}: {message}")
-    return spot.path, _not_allowed(spot)
+            return message if key else f"found {written(spot.value)}: {message}"
+    return _not_allowed(spot)
 
 
 def _unknown(path: KeyPath) -> str:

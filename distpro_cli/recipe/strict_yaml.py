@@ -22,6 +22,8 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
 
+_TOO_MANY = f"more than {MAX_VALUES} values or {MAX_BYTES // 1024} KiB once its aliases are expanded"
+
 CORE = "tag:yaml.org,2002:"
 KINDS = ("str", "int", "float", "bool", "null", "seq", "map")
 MERGE_TAG = f"{CORE}merge"
@@ -35,6 +37,7 @@ PATTERNS = {
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     "merge": r"<<",
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 REGEXES = {name: re.compile(f"^(?:{pattern})$") for name, pattern in PATTERNS.items()}
 
 
@@ -82,17 +85,20 @@ class Document:
 
 
 class NodeLoader(yaml.SafeLoader):
-    """PyYAML's parser with the core resolver and a bound on nesting."""
+    """PyYAML's parser with the core resolver and bounds on nesting and on the number of values."""
 
     yaml_implicit_resolvers = CoreResolver.yaml_implicit_resolvers
     depth = 0
+    num_values = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         """Composes one node and what is below it."""
         self.depth += 1
-        if self.depth > MAX_DEPTH:
+        self.num_values += index is not None  # keys, and the document itself, have none
+        if self.depth > MAX_DEPTH or self.num_values > MAX_VALUES:
             line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
-            raise StrictYamlError(f"nested more than {MAX_DEPTH} deep", line)
+            beyond = f"nested more than {MAX_DEPTH} deep" if self.depth > MAX_DEPTH else _TOO_MANY
+            raise StrictYamlError(beyond, line)
         node: Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -130,10 +136,15 @@ def read_yaml(text: str) -> Document:
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise StrictYamlError(f"larger than {MAX_BYTES // 1024} KiB, the limit for a recipe")
+    loader = None
     try:
-        node = yaml.compose(text, Loader=NodeLoader)
+        loader = NodeLoader(text)
+        node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         raise _explain(error) from None
+    except (ValueError, OverflowError):  # PyYAML takes any eight digits
+        line = None if loader is None else loader.line + 1
+        raise StrictYamlError("not YAML: an escape such as \\U00110000 names no character", line) from None
     except yaml.YAMLError as error:
         reason = getattr(error, "reason", None) or str(error).splitlines()[0]
         position = getattr(error, "position", None)
@@ -202,8 +213,7 @@ class _Reader:
         if isinstance(node, ScalarNode):
             self._num_characters += len(node.value)
         if self._num_values > MAX_VALUES or self._num_characters > MAX_BYTES:
-            message = f"more than {MAX_VALUES} values or {MAX_BYTES // 1024} KiB once its aliases are expanded"
-            raise StrictYamlError(message, node.start_mark.line + 1)
+            raise StrictYamlError(_TOO_MANY, node.start_mark.line + 1)
 
     def _refuse(self, path: KeyPath, line: int, message: str) -> None:
         self._mistake(path, line, message)
@@ -215,6 +225,8 @@ class _Reader:
     def _scalar(self, node: ScalarNode, kind: str, path: KeyPath, line: int) -> Any:
         text = node.value
         if kind in ("str", "merge"):
+            if _SURROGATE.search(text):
+                return self._refuse(path, line, "an escape such as \\ud800 names half a character; write the whole one")
             return text
         if kind in REGEXES and REGEXES[kind].fullmatch(text):
             try:
@@ -245,6 +257,8 @@ class _Reader:
             elif key_node.tag != f"{CORE}str" or not isinstance(key_node, ScalarNode):
                 shown = f"'{key[:40]}'" if isinstance(key_node, ScalarNode) else "a list or section"
                 self._mistake(path, line, f"found the key {shown}; keys are text, write it in quotes if it is meant")
+            elif _SURROGATE.search(key):
+                self._mistake(path, line, "found a key with half a character; write the whole one")
             elif key in first_lines:
                 message = f"duplicate key; it is given in line {first_lines[key]} already, keep one of the two"
                 self._mistake((*path, key), line, message)

@@ -25,6 +25,7 @@ _METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"Creation
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
+    "text.parse_math": False,  # a name may hold a $
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#9a9a9a",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from distpro_cli.errors import escaped
 from distpro_cli.process.process import THRESHOLDS, Process
 from distpro_cli.process.summary import levels, sample, summarize
 from distpro_cli.report.terminal import (
@@ -13,6 +14,7 @@ from distpro_cli.report.terminal import (
     make_console,
     make_table,
     number,
+    one_line,
     print_kinds,
     print_table,
     sparkline,
@@ -66,7 +68,7 @@ def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None
     for entry in sound:
         strongest = sorted(entry["pathways"], key=lambda pathway: -pathway["share"])[:3]
         named = "  ".join(f"{pathway['id']} {100 * pathway['share']:.0f}%" for pathway in strongest)
-        table.add_row(entry["path"], str(entry["rows"]), str(len(entry["pathways"])), named)
+        table.add_row(escaped(entry["path"]), str(entry["rows"]), str(len(entry["pathways"])), named)
     if sound:
         console.print(table)
     elif len(entries) == 0:
@@ -77,23 +79,28 @@ def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None
 
 
 def _print_heading(console: Console, label: str, process: Process) -> None:
-    console.print(label, style="bold", soft_wrap=True)
+    console.print(escaped(label), style="bold", soft_wrap=True)
     facts = [
         f"{len(process.progress)} rows",
         f"{len(process.pathways)} pathways",
         process.normalization,
         f"seed {process.seed}",
-        *(f"{name} {version}" for name, version in process.versions.items()),
+        *_some([f"{one_line(name, 40)} {one_line(version, 40)}" for name, version in process.versions.items()]),
     ]
     console.print(", ".join(facts))
     for side in ("teacher", "student"):
         used = levels([process], side)
-        named = [with_reduction(f"{level.number} {level.name}", level.reduction) for level in used]
-        console.print(f"{side} levels: {', '.join(named)}")
+        named = [with_reduction(f"{level.number} {one_line(level.name)}", level.reduction) for level in used]
+        console.print(f"{side} levels: {', '.join(_some(named))}")
     print_kinds(console, [(pathway.id, pathway.transform, pathway.distance) for pathway in process.pathways])
     if process.measured:
-        values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in process.measured.items()]
-        console.print(f"measured: {', '.join(values)}")
+        measured = ((k, f"{v:.4g}" if isinstance(v, float) else str(v)) for k, v in process.measured.items())
+        values = [f"{one_line(name)} {one_line(value)}" for name, value in measured]
+        console.print(f"measured: {', '.join(_some(values))}")
+
+
+def _some(texts: Sequence[str], most: int = 20) -> list[str]:
+    return [*texts[:most], *([f"and {len(texts) - most} more"] if len(texts) > most else [])]
 
 
 def _print_pathways(console: Console, process: Process, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -152,7 +159,7 @@ def _print_thresholds(
         costs = [process.relative_cost(schedule) for schedule in schedules]
         shown = ["-" if cost is None else f"{100 * cost:.0f}" for cost in costs]
         left = [f"{schedule.remaining_percent:.0f}" for schedule in schedules]
-        table.add_row(label, *(f"{a} / {b}" for a, b in zip(left, shown, strict=True)))
+        table.add_row(escaped(label), *(f"{a} / {b}" for a, b in zip(left, shown, strict=True)))
     console.print(table)
 
 
@@ -170,7 +177,7 @@ def _print_beside(
         for k, (pathway, mean, share) in enumerate(zip(process.pathways, process.mean, process.share, strict=True)):
             bars = sparkline(over_time[:, k].tolist(), top, console.encoding)
             cells[pathway.id][column] = f"{number(mean):>7} {100 * share:5.1f}% {bars}"
-    table = make_table("pathway", *(label for label, _ in processes))
+    table = make_table("pathway", *(escaped(label) for label, _ in processes))
     for name, row in cells.items():
         table.add_row(name, *row)
     console.print(table)

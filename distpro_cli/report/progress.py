@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from typing_extensions import override
 
+from distpro_cli.errors import escaped
 from distpro_cli.metric import Metric
+from distpro_cli.report.terminal import make_console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +49,8 @@ class PlainReporter(Reporter):
 
     @override
     def message(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # whoever read along has left; the run goes on
+            print(escaped(text), file=self.stream, flush=True)
 
     @override
     def start(self, title: str, total_steps: int, first_step: int, metric: Metric) -> None:
@@ -77,13 +81,11 @@ class LiveReporter(Reporter):
     """A progress bar with speed and time left; below it the loss, the metric and the strongest pathways."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True)
+        self.console = make_console(stderr=True)
 
     @override
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(escaped(text))
 
     @override
     def start(self, title: str, total_steps: int, first_step: int, metric: Metric) -> None:
@@ -106,7 +108,7 @@ class LiveReporter(Reporter):
         self._bar = Panel(*columns, console=self.console, refresh_per_second=4)
         self._started, self._first_step, self._metric = time.monotonic(), first_step, metric
         self._last_epoch = ""
-        self._task = self._bar.add_task(title, total=total_steps, completed=first_step, speed="", status="")
+        self._task = self._bar.add_task(escaped(title), total=total_steps, completed=first_step, speed="", status="")
         self._bar.start()
 
     @override

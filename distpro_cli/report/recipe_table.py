@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from distpro_cli.errors import escaped
 from distpro_cli.report.terminal import (
     add_columns,
     count,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
     """Prints what `costs.complexity.recipe_report` found to stdout: networks, levels, pathways, totals."""
     console = make_console()
-    console.print(label, style="bold", soft_wrap=True)
+    console.print(escaped(label), style="bold", soft_wrap=True)
     for side in ("teacher", "student"):
         network = report[side]
         costs = f"{count(network['parameters'])} parameters, {count(network['multiply_adds'])} multiply-adds"
@@ -57,7 +58,7 @@ def print_recipe_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
     add_columns(table, "teacher", "student")
     for entry in entries:
         if "error" not in entry:
-            table.add_row(entry["name"], entry["teacher"], entry["student"])
+            table.add_row(escaped(entry["name"]), entry["teacher"], entry["student"])
     console.print(table)
     console.print()
     for entry in entries:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from distpro_cli.errors import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,11 +19,31 @@ _ASCII = str.maketrans({"Δ": "vs", "±": "+-", "≈": "~", "→": "->", "×": "
 _PLAIN_BOX = "\n".join(["    ", "    ", " -- ", *["    "] * 5]) + "\n"  # a rule below the heads, nothing else
 
 
-def make_console() -> Console:
-    """Returns a console on stdout: 80 columns and no colour when it is no terminal."""
+def make_console(*, stderr: bool = False) -> Console:
+    """Returns a console: 80 columns and no colour when it is no terminal; control characters in texts are escaped."""
     from rich.console import Console
+    from rich.text import Text
 
-    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    class SafeConsole(Console):
+        """Every text passes through `render_str`, whether it is printed, a cell, a head or a title."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            """Renders a text, whose line ends stay."""
+            return super().render_str(escaped(text, keep="\n"), **options)
+
+    file = sys.stderr if stderr else sys.stdout
+    return SafeConsole(file=file, markup=False, highlight=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """Prints one line to stdout, control characters escaped."""
+    print(escaped(text))
+
+
+def one_line(text: str, most: int = 80) -> str:
+    """Returns a text from a file as one short piece of a line: escaped, and cut after `most` characters."""
+    text = escaped(text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def make_table(*columns: str, title: str | None = None) -> Table:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from distpro_cli.errors import DistproError
-from distpro_cli.files import write_atomically
-from distpro_cli.recipe.load import dump_recipe, parse_recipe
+from distpro_cli.files import sweep, write_atomically
+from distpro_cli.recipe.load import dump_recipe, load_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.identity import differences
+from distpro_cli.runs.lock import FolderLock
 
 
 class _File:
@@ -33,6 +34,7 @@ class RunFolder:
 
     path: Path
     resuming: bool
+    lock: FolderLock | None = None  # held until `close`
 
     recipe = _File("recipe.yaml")  # resolved
     inputs = _File("inputs.json")  # what determines the run besides its recipe
@@ -57,6 +59,8 @@ class RunFolder:
             summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
         except ValueError:  # damaged; the checkpoint makes it again
             return None
+        if not isinstance(summary, dict) or not summary.keys() >= {"run_dir", "seconds"}:
+            return None
         done = output is None or (output.exists() and summary.get("process") == str(output))
         return summary if done else None
 
@@ -76,7 +80,14 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self.recipe.unlink(missing_ok=True)
                 self.inputs.unlink(missing_ok=True)
+                if self.lock is not None:
+                    self.lock.release(remove=True)
                 self.path.rmdir()
+
+    def close(self) -> None:
+        """Lets other processes run in the folder."""
+        if self.lock is not None:
+            self.lock.release()
 
 
 def open_run_folder(
@@ -102,13 +113,16 @@ def open_run_folder(
         inputs: What determines the run besides its recipe, such as the process; compared when resuming, too.
 
     Raises:
-        DistproError: the folder holds a run and neither flag is given, it was made by another recipe, or it
-            cannot be written.
+        DistproError: the folder is in use, holds a run and neither flag is given, it was made by another recipe, or
+            it cannot be written.
     """
     path = run_dir if run_dir is not None else _default_folder(f"{verb}-{name.replace('/', '-')}", resume)
-    folder = RunFolder(path, resuming=resume)
+    lock = FolderLock(path)
+    folder = RunFolder(path, resuming=resume, lock=lock)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        sweep(path)
         if resume and folder.recipe.exists():
             _check_same_run(folder, recipe, dict(inputs or {}))
             return folder
@@ -116,7 +130,11 @@ def open_run_folder(
         write_atomically(folder.inputs, json.dumps(dict(inputs or {})))
         write_atomically(folder.recipe, dump_recipe(recipe))
     except OSError as error:
+        lock.release()
         raise DistproError(f"{path}: the run folder cannot be made ({error.strerror})") from None
+    except DistproError:
+        lock.release()
+        raise
     return folder
 
 
@@ -147,10 +165,10 @@ def _default_folder(stem: str, resume: bool) -> Path:
 
 
 def _check_same_run(folder: RunFolder, recipe: Recipe, inputs: dict[str, Any]) -> None:
-    before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), filename=str(folder.recipe))
+    before = load_recipe(folder.recipe)
     try:
-        inputs_before = json.loads(folder.inputs.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        inputs_before = dict(json.loads(folder.inputs.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise DistproError(f"{folder.inputs} is missing or damaged; start over with --force") from None
     different = differences(before, recipe)
     keys = sorted({*inputs_before, *inputs})

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DiskFullError, DistproError
+from distpro_cli.files import DISK_FULL, write_atomically
 
 
 class MetricsFile:
@@ -29,7 +30,8 @@ class MetricsFile:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(row)) + "\n")
         except OSError as error:
-            raise DistproError(f"{self.path}: cannot be written ({error.strerror})") from None
+            kind = DiskFullError if error.errno in DISK_FULL else DistproError
+            raise kind(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def truncate_after(self, step: int, epochs: int) -> None:
         """Drops what a stopped run wrote after its checkpoint, and the half line that a kill may leave.
@@ -41,15 +43,16 @@ class MetricsFile:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                evaluated = any(name.startswith("test_") for name in row)
+                is_before = row["epoch"] <= epochs if evaluated else row["step"] < step
+            except (ValueError, KeyError, TypeError):
                 continue
-            evaluated = any(name.startswith("test_") for name in row)
-            if row["epoch"] <= epochs if evaluated else row["step"] < step:
+            if is_before:
                 kept.append(line)
-        self.path.write_text("".join(kept), encoding="utf-8")
+        write_atomically(self.path, "".join(kept))
 
 
 def _finite(value: Any) -> Any:

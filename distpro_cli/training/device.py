@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 
 from distpro_cli.errors import DistproError
+
+_MANY_FILES = 4096
+_FILES, _FILES_OF_A_WORKER = 16, 16
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -77,6 +81,31 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def check_open_files(workers: int) -> None:
+    """Raises this process's own limit on open files where it is low and may be raised.
+
+    Raises:
+        DistproError: it stays too low for so many processes that load data, whose helpers would fail one by one.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < _MANY_FILES:
+        wanted = _MANY_FILES if hard == unlimited else min(hard, _MANY_FILES)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    needed = _FILES + _FILES_OF_A_WORKER * workers
+    if soft != unlimited and soft < needed:
+        raise DistproError(
+            f"only {soft} files may be open at once here, and {workers} processes that load data need {needed}; "
+            f"raise the limit (ulimit -n {max(1024, needed)}), or set data.workers=0"
+        )
 
 
 def describe_device(device: torch.device) -> str:

@@ -14,7 +14,7 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
-from distpro_cli.errors import DistproError, NonFiniteLossError
+from distpro_cli.errors import DistproError, NonFiniteLossError, first_line
 from distpro_cli.metric import Metric
 from distpro_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from distpro_cli.runs.context import RunContext
@@ -138,7 +138,7 @@ class Trainer:
         step = self.progress.step
         self.schedule.step_update(step)
         self.stepper.student.train()
-        with _explaining_small_batches(), self._clock:
+        with _explaining_steps(step), self._clock:
             losses, outer_losses = self.weights.step(batch, step)
         self.progress.step += 1
         self._unchecked.append((step, losses, outer_losses))
@@ -232,19 +232,26 @@ class Trainer:
         """Resumes the run from its checkpoint.
 
         Raises:
-            DistproError: there is no checkpoint, or it cannot be read.
+            DistproError: there is no checkpoint, it cannot be read, or it is another run's.
         """
-        state = load_checkpoint(self.plan.checkpoint_path)
-        for name, module in self.stepper.trained.modules().items():
-            module.load_state_dict(state[name])
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
-        self.weights.load_state_dict(state["weights"])
-        self.progress = Progress.of_state(state["progress"], self.metric)
+        path = self.plan.checkpoint_path
+        state = load_checkpoint(path)
+        try:
+            for name, module in self.stepper.trained.modules().items():
+                module.load_state_dict(state[name])
+            self.stepper.optimizer.load_state_dict(state["optimizer"])
+            self.weights.load_state_dict(state["weights"])
+            self.progress = Progress.of_state(state["progress"], self.metric)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise DistproError(
+                f"{path}: does not hold what this run needs ({type(error).__name__}: {first_line(error)}); it is "
+                "another run's, or damaged; start over with --force"
+            ) from error
 
 
 @contextmanager
-def _explaining_small_batches() -> Iterator[None]:
-    """Rephrases BatchNorm's error for a batch with one value per channel."""
+def _explaining_steps(step: int) -> Iterator[None]:
+    """Rephrases BatchNorm's error for a batch with one value per channel, and that for a number beyond float32."""
     try:
         yield
     except ValueError as error:
@@ -253,4 +260,11 @@ def _explaining_small_batches() -> Iterator[None]:
         raise DistproError(
             "a batch of one image is too small for BatchNorm on a vector or a 1×1 map; set a larger batch_size, or "
             "give the part it comes from more images (data.train_images, search.outer_share)"
+        ) from error
+    except (RuntimeError, OverflowError) as error:
+        if "overflow" not in str(error) and not isinstance(error, OverflowError):
+            raise
+        raise NonFiniteLossError(
+            f"step {step}: a number is too large for float32 ({first_line(error)}); "
+            "try a smaller optimizer.lr, search.alpha_lr or search.weight"
         ) from error

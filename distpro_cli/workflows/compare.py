@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from distpro_cli.errors import DistproError, NonFiniteLossError, RecipeError
-from distpro_cli.files import write_atomically
+from distpro_cli.files import sweep, write_atomically
 from distpro_cli.process.file import load_process
 from distpro_cli.process.matching import fit
+from distpro_cli.process.trust import check_trusted
 from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.report.comparison import NO_SEARCH, STUDENT, SearchCost, summarize_method
@@ -186,9 +187,9 @@ class Comparison:
             except RecipeError:
                 raise
             except DistproError as error:
-                problems.append(f"{method.name}: {error}")
+                problems += [f"{method.name}: {error.lines[0]}", *error.lines[1:]]
         if problems:
-            raise DistproError("\n".join(problems))
+            raise DistproError(*problems)
         return keys
 
     def _keys(self, method: Method) -> dict[int, str]:
@@ -214,7 +215,9 @@ class Comparison:
             self._make(folder, self.recipe)
             summary = search(self.recipe, folder.process, folder, self.context, force=True).summary
         cost = SearchCost(summary["seconds"], summary["device_seconds"])
-        return Search(ProcessSource(load_process(folder.process)), cost)
+        found = load_process(folder.process)
+        check_trusted(str(folder.process), found, self.recipe, given=self.recipe)
+        return Search(ProcessSource(found), cost)
 
     def _finished(self, run: Run) -> dict[str, Any] | None:
         folder = self._folder(run.key, run.method.name, run.seed)
@@ -260,6 +263,7 @@ class Comparison:
                     self.context.reporter.message(f"{checkpoint}: damaged; the run starts over")
                     checkpoint.unlink()
         folder.path.mkdir(parents=True, exist_ok=True)
+        sweep(folder.path)
         write_atomically(folder.recipe, dump_recipe(recipe))
 
 

@@ -20,7 +20,7 @@ from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.identity import Identity
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.task import Batch, Task, find_task, map_tensors
-from distpro_cli.training.device import autocast, choose_device, make_deterministic
+from distpro_cli.training.device import autocast, check_open_files, choose_device, make_deterministic
 from distpro_cli.training.loop import Plan, Progress, Trainer
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
 from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
@@ -48,6 +48,8 @@ class Session:
     """
 
     def __init__(self, recipe: Recipe, context: RunContext, outer_share: float | None = None) -> None:
+        context.interruption.check()
+        check_open_files(recipe.data.workers)
         self.recipe = recipe
         self.context = context
         self.device = context.device
@@ -78,6 +80,7 @@ class Session:
 
         For `logits` and `pretrained_ok` see `build_network`.
         """
+        self.context.interruption.check()
         torch.manual_seed(derived_seed(self.recipe.seed if seed is None else seed, "weights", role))
         network = build_network(spec, self.recipe.data, self.task, logits=logits, pretrained_ok=pretrained_ok)
         return self.place(network)
@@ -118,10 +121,15 @@ class Session:
         return make
 
     def evaluate(self, network: TappedNetwork) -> dict[str, float]:
-        """Returns the task's figures of a network on the test images, in eval mode."""
+        """Returns the task's figures of a network on the test images, in eval mode.
+
+        Raises:
+            Interrupted: a signal came.
+        """
         network.eval()
 
         def forward(images_bchw: Tensor) -> Any:
+            self.context.interruption.check()  # the checkpoint is written before an evaluation
             images_bchw = images_bchw.to(self.device, memory_format=self._memory_format, non_blocking=True)
             output, _ = network(images_bchw)
             return map_tensors(output, _to_cpu)

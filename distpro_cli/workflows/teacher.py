@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from distpro_cli.errors import DistproError
+from distpro_cli.files import sweep
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import load_weights, save_weights
 from distpro_cli.runs.folder import RunFolder
@@ -102,6 +103,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        sweep(folder, older_than_seconds=24 * 3600)
     except OSError as error:
         raise DistproError(
             f"{folder}: nothing can be written there ({error.strerror}); set DISTPRO_CACHE to another folder"

@@ -1,0 +1,180 @@
+"""Every family of timm's, its smallest member with random weights: inspect, one step as teacher, one as student.
+
+    python benchmarks/zoo.py [--output runs/zoo.jsonl] [--families resnet vision_transformer ...]
+
+Each family runs in a process of its own, with a time limit. Results are appended to the output, one JSON object a
+line; families that are in it are not run again. Prints a Markdown table and how many work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SIZES = (64, 96, 128, 224, 256, 384)  # of images; the first that the network takes is used
+SMALL = re.compile(r"femto|atto|pico|zepto|nano|micro|mini|tiny|small|xxs|xs|(?:^|_)[st]\d*(?:_|$)|lite|18|10t|14t|26t")
+MOST_BUILT = 12  # members of a family that are built, on the meta device, to find the smallest
+GROUPS = (
+    "[{connections: same, transform: conv1, distance: hcl}]",
+    "[{connections: same, transform: attention, distance: hcl}]",
+    "[{connections: same, transform: linear, distance: mse}]",
+)
+RECIPE = """\
+data: {{name: digits, image_size: {size}, train_images: 20, test_images: 10, workers: 0, augment: {{crop: none}}}}
+teacher: {{name: {teacher}, train: {{epochs: 1, batch_size: 20, optimizer: {{lr: 0.001}}}}}}
+student: {{name: {student}}}
+pathways: {group}
+distill: {{epochs: 1, batch_size: 20, optimizer: {{lr: 0.001}}}}
+"""
+PARTNER = "resnet18"  # the other network of the pair
+
+
+def families() -> dict[str, list[str]]:
+    """Returns the names of timm's models by family: the module that defines them."""
+    from timm.models import _registry
+
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, module in _registry._model_to_module.items():
+        found[module].append(name)
+    return dict(sorted(found.items()))
+
+
+def smallest(names: Sequence[str]) -> str:
+    """Returns the member with the fewest parameters, of those whose names sound small where there are many."""
+    import timm
+    import torch
+
+    candidates = list(names)
+    if len(candidates) > MOST_BUILT:
+        candidates = ([name for name in names if SMALL.search(name)] or candidates)[:MOST_BUILT]
+    sizes: dict[str, int] = {}
+    for name in candidates:
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+            sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+        except Exception:  # some cannot be built there
+            continue
+    return min(sizes, key=sizes.__getitem__) if sizes else candidates[0]
+
+
+def distpro(*arguments: str) -> str:
+    """Runs the command line in this process; returns what was wrong, or an empty text."""
+    import contextlib
+    import io
+    import traceback
+
+    from distpro_cli.cli import main
+
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+            main(list(arguments))
+    except SystemExit as stop:
+        return (errors.getvalue().strip() or f"exit status {stop.code}") if stop.code else ""
+    except Exception as error:
+        return f"CRASH {type(error).__name__}: {error} ({traceback.extract_tb(error.__traceback__)[-1].name})"
+    return ""
+
+
+def try_family(family: str, names: Sequence[str]) -> dict[str, Any]:
+    """Returns what works: `ok`, or what each of `inspect`, `student` and `teacher` said."""
+    start = time.monotonic()
+    name = smallest(names)
+    result: dict[str, Any] = {"family": family, "name": name}
+    for size in SIZES:
+        _write("student.yaml", size, PARTNER, name, GROUPS[0])
+        result |= {"size": size, "inspect": distpro("inspect", "student.yaml")}
+        if not result["inspect"] or "CRASH" in result["inspect"]:
+            break
+        if "pathways." in result["inspect"]:  # the networks were built; another transform block is asked for
+            break
+    for role in ("student", "teacher"):
+        for group in GROUPS:
+            pair = (PARTNER, name) if role == "student" else (name, PARTNER)
+            _write(f"{role}.yaml", result["size"], *pair, group)
+            result[role] = distpro("transfer", f"{role}.yaml", "-p", "uniform", "-q", "--device", "cpu", "--force")
+            result[f"{role}_transform"] = group.partition("transform: ")[2].partition(",")[0]
+            if not result[role]:
+                break
+        if role == "student" and not result[role]:
+            result["inspect"] = distpro("inspect", "student.yaml")
+    result["ok"] = not (result["inspect"] or result["student"] or result["teacher"])
+    return result | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def _write(file: str, size: int, teacher: str, student: str, group: str) -> None:
+    Path(file).write_text(RECIPE.format(size=size, teacher=teacher, student=student, group=group), encoding="utf-8")
+
+
+def run_apart(family: str, seconds: float) -> dict[str, Any]:
+    """Runs one family in a process of its own; one that takes too long, or dies, is a result, too."""
+    with tempfile.TemporaryDirectory(prefix="distpro-zoo-") as folder:
+        environment = {**os.environ, "DISTPRO_CACHE": f"{folder}/cache", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, str(Path(__file__).resolve()), "--one", family]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return {"family": family, "ok": False, "inspect": f"took more than {seconds:.0f} s"}
+    try:
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        return {"family": family, "ok": False, "inspect": f"CRASH with status {done.returncode}: {last}"}
+    return result
+
+
+def print_table(results: Sequence[dict[str, Any]]) -> None:
+    """Prints what works as Markdown, what does not with the first thing that was said."""
+    print("| family | smallest member | pixels | transform as student, as teacher | result |")
+    print("| --- | --- | ---: | --- | --- |")
+    for one in results:
+        said = next((one[key] for key in ("inspect", "student", "teacher") if one.get(key)), "")
+        text = "works" if one["ok"] else said.splitlines()[0][:160].replace("|", "\\|")
+        blocks = f"{one.get('student_transform', '')}, {one.get('teacher_transform', '')}"
+        print(f"| {one['family']} | {one.get('name', '')} | {one.get('size', '')} | {blocks} | {text} |")
+    works = sum(one["ok"] for one in results)
+    print(f"\n{works} of {len(results)} families work ({100 * works / max(len(results), 1):.1f} %)")
+
+
+def main() -> None:
+    """Runs the families that are not in the output yet, then prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--output", type=Path, default=Path("runs/zoo.jsonl"))
+    parser.add_argument("--families", nargs="*", help="only these; default: all")
+    parser.add_argument("--seconds", type=float, default=600.0, help="limit for a family")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    known = families()
+    if options.one:
+        print(json.dumps(try_family(options.one, known[options.one])))
+        return
+    if unknown := set(options.families or ()) - set(known):
+        parser.error(f"no such family: {', '.join(sorted(unknown))}")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    lines = options.output.read_text(encoding="utf-8").splitlines() if options.output.exists() else []
+    results = {one["family"]: one for one in map(json.loads, lines)}
+    for family in options.families or known:
+        if family in results:
+            continue
+        results[family] = run_apart(family, options.seconds)
+        with options.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(results[family]) + "\n")
+        print(f"{family}: {'works' if results[family]['ok'] else 'does not'}", file=sys.stderr, flush=True)
+    print_table([results[family] for family in options.families or known])
+
+
+if __name__ == "__main__":
+    main()
