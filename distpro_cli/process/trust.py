@@ -60,7 +60,7 @@ def _code(process: Process, recipe: Recipe, given: Recipe | None) -> Iterator[tu
     if given is None:
         named += [("task", recipe.task), ("search.hypergradient", recipe.search.hypergradient)]
         named += [("teacher.name", recipe.teacher.name), ("student.name", recipe.student.name)]
-        for g, group in enumerate(recipe.pathways):
+        for g, group in enumerate(recipe.pathways or ()):
             named += [(f"pathways.{g}.transform", group.transform), (f"pathways.{g}.distance", group.distance)]
     yield from ((key, text) for key, text in named if is_user_file(text) or ":" in text)
 

@@ -86,7 +86,7 @@ def test_a_recipe_shows_its_pathways_and_touches_no_data(distpro: Run) -> None:
     assert shown["totals"]["pathways"] == len(shown["pathways"]) == 9
     assert shown["teacher"]["parameters"] == 691_674
     table = distpro("inspect", "cifar10/wrn_16_2-wrn_10_1").out
-    assert "4-4" in table and "conv2" in table and "review" in table and "5-5" in table and "multiply-adds" in table
+    assert "4-4" in table and "conv2" in table and "shared review" in table and "multiply-adds" in table
 
 
 def test_each_shipped_process_is_listed_once(distpro: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_search_inspect_and_transfer(distpro: Run, scale: str) -> None:
     np.testing.assert_allclose(process.weights, relative * process.scale, rtol=1e-5)
 
     table = distpro("inspect", "p.safetensors").out
-    assert "share is of weight / scale" in table and "weight / scale from 0" in table
+    assert "unit of the weights" in table and "weight / scale from 0" in table
     shown = distpro("inspect", "p.safetensors", "--json").json
     assert shown["version"] == 2
     assert [row["end"] for row in shown["pathways"]] == process.weights[-1].tolist()

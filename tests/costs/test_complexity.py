@@ -155,7 +155,7 @@ def test_report_of_a_timm_pair_that_would_be_pretrained(no_network: None) -> Non
         }
     )
     report = recipe_report(recipe)
-    assert report["totals"]["pathways"] == 15
+    assert report["totals"]["pathways"] == 11
     assert report["teacher"]["parameters"] == 11_689_512
 
 

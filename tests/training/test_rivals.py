@@ -21,7 +21,7 @@ from distpro_cli.training.feature_gradients import FeatureGradients, feature_gra
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.rivals import RIVALS, Cosine, GradientRule, Rival
 from distpro_cli.training.step import StepLosses
-from tests.helpers import CPU, classification, digits_recipe
+from tests.helpers import CPU, PAPER, classification, digits_recipe
 from tests.training.test_hypergradients import (
     SHARED_BLOCKS,
     batch_in_float64,
@@ -39,7 +39,7 @@ def make(name: str, num_pathways: int = 2, steps_per_epoch: int = 2, total_steps
     distiller: Any = SimpleNamespace(device=CPU, seed=3)
     factor_k = torch.arange(1.0, num_pathways + 1)
     record = Record(num_pathways, total_steps, CPU)
-    search = Search(method=name, interval=1, **spec)  # type: ignore[arg-type]
+    search = Search(method=name, **PAPER | spec)  # type: ignore[arg-type]
     return RIVALS[name](distiller, search, factor_k, record, lambda start: iter(()), steps_per_epoch)
 
 
@@ -202,7 +202,7 @@ def test_the_outer_cosine_has_the_sign_of_the_exact_one() -> None:
     weights_k = weights(distiller).double()
     exact_k = make_hypergradient("exact", copy.deepcopy(distiller)).step(inner, outer, weights_k, 0)[2]
     record = Record(weights_k.numel(), 4, CPU)
-    search = Search(method="cosine-outer", weight=1.0)
+    search = Search(method="cosine-outer", weight=1.0, interval=1)
     rival = RIVALS["cosine-outer"](distiller, search, torch.ones(weights_k.numel()), record, lambda _: iter([outer]), 2)
     _, outer_losses = rival.move(inner, weights_k, 0)
     assert outer_losses is not None

@@ -16,7 +16,7 @@ from distpro_cli.recipe.schema import Search
 from distpro_cli.workflows.search_cost import relative_step
 from tests.conftest import Run
 
-TWO_STEPS = ["pathways=", "data.train_images=80", "data.test_images=20", "search.epochs=1", "distill.epochs=1"]
+TWO_STEPS = ["pathways=", "data.train_images=80", "data.test_images=20", "search={epochs: 1}", "distill.epochs=1"]
 TRANSFORMER = "{embed_dim: 24, depth: 4, num_heads: 2, patch_size: 8}"
 VIT = ["name=vit_tiny_patch16_224", f"options={TRANSFORMER}"]
 SAME = ["1-1", "2-2", "3-3", "4-4"]

@@ -38,6 +38,8 @@ def recipe(**schemes: Any) -> Recipe:
             "data": {"name": "digits"},
             "teacher": {"name": "wrn_16_1"},
             "student": {"name": "wrn_10_1"},
+            "pathways": [{}],
+            "search": {"weight": 1},
             "schemes": schemes,
         }
     )
