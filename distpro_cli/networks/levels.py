@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.activations import Point
 from distpro_cli.networks.dry_run import describe, dry_forward, dry_images, first_tensor, title, trace_forward, version
+from distpro_cli.networks.heads import NewHead, head_modules
 from distpro_cli.networks.level_choice import LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.process.pathway import Grid, LevelInfo
 
@@ -28,10 +29,12 @@ class TappedNetwork(nn.Module):
         model: The network itself; nothing is added to its state dict.
         levels: Its levels, shallow to deep, numbered from 1.
         points: For every level what is tapped, such as "output of block2.layer.0.bn1".
+        new_head: What its weights lack of a head that fits; None if they lack nothing.
     """
 
     mean: Tensor
     std: Tensor
+    new_head: NewHead | None = None
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class TappedNetwork(nn.Module):
         """
         super().__init__()
         self.model = model
+        self._trained_heads: list[nn.Module] = []
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
         images_bchw = dry_images(image_size, self.mean, self.std)
@@ -91,6 +95,20 @@ class TappedNetwork(nn.Module):
     def num_parameters(self) -> int:
         """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def freeze_backbone(self) -> None:
+        """Leaves only the head to training: the rest keeps its weights, stays in eval mode and draws nothing."""
+        self._trained_heads = head_modules(self.model)
+        self.model.requires_grad_(False)
+        for head in self._trained_heads:
+            head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode as torch does; of a network with a frozen backbone, the head's alone."""
+        super().train(mode and not self._trained_heads)
+        for head in self._trained_heads:
+            head.train(mode)
+        return self
 
     def released(self) -> nn.Module:
         """Takes the taps off and returns the network itself, in eval mode; its levels cannot be seen any more."""

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, first_line
 from distpro_cli.files import write_atomically
-from distpro_cli.networks.dry_run import stated_classifiers, title
+from distpro_cli.networks.dry_run import title
+from distpro_cli.networks.heads import NewHead, head_names
 
 # What training scripts wrap a state dict in; the averaged weights come first, as with timm.
 WRAPPERS = (
@@ -27,20 +29,50 @@ _PREFIXES = re.compile(r"(?:module|_orig_mod|model|student|net|network)\.")
 _SHOWN = 3
 
 
-def load_weights(model: nn.Module, source: Path) -> None:
+def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> NewHead | None:
     """Fills a network with the weights of a file, all of them or none.
 
     Args:
         model: On any device.
         source: A `.safetensors` file, or a torch checkpoint of plain tensors. Wrappers such as `state_dict`
             and `model`, and prefixes such as `module.` and `_orig_mod.` are looked through.
+        new_head: Whether the network may keep its own head where the file has none, or one of another width.
+
+    Returns:
+        The head that was kept; None if every weight comes from the file.
 
     Raises:
         DistproError: the file is missing, broken, holds code to be unpickled, or does not fit the network.
     """
-    found = _without_prefix(_unwrapped(_read(source), source), model.state_dict())
-    _check_fit(model, found, source)
+    found, kept = fitting_weights(model, source, new_head=new_head)
     model.load_state_dict(found, strict=False)
+    return kept
+
+
+def fitting_weights(
+    model: nn.Module, source: Path, *, new_head: bool = False
+) -> tuple[dict[str, Tensor], NewHead | None]:
+    """Returns what `load_weights` would load, by name, and the head that it would keep; it raises as that does."""
+    expected = model.state_dict()
+    found = _without_prefix(_unwrapped(_read(source), source), expected)
+    heads = head_names(model)
+    unfit = _unfit(expected, found)
+    if new_head and unfit and unfit <= heads:
+        first = next(name for name in expected if name in unfit)
+        width = found[first].shape[0] if first in found else None
+        found = {name: tensor for name, tensor in found.items() if name not in heads}
+        return found, NewHead(width, expected[first].shape[0])
+    _check_fit(model, found, source)
+    return found, None
+
+
+def weights_metadata(source: Path) -> dict[str, str]:
+    """Returns what a safetensors file says of its weights; nothing where that cannot be read."""
+    try:
+        with safetensors.safe_open(source, "pt") as file:
+            return dict(file.metadata() or {})
+    except Exception:  # whatever is wrong with it is said when the weights are read
+        return {}
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -139,15 +171,25 @@ def _without_prefix(found: dict[str, Tensor], expected: Mapping[str, Tensor]) ->
     return under(max(prefixes, key=matches))
 
 
+def _unfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> set[str]:
+    """Returns the names that only one of both has, or that have another shape in each."""
+    both = expected.keys() & found.keys()
+    lone = {name for name in expected.keys() ^ found.keys() if not _is_counter(name)}
+    return lone | {name for name in both if expected[name].shape != found[name].shape}
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")  # absent from checkpoints older than the counter itself
+
+
 def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> None:
     expected = model.state_dict()
-    # absent from checkpoints older than the counter itself
-    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    missing = [name for name in expected if name not in found and not _is_counter(name)]
     unexpected = [name for name in found if name not in expected]
     differing = [name for name in expected if name in found and found[name].shape != expected[name].shape]
     if not (missing or unexpected or differing):
         return
-    if differing and not missing and not unexpected and set(differing) <= _head_names(model):
+    if differing and not missing and not unexpected and set(differing) <= head_names(model):
         has, needs = (tensors[differing[0]].shape[0] for tensors in (found, expected))
         raise DistproError(
             f"weights {source}: its head has {has} outputs, {title(model)} here has {needs}; "
@@ -163,15 +205,17 @@ def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> N
         parts.append(f"{len(differing)} of another shape ({_some(shapes)})")
     raise DistproError(
         f"weights {source}: they do not fit {title(model)}, of {len(expected)} tensors {', '.join(parts)}; "
-        "check the network's name and options"
+        f"check the network's name and options{_origin(source)}"
     )
 
 
-def _head_names(model: nn.Module) -> set[str]:
-    linears = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    heads = stated_classifiers(model) or linears[-1:]
-    names = [name for name, module in model.named_modules() if module in heads]
-    return {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+def _origin(source: Path) -> str:
+    """Returns what the file says it is, as the end of a message."""
+    metadata = weights_metadata(source)
+    parts = [metadata["network"]] if "network" in metadata else []
+    parts += [f"options {metadata['options']}"] if metadata.get("options", "{}") != "{}" else []
+    parts += [f"images of {metadata['image_size']} pixels"] if "image_size" in metadata else []
+    return f"; the file is of {', '.join(parts)}" if parts else ""
 
 
 def _some(names: Iterable[str]) -> str:

@@ -208,15 +208,34 @@ class Network(Model):
 
 
 class Teacher(Network):
-    """The teacher: a network with weights, or with a `train` section by which it is trained first."""
+    """The teacher: a network with weights, or with a `train` section by which it is trained first.
+
+    With both, weights whose head fits the data are taken as they are; others get a new head and are fine-tuned by
+    `train`. `distpro inspect` says which it will be.
+    """
 
     train: Training | None = Field(
-        None, description="how to train the teacher when it has no weights; the result is cached by content"
+        None,
+        description="how to train the teacher when it has no weights, or to fine-tune it when the head of its weights "
+        "does not fit; the result is cached by content",
+    )
+    freeze: Literal["backbone"] | None = Field(
+        None,
+        description="backbone: train alone the head of a teacher with weights (a linear head), whether theirs fits "
+        "or not",
     )
     seed: Seed = Field(
         0,
         description="seed of the teacher's training; the run's seed does not change it, so all runs share one teacher",
     )
+
+    @model_validator(mode="after")
+    def _frozen_has_weights(self) -> Self:
+        if self.freeze is not None:
+            for key, what in (("weights", "pretrained or a file"), ("train", "how its head is trained")):
+                if getattr(self, key) is None:
+                    raise wrong(f"backbone needs {key}, which is not set; set teacher.{key} to {what}", "freeze")
+        return self
 
 
 class PathwayGroup(Model):

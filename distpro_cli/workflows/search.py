@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.weights import save_weights
 from distpro_cli.pathways.connections import groups_of
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
@@ -92,7 +91,9 @@ def search(
     if isinstance(weights, SearchedWeights) and (collapsed := collapse(process)):
         context.reporter.message(collapsed)
     save_process(process, output, force=force or folder.resuming)
-    save_weights(pair.student.model, folder.student, {"network": recipe.student.name})
+    session.save(
+        pair.student, recipe.student, folder.student, training, by="distpro search", teacher=recipe.teacher.name
+    )
     summary = {
         "process": str(output),
         "pathways": len(process.pathways),

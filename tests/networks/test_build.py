@@ -157,12 +157,22 @@ def test_normalisation_comes_from_the_nearest_source() -> None:
     own = [0.4, 0.4, 0.4]
     data = Data(name="folder", mean=[0.6, 0.6, 0.6])
 
-    def mean(weights: str | None, data: Data, mean: list[float] | None = None) -> tuple[float, ...]:
-        return normalization(Network(name="mobilenetv2_100", weights=weights, mean=mean), data, model)[0]
+    def mean(
+        weights: str | None, data: Data, mean: list[float] | None = None, metadata: dict[str, str] | None = None
+    ) -> tuple[float, ...]:
+        return normalization(Network(name="mobilenetv2_100", weights=weights, mean=mean), data, model, metadata)[0]
 
     assert mean("pretrained", data, own) == tuple(own)
     assert mean("pretrained", data) == (0.1, 0.2, 0.3)
-    assert mean("file.pth", data) == (0.6, 0.6, 0.6)
+    assert mean("file.pth", data) == (0.1, 0.2, 0.3)
+    old = {"network": "mobilenetv2_100"}
+    written = {**old, "mean": "[0.7, 0.7, 0.7]", "std": "[1, 1, 1]"}
+    assert mean("file.safetensors", data, metadata=written) == (0.7, 0.7, 0.7)
+    assert mean("file.safetensors", data, own, written) == tuple(own)
+    # Written before files held it: the network's own configuration did not count then.
+    assert mean("file.safetensors", data, metadata=old) == (0.6, 0.6, 0.6)
+    assert mean("file.safetensors", data, metadata={"mean": "nonsense", "std": "[]"}) == (0.6, 0.6, 0.6)
+    assert mean(None, data) == (0.6, 0.6, 0.6)
     assert mean(None, Data(name="folder")) == IMAGENET_MEAN
     assert mean(None, Data(name="digits")) == (0.5, 0.5, 0.5)
 
