@@ -42,7 +42,7 @@ class ProcessError(DistproError):
 
 
 class NonFiniteLossError(DistproError):
-    """The loss is not finite; the message names the step, the pathway and the last checkpoint."""
+    """A loss or a weight is not finite; the message names the network, the step, the pathway, the last checkpoint."""
 
 
 def first_line(error: BaseException) -> str:

@@ -31,7 +31,8 @@ def head_modules(model: nn.Module) -> list[nn.Module]:
     if stated := stated_classifiers(model):
         return stated
     layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    return [layer for layer in layers if isinstance(layer, nn.Linear)][-1:] or layers[-1:]
+    linears: list[nn.Module] = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    return linears[-1:] or layers[-1:]
 
 
 def head_names(model: nn.Module) -> set[str]:

@@ -42,7 +42,8 @@ def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> N
         The head that was kept; None if every weight comes from the file.
 
     Raises:
-        DistproError: the file is missing, broken, holds code to be unpickled, or does not fit the network.
+        DistproError: the file is missing, broken, holds code to be unpickled or numbers that are not finite, or does
+            not fit the network.
     """
     found, kept = fitting_weights(model, source, new_head=new_head)
     model.load_state_dict(found, strict=False)
@@ -55,6 +56,7 @@ def fitting_weights(
     """Returns what `load_weights` would load, by name, and the head that it would keep; it raises as that does."""
     expected = model.state_dict()
     found = _without_prefix(_unwrapped(_read(source), source), expected)
+    _check_finite(found, source)
     heads = head_names(model)
     unfit = _unfit(expected, found)
     if new_head and unfit and unfit <= heads:
@@ -169,6 +171,23 @@ def _without_prefix(found: dict[str, Tensor], expected: Mapping[str, Tensor]) ->
         return sum(name in expected for name in under(prefix)), -len(prefix)
 
     return under(max(prefixes, key=matches))
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of the tensors that hold NaN or an infinity; a device is waited for once."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if not floating:
+        return []
+    finite = torch.stack([tensor.detach().isfinite().all() for tensor in floating.values()]).tolist()
+    return [name for name, is_finite in zip(floating, finite, strict=True) if not is_finite]
+
+
+def _check_finite(found: Mapping[str, Tensor], source: Path) -> None:
+    if wrong := not_finite(found):
+        raise DistproError(
+            f"weights {source}: {len(wrong)} of {len(found)} tensors hold NaN or infinity ({_some(wrong)}), so the "
+            "network that they are of has diverged; take other weights"
+        )
 
 
 def _unfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> set[str]:

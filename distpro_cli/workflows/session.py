@@ -183,7 +183,15 @@ class Session:
         return Distiller(pair, *self._step_parts(pair, training), **self._step_options(training))
 
     def train(
-        self, weights: Weights, training: Training, title: str, checkpoint: Path, metrics: Path, *, resume: bool
+        self,
+        weights: Weights,
+        training: Training,
+        title: str,
+        checkpoint: Path,
+        metrics: Path,
+        *,
+        resume: bool,
+        network: str | None = None,
     ) -> Progress:
         """Trains what a source of weights steps, to the end.
 
@@ -194,14 +202,16 @@ class Session:
             checkpoint: Where checkpoints go.
             metrics: Where metrics go.
             resume: Whether an existing checkpoint is resumed.
+            network: Whom it trains, for messages; None: the recipe's student.
 
         Raises:
-            NonFiniteLossError: a loss is not finite.
+            NonFiniteLossError: a loss or a weight is not finite.
             Interrupted: a signal came; the checkpoint is written.
         """
         stepper = weights.stepper
         steps_per_epoch = self.data.steps_per_epoch(training.batch_size)
-        plan = Plan(title, training.epochs, steps_per_epoch, checkpoint, self.recipe.checkpoint_seconds)
+        network = network or f"student {self.recipe.student.name}"
+        plan = Plan(title, network, training.epochs, steps_per_epoch, checkpoint, self.recipe.checkpoint_seconds)
         trainer = Trainer(
             plan,
             weights,

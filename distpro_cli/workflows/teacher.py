@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, NonFiniteLossError
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.preparation import is_trained_first, refusal
 from distpro_cli.networks.weights import load_weights
@@ -57,7 +58,11 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
         school = Session(recipe.model_copy(update={"seed": spec.seed}), session.context)
         cached = teacher_cache(school)
         if not cached.exists():
-            train_teacher(school, teacher, cached, folder)
+            try:
+                train_teacher(school, teacher, cached, folder)
+            except NonFiniteLossError as error:
+                # Every method of a comparison needs this teacher: its fault is not theirs.
+                raise DistproError(str(error)) from None
         elif announce:
             session.context.reporter.message(f"teacher {spec.name}: already trained, taken from {cached}")
         load_weights(teacher.model, cached)
@@ -65,11 +70,21 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
 
 
 def measured_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder, figure: float | None) -> float:
-    """Makes a teacher ready to teach; returns its figure by the task's metric, measured unless `figure` is known."""
+    """Makes a teacher ready to teach; returns its figure by the task's metric, measured unless `figure` is known.
+
+    Raises:
+        DistproError: its training diverged, or what it puts out is not finite.
+    """
     prepare_teacher(session, teacher, folder, announce=figure is None)
     if figure is None:
         metric = session.task.metric
-        figure = session.evaluate(teacher)[metric.name]
+        result = session.evaluate(teacher)
+        figure = result[metric.name]
+        if not all(map(math.isfinite, (figure, result.get("loss", 0.0)))):
+            raise DistproError(
+                f"teacher {session.recipe.teacher.name}: its output on the test images is not finite; train it with a "
+                "smaller teacher.train.optimizer.lr, take other weights, or precision: float32"
+            )
         text = f"teacher {session.recipe.teacher.name}: {metric.label} {metric.with_unit(figure)}"
         session.context.reporter.message(text)
     return figure
@@ -93,6 +108,7 @@ def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder
         folder.teacher_checkpoint,
         folder.teacher_metrics,
         resume=True,
+        network=f"teacher {recipe.teacher.name}",
     )
     figures = {f"{metric.name}_last": round(progress.history[-1], 2)}
     session.save(teacher, recipe.teacher, target, training, by="distpro train", **figures)
