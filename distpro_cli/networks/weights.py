@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
 import safetensors
 import safetensors.torch
 import torch
@@ -22,10 +24,10 @@ from distpro_cli.networks.heads import NewHead, head_names
 
 # What training scripts wrap a state dict in; the averaged weights come first, as with timm.
 WRAPPERS = (
-    "state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict", "net", "network",
-    "student", "module", "weights",
+    "state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "state_dict", "model", "model_state",
+    "model_state_dict", "net", "network", "student", "module", "weights", "params",
 )  # fmt: skip
-_PREFIXES = re.compile(r"(?:module|_orig_mod|model|student|net|network)\.")
+_PREFIXES = re.compile(r"(?:module|_orig_mod|model|student|teacher|net|network|backbone)\.")
 _SHOWN = 3
 
 
@@ -34,8 +36,9 @@ def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> N
 
     Args:
         model: On any device.
-        source: A `.safetensors` file, or a torch checkpoint of plain tensors. Wrappers such as `state_dict`
-            and `model`, and prefixes such as `module.` and `_orig_mod.` are looked through.
+        source: A safetensors file under any name, or a torch checkpoint of plain tensors, beside which there may be
+            what timm's training script adds. Wrappers such as `state_dict` and `model`, and prefixes such as
+            `module.` and `backbone.` are looked through.
         new_head: Whether the network may keep its own head where the file has none, or one of another width.
 
     Returns:
@@ -112,11 +115,13 @@ def _read(source: Path) -> Any:
         what = "is a folder" if source.is_dir() else "there is no such file"
         raise DistproError(f"weights {source}: {what}; give a .safetensors or a torch checkpoint file")
     try:
-        if source.suffix == ".safetensors":
+        if _is_safetensors(source):
             return safetensors.torch.load_file(source)
         with warnings.catch_warnings():  # torch's remark on other pickle protocols is answered below
             warnings.simplefilter("ignore")
-            return torch.load(source, map_location="cpu", weights_only=True)
+            # Opened here, since torch goes by the name.
+            with torch.serialization.safe_globals(_harmless()), source.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_pickle(source):
             raise DistproError(
@@ -128,6 +133,26 @@ def _read(source: Path) -> Any:
         raise DistproError(f"weights {source}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # broken files fail in many ways
         raise DistproError(f"weights {source}: broken, or no weights ({first_line(error)})") from None
+
+
+def _is_safetensors(source: Path) -> bool:
+    """Goes by the content, a length and a JSON object of that length; by the name where that tells nothing."""
+    with source.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= source.stat().st_size - 8:
+        return True
+    return source.suffix == ".safetensors" and not _is_pickle(source)
+
+
+def _harmless() -> list[Any]:
+    """Returns what timm's training checkpoints hold besides tensors: their arguments, and numpy's scalars.
+
+    None of these runs code of the file's: a Namespace takes attributes, a scalar takes its type and bytes.
+    """
+    scalar = numpy.float64(0).__reduce__()[0]
+    kinds = (numpy.dtypes.Float64DType, numpy.dtypes.Float32DType, numpy.dtypes.Int64DType, numpy.dtypes.BoolDType)
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # numpy 1 and 2
+    return [argparse.Namespace, numpy.dtype, *kinds, *((scalar, f"{module}.scalar") for module in modules)]
 
 
 def _is_pickle(source: Path) -> bool:
@@ -170,7 +195,7 @@ def _without_prefix(found: dict[str, Tensor], expected: Mapping[str, Tensor]) ->
     def matches(prefix: str) -> tuple[int, int]:
         return sum(name in expected for name in under(prefix)), -len(prefix)
 
-    return under(max(prefixes, key=matches))
+    return under(max(sorted(prefixes), key=matches))  # of equals, the student rather than the teacher
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
