@@ -25,6 +25,7 @@ from distpro_cli.tasks.task import Task
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PRETRAINED = "pretrained"
+ON_HUB = ("hf-hub:", "hf_hub:")  # timm fetches their configuration, with or without weights
 # What other keys of the recipe decide, or what would load a file past our own reader.
 _RESERVED = {
     "pretrained": "weights",
@@ -78,6 +79,7 @@ def build_network(
         mean=mean,
         std=std,
         image_size=data.image_size,
+        output=spec.output,
         check_output=lambda output: task.check_output(spec.name, output, data),
     )
     if pretrained_ok and spec.weights == PRETRAINED:
@@ -180,7 +182,8 @@ def _accepted(factory: Callable[..., Any]) -> list[str] | None:
 def _build_timm(
     spec: schema.Network, data: schema.Data, task_options: Mapping[str, Any], *, pretrained: bool
 ) -> nn.Module:
-    if not timm.is_model(spec.name):
+    on_hub = spec.name.startswith(ON_HUB)
+    if not on_hub and not timm.is_model(spec.name):
         families = NETWORKS.names()
         near = nearest(spec.name.lower().replace("-", "_"), [*families, *timm.list_models()])
         raise DistproError(
@@ -189,12 +192,17 @@ def _build_timm(
         )
     given = {**spec.options, **task_options}
     try:
-        config = timm.get_pretrained_cfg(spec.name)
+        config = None if on_hub else timm.get_pretrained_cfg(spec.name)
         # Transformers of a fixed image size are built for the recipe's.
-        if getattr(config, "fixed_input_size", False) and config.input_size[-1] != data.image_size:
+        if config is not None and config.fixed_input_size and config.input_size[-1] != data.image_size:
             given.setdefault("img_size", data.image_size)
         model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **given)
     except Exception as error:
+        if on_hub:
+            raise DistproError(
+                f"network {spec.name}: it cannot be had from the Hugging Face hub ({first_line(error)}); check the "
+                "connection and the name, or give timm's own name and set weights to a file"
+            ) from error
         raise DistproError(_timm_failure(spec.name, given, error, pretrained)) from error
     return model
 

@@ -176,8 +176,8 @@ class Network(Model):
 
     name: Annotated[str, Field(min_length=1)] = Field(
         ...,
-        description="timm name, path/to/file.py:Name, or a CIFAR family name: wrn_<depth>_<width> such as "
-        "wrn_40_2; resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110; resnet8x4, "
+        description="timm name (also hf-hub:owner/model), path/to/file.py:Name, or a CIFAR family name: "
+        "wrn_<depth>_<width> such as wrn_40_2; resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110; resnet8x4, "
         "resnet32x4; vgg8_cifar, vgg11_cifar, vgg13_cifar; mobilenet_v2_cifar (half width); "
         "shufflenet_v1_cifar, shufflenet_v2_cifar; resnet50_cifar",
         examples=["wrn_16_2", "resnet18", "network.py:Student"],
@@ -198,6 +198,12 @@ class Network(Model):
         description="where a stage is tapped: as it comes out, or before or after the activation that ends it or, "
         "behind normalisation, follows it (pre-activation networks: before-activation is after the next BatchNorm); "
         "distpro inspect shows the point",
+    )
+    output: int | str | None = Field(
+        None,
+        description="which part of what the network returns is its output: a key of a dict, an attribute such as "
+        "logits, or an index of a tuple; default: all of it. A network that returns one tensor is taken as it is",
+        examples=["logits", 0],
     )
     mean: Mean | None = Field(
         None, description="mean per channel this network was trained with; default: its own, else the data's"

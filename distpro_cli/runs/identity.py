@@ -54,6 +54,7 @@ class Identity:
             "network": {key: network[key] for key in ("name", "options", "mean", "std", "code", "weights")},
             "training": (spec.train or recipe.distill).model_dump(),
             **({"freeze": spec.freeze} if spec.freeze else {}),
+            **({"output": spec.output} if spec.output is not None else {}),
             **({"timm": installed_versions()["timm"]} if spec.weights == "pretrained" else {}),
             "seed": spec.seed,
             "task": _named(recipe.task),
@@ -150,7 +151,7 @@ def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, A
 def _network(spec: Network) -> dict[str, Any]:
     weights = expand_path(spec.weights) if spec.weights not in (None, "pretrained") else None
     return {
-        **spec.model_dump(exclude={"train", "freeze", "seed", "name"}),
+        **spec.model_dump(exclude={"train", "freeze", "seed", "name", *({"output"} if spec.output is None else ())}),
         **_named(spec.name),
         "weights": spec.weights if weights is None else _content(weights) if weights.is_file() else None,
     }

@@ -46,10 +46,10 @@ class Classification(Task):
     @override
     def check_output(self, name: str, output: Any, spec: Data) -> None:
         if not isinstance(output, Tensor) or output.ndim != 2:
-            is_tensor = isinstance(output, Tensor)
-            found = f"a tensor of shape {list(output.shape)}" if is_tensor else f"a {type(output).__name__}"
             raise DistproError(
-                f"network {name}: it returns {found}; classification needs logits, a tensor [batch, classes]"
+                f"network {name}: it returns {_described(output)}; classification needs logits, a tensor "
+                "[batch, classes]; name them in the network's key output, or wrap the network in a class of your own "
+                "whose forward returns them"
             )
         if output.shape[1] != known_num_classes(spec):
             raise DistproError(
@@ -144,6 +144,15 @@ def check_classes(spec: Data, train: Source, test: Source) -> None:
             f"data.num_classes: {expected}{origin}, but {train.place} has {found} classes "
             f"({_some(train.class_names)}); set data.num_classes={found}"
         )
+
+
+def _described(output: Any) -> str:
+    """Says what a network returned, with the names of its parts."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {list(output.shape)}"
+    parts = list(output) if isinstance(output, Mapping) else range(len(output)) if isinstance(output, tuple) else ()
+    names = f" with the parts {_some([str(part) for part in parts])}" if parts else ""
+    return f"a {type(output).__name__}{names}"
 
 
 def _some(names: Sequence[str]) -> str:

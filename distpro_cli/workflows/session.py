@@ -95,9 +95,9 @@ class Session:
         return f"weights {spec.weights}: {doubt}" if doubt else None
 
     def place(self, module: AnyModule) -> AnyModule:
-        """Moves a network or pathways to the device, in the recipe's memory format."""
+        """Moves a network or pathways to the device, in the recipe's memory format, unless it cannot be in that."""
         module.to(self.device)
-        if self.recipe.channels_last:
+        if self.recipe.channels_last and not getattr(module, "needs_contiguous", False):
             module.to(memory_format=torch.channels_last)
         return module
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.weights import save_weights
 from distpro_cli.recipe.load import load_recipe
-from tests.conftest import Run
+from tests.conftest import Run, start_distpro
 from tests.helpers import classification
 
 NAME = "test_resnet.r160_in1k"
@@ -181,3 +181,29 @@ def test_a_student_starts_from_weights_with_another_head(distpro: Run, folder: P
     assert "weights thousand.pth, with a new head of 10 outputs" in distpro("inspect", "own.yaml", *given).out
     result = distpro("train", "own.yaml", *given)
     assert result.status == 0 and "with a new head of 10 outputs (theirs has 1000)" in result.err
+
+
+def test_outputs_of_several_parts_through_the_command_line(distpro: Run, folder: Path) -> None:
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.stem, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        x = self.stem(x)\n"
+        "        return {'map': x, 'scores': self.head(x.mean((2, 3)))}\n"
+    )
+    refused = distpro("train", "own.yaml", "student.name=net.py:Net")
+    assert refused.status == 2 and "a dict with the parts map, scores; classification needs logits" in refused.err
+    assert "key output" in refused.err
+    result = distpro("train", "own.yaml", "student.name=net.py:Net", "student.output=scores")
+    assert result.status == 0, result.err
+
+
+def test_fastvit_is_trained_in_channels_last_recipes(folder: Path) -> None:
+    """In a process of its own, since torch ends it where this goes wrong."""
+    given = ["student.name=fastvit_t8", "data.image_size=96", "data.train_images=20", "distill.batch_size=4"]
+    process = start_distpro("train", "own.yaml", *given, "--device", "cpu")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err

@@ -210,7 +210,7 @@ def test_a_linear_layer_inside_a_dense_network_is_no_classifier() -> None:
     ("kind", "what"),
     [
         ("map", r"a tensor of shape \[2, 1, 16, 16\]"),
-        ("dict", "a dict of 2"),
+        ("dict", r"a dict of 2 \(depth, boxes\)"),
         ("list", "a list of 2"),
         ("numbers", r"a tensor of shape \[2\]"),
     ],
