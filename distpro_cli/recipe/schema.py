@@ -177,8 +177,8 @@ class Network(Model):
     name: Annotated[str, Field(min_length=1)] = Field(
         ...,
         description="timm name (also hf-hub:owner/model), path/to/file.py:Name, or a CIFAR family name: "
-        "wrn_<depth>_<width> such as wrn_40_2; resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110; resnet8x4, "
-        "resnet32x4; vgg8_cifar, vgg11_cifar, vgg13_cifar; mobilenet_v2_cifar (half width); "
+        "wrn_<depth>_<width> such as wrn_40_2; resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110; "
+        "resnet8x4, resnet32x4; vgg8_cifar, vgg11_cifar, vgg13_cifar; mobilenet_v2_cifar (half width); "
         "shufflenet_v1_cifar, shufflenet_v2_cifar; resnet50_cifar",
         examples=["wrn_16_2", "resnet18", "network.py:Student"],
     )
