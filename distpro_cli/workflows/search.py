@@ -91,9 +91,8 @@ def search(
     if isinstance(weights, SearchedWeights) and (collapsed := collapse(process)):
         context.reporter.message(collapsed)
     save_process(process, output, force=force or folder.resuming)
-    session.save(
-        pair.student, recipe.student, folder.student, training, by="distpro search", teacher=recipe.teacher.name
-    )
+    taught = {"by": "distpro search", "teacher": recipe.teacher.name}
+    session.save(pair.student, recipe.student, folder.student, training, **taught)
     summary = {
         "process": str(output),
         "pathways": len(process.pathways),

@@ -17,7 +17,7 @@ from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import save_weights, weights_metadata
 from distpro_cli.randomness import derived_seed
-from distpro_cli.recipe.schema import Network, Recipe, Training
+from distpro_cli.recipe.schema import Network, Recipe, Teacher, Training
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.identity import Identity
@@ -87,9 +87,9 @@ class Session:
         return self.place(network)
 
     def _remark(self, spec: Network, network: TappedNetwork) -> str | None:
-        """Returns what the user should know of a network's weights."""
+        """Returns what the user should know of a network's weights; of a teacher's new head its training tells."""
         if network.new_head is not None:
-            return f"weights {spec.weights}, with {network.new_head}"
+            return None if isinstance(spec, Teacher) else f"weights {spec.weights}, with {network.new_head}"
         facts = weights_metadata(expand_path(str(spec.weights))) if spec.weights != "pretrained" else {}
         doubt = self.task.doubt(facts, self.data)
         return f"weights {spec.weights}: {doubt}" if doubt else None

@@ -58,6 +58,9 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
         school = Session(recipe.model_copy(update={"seed": spec.seed}), session.context)
         cached = teacher_cache(school)
         if not cached.exists():
+            if teacher.new_head is not None:
+                text = f"teacher {spec.name}: weights {spec.weights}, with {teacher.new_head}"
+                session.context.reporter.message(text)
             try:
                 train_teacher(school, teacher, cached, folder)
             except NonFiniteLossError as error:
