@@ -75,7 +75,7 @@ class DiskFullError(DistproError):
 
 
 class NonFiniteLossError(DistproError):
-    """The loss is not finite; the message names the step, the pathway and the last checkpoint."""
+    """A loss or a weight is not finite; the message names the network, the step, the pathway, the last checkpoint."""
 
 
 def _cut(text: str, most: int) -> str:

@@ -20,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.networks.preparation import describe_preparation
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.pathways.transforms.base import SharedBlock
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
-from distpro_cli.recipe.schema import Recipe
+from distpro_cli.recipe.schema import Network, Recipe
 from distpro_cli.tasks.task import find_task
 
 NUM_IMAGES = 2  # BatchNorm in train mode refuses a single image on maps of one cell
@@ -67,7 +68,7 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     """Builds both networks with random weights and returns what `distpro inspect recipe.yaml` shows.
 
     Returns:
-        Plain values: `teacher` and `student` (`name`, `parameters`, `multiply_adds`, `levels`), `pathways`,
+        Plain values: `teacher` and `student` (`name`, `weights`, `parameters`, `multiply_adds`, `levels`), `pathways`,
         the blocks that some of them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
         Nothing is downloaded and no data is read.
 
@@ -83,8 +84,8 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     costs, shared = pathway_costs(pathways), shared_costs(pathways)
     all_costs = [*costs, *shared]
     return {
-        "teacher": _network_report(recipe.teacher.name, teacher, recipe),
-        "student": _network_report(recipe.student.name, student, recipe),
+        "teacher": _network_report(recipe.teacher, teacher, recipe),
+        "student": _network_report(recipe.student, student, recipe),
         "pathways": [_pathway_report(info, cost) for info, cost in zip(pathways.infos, costs, strict=True)],
         "shared": [_shared_report(pathways, number, cost) for number, cost in enumerate(shared)],
         "totals": {
@@ -94,7 +95,7 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _network_report(name: str, network: TappedNetwork, recipe: Recipe) -> dict[str, Any]:
+def _network_report(spec: Network, network: TappedNetwork, recipe: Recipe) -> dict[str, Any]:
     levels = [
         {
             "number": level.number,
@@ -106,7 +107,12 @@ def _network_report(name: str, network: TappedNetwork, recipe: Recipe) -> dict[s
         }
         for level, point in zip(network.levels, network.points, strict=True)
     ]
-    return {"name": name, **asdict(network_cost(network, recipe.data.image_size)), "levels": levels}
+    return {
+        "name": spec.name,
+        "weights": describe_preparation(spec, network.model),
+        **asdict(network_cost(network, recipe.data.image_size)),
+        "levels": levels,
+    }
 
 
 def _pathway_report(info: PathwayInfo, cost: PathwayCost) -> dict[str, Any]:

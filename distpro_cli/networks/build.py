@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,8 +15,9 @@ from torch import nn
 from distpro_cli.errors import DistproError, first_line, nearest
 from distpro_cli.files import expand_path
 from distpro_cli.networks import NETWORKS
+from distpro_cli.networks.heads import pretrained_new_head
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.networks.weights import load_weights
+from distpro_cli.networks.weights import load_weights, weights_metadata
 from distpro_cli.recipe import schema
 from distpro_cli.registry import is_user_file
 from distpro_cli.tasks.task import Task
@@ -23,6 +25,7 @@ from distpro_cli.tasks.task import Task
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PRETRAINED = "pretrained"
+ON_HUB = ("hf-hub:", "hf_hub:")  # timm fetches their configuration, with or without weights
 # What other keys of the recipe decide, or what would load a file past our own reader.
 _RESERVED = {
     "pretrained": "weights",
@@ -47,6 +50,9 @@ def build_network(
         logits: Whether the default levels end with the logits.
         pretrained_ok: False: no weights are downloaded or read, the network keeps random ones.
 
+    Returns:
+        The network; its `new_head` says whether its weights lack a head that fits.
+
     Raises:
         DistproError: a name, option, level or file is wrong, the task cannot use what the network returns, or
             pretrained weights cannot be fetched.
@@ -63,7 +69,8 @@ def build_network(
                 f"network {spec.name}: weights: pretrained is for timm's models; give a file, or train it "
                 "(teacher.train, distpro train)"
             )
-    mean, std = normalization(spec, data, model)
+    file = expand_path(str(spec.weights)) if spec.weights not in (None, PRETRAINED) else None
+    mean, std = normalization(spec, data, model, {} if file is None else weights_metadata(file))
     network = TappedNetwork(
         model,
         levels=spec.levels,
@@ -72,23 +79,39 @@ def build_network(
         mean=mean,
         std=std,
         image_size=data.image_size,
+        output=spec.output,
         check_output=lambda output: task.check_output(spec.name, output, data),
     )
-    if spec.weights not in (None, PRETRAINED) and pretrained_ok:
-        load_weights(model, expand_path(str(spec.weights)))
+    if pretrained_ok and spec.weights == PRETRAINED:
+        network.new_head = pretrained_new_head(model)
+    elif pretrained_ok and file is not None:
+        network.new_head = load_weights(model, file, new_head=True)
     return network
 
 
 def normalization(
-    spec: schema.Network, data: schema.Data, model: nn.Module
+    spec: schema.Network, data: schema.Data, model: nn.Module, metadata: Mapping[str, str] | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and std per channel: the recipe's, else the pretrained weights', the data's, ImageNet's.
+    """Returns mean and std per channel: the recipe's, else its weights', the data's, ImageNet's.
+
+    Weights are trained for what their file says, else for what timm's configuration of the network says. Of files that
+    distpro wrote before it put it into them, it is known that the network's configuration did not count.
+
+    Args:
+        spec: The network's section.
+        data: The data's.
+        model: Where timm's configuration lies.
+        metadata: Of the file of weights.
 
     Raises:
         DistproError: not three numbers each, or a std that is not above 0.
     """
-    config = getattr(model, "pretrained_cfg", None) or {}
-    config = config if spec.weights == PRETRAINED and isinstance(config, dict) else {}
+    config: Mapping[str, Any] = {}
+    metadata = metadata or {}
+    if "mean" in metadata and "std" in metadata:
+        config = {key: _numbers(metadata[key]) for key in ("mean", "std")}
+    elif spec.weights is not None and "network" not in metadata:
+        config = getattr(model, "pretrained_cfg", None) or {}
     digits = data.name == "digits"
     mean = spec.mean or config.get("mean") or data.mean or ((0.5,) * 3 if digits else IMAGENET_MEAN)
     std = spec.std or config.get("std") or data.std or ((0.5,) * 3 if digits else IMAGENET_STD)
@@ -100,6 +123,15 @@ def normalization(
                 f"{', above 0' if key == 'std' else ''}; found {list(values)}"
             )
     return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _numbers(text: str) -> list[float] | None:
+    """Returns the numbers that a file's metadata hold as JSON; None if they are none."""
+    try:
+        values = json.loads(text)
+        return [float(value) for value in values] if isinstance(values, list) else None
+    except (ValueError, TypeError):
+        return None
 
 
 def _check_reserved(spec: schema.Network, task_options: Mapping[str, Any]) -> None:
@@ -150,7 +182,8 @@ def _accepted(factory: Callable[..., Any]) -> list[str] | None:
 def _build_timm(
     spec: schema.Network, data: schema.Data, task_options: Mapping[str, Any], *, pretrained: bool
 ) -> nn.Module:
-    if not timm.is_model(spec.name):
+    on_hub = spec.name.startswith(ON_HUB)
+    if not on_hub and not timm.is_model(spec.name):
         families = NETWORKS.names()
         near = nearest(spec.name.lower().replace("-", "_"), [*families, *timm.list_models()])
         raise DistproError(
@@ -159,12 +192,17 @@ def _build_timm(
         )
     given = {**spec.options, **task_options}
     try:
-        config = timm.get_pretrained_cfg(spec.name)
+        config = None if on_hub else timm.get_pretrained_cfg(spec.name)
         # Transformers of a fixed image size are built for the recipe's.
-        if getattr(config, "fixed_input_size", False) and config.input_size[-1] != data.image_size:
+        if config is not None and config.fixed_input_size and config.input_size[-1] != data.image_size:
             given.setdefault("img_size", data.image_size)
         model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **given)
     except Exception as error:
+        if on_hub:
+            raise DistproError(
+                f"network {spec.name}: it cannot be had from the Hugging Face hub ({first_line(error)}); check the "
+                "connection and the name, or give timm's own name and set weights to a file"
+            ) from error
         raise DistproError(_timm_failure(spec.name, given, error, pretrained)) from error
     return model
 

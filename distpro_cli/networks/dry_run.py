@@ -6,7 +6,7 @@ It holds every tensor until it is dropped, so that identities (`is`) and version
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,7 +159,9 @@ def describe(value: Any) -> str:
     """Says in words what a module returned."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
-    if isinstance(value, (dict, list, tuple)):
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(str(key)[:40] for key in list(value)[:10])})"
+    if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.networks.activations import Point, after_activation, before_activation
 from distpro_cli.networks.dry_run import Call, Trace, describe, stated_classifiers, title
+from distpro_cli.networks.found_stages import find_stages
 
 POOLED = "pooled"
 LOGITS = "logits"
@@ -76,18 +77,15 @@ def default_levels(model: nn.Module, trace: Trace) -> list[str]:
     Raises:
         DistproError: nothing suitable is found.
     """
-    if stages := feature_stages(model):
-        names = [stage["module"] for stage in stages]
-        unfit = [name for name in names if not _is_tappable(trace, name)]
-        if unfit:
-            raise DistproError(
-                f"{title(model)}: its stages cannot be tapped ({unfit[0]} is no module that returns one "
-                f"tensor); set levels to module names. There are: {_listing(_tappable(trace))}"
-            )
+    stages = feature_stages(model)
+    names = [str(stage["module"]) for stage in stages]
+    if stages and all(_is_tappable(trace, name) for name in names):
         is_pyramid = len({stage.get("reduction") for stage in stages}) > 1
         entries = names[-DEFAULT_STAGES:] if is_pyramid else _spaced(names)
     else:
-        entries = _found_stages(model, trace)
+        # Some of timm's names are no modules, or modules that return several tensors.
+        names, are_blocks = find_stages(trace, _classifier_call(model, trace))
+        entries = _spaced(names) if are_blocks else names[-DEFAULT_STAGES:]
     if not entries:
         raise DistproError(
             f"{title(model)}: no stages found; set levels to module names. There are: {_listing(_tappable(trace))}"
@@ -188,21 +186,6 @@ def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
     return None
 
 
-def _found_stages(model: nn.Module, trace: Trace) -> list[str]:
-    """Top-level children that return maps of falling resolution: the last of each, at most four."""
-    maps = _maps(model, "", trace)
-    if len(maps) < 2 and (inner := max(model.named_children(), key=_size, default=None)):
-        maps = _maps(model, inner[0], trace) or maps
-    stages: dict[int, str] = {}
-    for call in maps:
-        height = call.output.shape[-2]
-        if not stages or height <= min(stages):
-            stages[height] = call.name
-    if stages:
-        return list(stages.values())[-DEFAULT_STAGES:]
-    return _spaced([name for name in _block_names(model, trace) if _is_tappable(trace, name)])
-
-
 def _maps(model: nn.Module, parent: str, trace: Trace) -> list[Call]:
     """The parent's children before the classifier that run once and return a map, in order."""
     names = {f"{parent}.{name}".lstrip(".") for name, _ in model.get_submodule(parent).named_children()}
@@ -241,7 +224,3 @@ def _tappable(trace: Trace) -> list[str]:
 def _listing(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
     return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
-
-
-def _size(child: tuple[str, nn.Module]) -> int:
-    return sum(parameter.numel() for parameter in child[1].parameters())

@@ -5,10 +5,10 @@ Shape legend: b images, c channels, h height, w width, n tokens, d width of a to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,12 @@ from torch.utils.hooks import RemovableHandle
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.activations import Point
 from distpro_cli.networks.dry_run import describe, dry_forward, dry_images, first_tensor, title, trace_forward, version
+from distpro_cli.networks.heads import NewHead, head_modules
 from distpro_cli.networks.level_choice import LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.process.pathway import Grid, LevelInfo
+
+# Whose convolutions in channels_last end torch's process on the CPU (segmentation fault; seen with torch 2.14).
+CONTIGUOUS = frozenset({"timm.models.fastvit"})
 
 
 class TappedNetwork(nn.Module):
@@ -28,10 +32,13 @@ class TappedNetwork(nn.Module):
         model: The network itself; nothing is added to its state dict.
         levels: Its levels, shallow to deep, numbered from 1.
         points: For every level what is tapped, such as "output of block2.layer.0.bn1".
+        needs_contiguous: Whether it must stay out of channels_last, weights and images alike.
+        new_head: What its weights lack of a head that fits; None if they lack nothing.
     """
 
     mean: Tensor
     std: Tensor
+    new_head: NewHead | None = None
 
     def __init__(
         self,
@@ -44,6 +51,7 @@ class TappedNetwork(nn.Module):
         std: Sequence[float],
         image_size: int,
         check_output: Callable[[Any], object] | None = None,
+        output: int | str | None = None,
     ) -> None:
         """Finds the levels by a dry forward, which leaves the network as it was, and taps them.
 
@@ -58,16 +66,21 @@ class TappedNetwork(nn.Module):
             std: Per channel, what it expects them to be divided by.
             image_size: Height and width of the images in pixels.
             check_output: Is given what the network returns for two images in eval mode; raises if that is wrong.
+            output: Which part of what the network returns is its output, see `part_of`; None: all of it.
 
         Raises:
             DistproError: the images do not fit the network, or a level cannot be tapped.
         """
         super().__init__()
         self.model = model
+        self.needs_contiguous = type(model).__module__ in CONTIGUOUS
+        self._trained_heads: list[nn.Module] = []
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
         images_bchw = dry_images(image_size, self.mean, self.std)
         trace = trace_forward(model, images_bchw)
+        self._output = output
+        trace.output = self._part(trace.output)
         if check_output is not None:
             check_output(trace.output)
         choices = choose_levels(model, trace, levels, feature, logits=logits)
@@ -91,6 +104,20 @@ class TappedNetwork(nn.Module):
     def num_parameters(self) -> int:
         """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def freeze_backbone(self) -> None:
+        """Leaves only the head to training: the rest keeps its weights, stays in eval mode and draws nothing."""
+        self._trained_heads = head_modules(self.model)
+        self.model.requires_grad_(False)
+        for head in self._trained_heads:
+            head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode as torch does; of a network with a frozen backbone, the head's alone."""
+        super().train(mode and not self._trained_heads)
+        for head in self._trained_heads:
+            head.train(mode)
+        return self
 
     def released(self) -> nn.Module:
         """Takes the taps off and returns the network itself, in eval mode; its levels cannot be seen any more."""
@@ -118,6 +145,8 @@ class TappedNetwork(nn.Module):
         if not wanted and not output:
             return None, {}
         final = {level for level in wanted if self._layouts[level] == LOGITS}
+        if self.needs_contiguous:
+            images_bchw = images_bchw.contiguous()
         normalized_bchw = (images_bchw - self.mean) / self.std
         returned, tapped = self._run(normalized_bchw, wanted - final, stop=not output and not final)
         if final and not isinstance(returned, Tensor):
@@ -133,7 +162,7 @@ class TappedNetwork(nn.Module):
         self._recorder.start(wanted, stop)
         returned: Any = None
         try:
-            returned = self.model(normalized_bchw)
+            returned = self._part(self.model(normalized_bchw))
         except StopForward as reached:
             if reached.recorder is not self._recorder:
                 raise
@@ -147,6 +176,9 @@ class TappedNetwork(nn.Module):
                 "tap another module, or make the network not write in place"
             )
         return returned, tapped
+
+    def _part(self, returned: Any) -> Any:
+        return returned if self._output is None else part_of(returned, self._output, title(self.model))
 
     def _find_writes_in_training(self, normalized_bchw: Tensor) -> None:
         """Makes those taps take copies that only a module in training mode (dropout) writes into."""
@@ -163,6 +195,25 @@ class TappedNetwork(nn.Module):
 
     def _names(self, levels: Collection[int]) -> str:
         return ", ".join(f"level {level} ({self.levels[level - 1].name})" for level in sorted(levels))
+
+
+def part_of(returned: Any, part: int | str, name: str) -> Any:
+    """Returns a part of what a network returned: a key, an attribute or an index; a tensor is returned as it is.
+
+    Networks with auxiliary heads return several tensors in training, and one in eval mode.
+
+    Raises:
+        DistproError: there is no such part; the message lists what there is.
+    """
+    if isinstance(returned, Tensor):
+        return returned
+    if isinstance(returned, Mapping) and part in returned:
+        return returned[part]
+    if isinstance(part, str) and hasattr(returned, part):
+        return getattr(returned, part)
+    if isinstance(part, int) and isinstance(returned, (list, tuple)) and -len(returned) <= part < len(returned):
+        return returned[part]
+    raise DistproError(f"{name}: output: there is no {part} in {describe(returned)}")
 
 
 class StopForward(BaseException):

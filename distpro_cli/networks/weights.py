@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
@@ -10,37 +11,73 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, first_line
 from distpro_cli.files import write_atomically
-from distpro_cli.networks.dry_run import stated_classifiers, title
+from distpro_cli.networks.dry_run import title
+from distpro_cli.networks.heads import NewHead, head_names
 
 # What training scripts wrap a state dict in; the averaged weights come first, as with timm.
 WRAPPERS = (
-    "state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict", "net", "network",
-    "student", "module", "weights",
+    "state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "state_dict", "model", "model_state",
+    "model_state_dict", "net", "network", "student", "module", "weights", "params",
 )  # fmt: skip
-_PREFIXES = re.compile(r"(?:module|_orig_mod|model|student|net|network)\.")
+_PREFIXES = re.compile(r"(?:module|_orig_mod|model|student|teacher|net|network|backbone)\.")
 _SHOWN = 3
 
 
-def load_weights(model: nn.Module, source: Path) -> None:
+def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> NewHead | None:
     """Fills a network with the weights of a file, all of them or none.
 
     Args:
         model: On any device.
-        source: A `.safetensors` file, or a torch checkpoint of plain tensors. Wrappers such as `state_dict`
-            and `model`, and prefixes such as `module.` and `_orig_mod.` are looked through.
+        source: A safetensors file under any name, or a torch checkpoint of plain tensors, beside which there may be
+            what timm's training script adds. Wrappers such as `state_dict` and `model`, and prefixes such as
+            `module.` and `backbone.` are looked through.
+        new_head: Whether the network may keep its own head where the file has none, or one of another width.
+
+    Returns:
+        The head that was kept; None if every weight comes from the file.
 
     Raises:
-        DistproError: the file is missing, broken, holds code to be unpickled, or does not fit the network.
+        DistproError: the file is missing, broken, holds code to be unpickled or numbers that are not finite, or does
+            not fit the network.
     """
-    found = _without_prefix(_unwrapped(_read(source), source), model.state_dict())
-    _check_fit(model, found, source)
+    found, kept = fitting_weights(model, source, new_head=new_head)
     model.load_state_dict(found, strict=False)
+    return kept
+
+
+def fitting_weights(
+    model: nn.Module, source: Path, *, new_head: bool = False
+) -> tuple[dict[str, Tensor], NewHead | None]:
+    """Returns what `load_weights` would load, by name, and the head that it would keep; it raises as that does."""
+    expected = model.state_dict()
+    found = _without_prefix(_unwrapped(_read(source), source), expected)
+    _check_finite(found, source)
+    heads = head_names(model)
+    unfit = _unfit(expected, found)
+    if new_head and unfit and unfit <= heads:
+        first = next(name for name in expected if name in unfit)
+        width = found[first].shape[0] if first in found else None
+        found = {name: tensor for name, tensor in found.items() if name not in heads}
+        return found, NewHead(width, expected[first].shape[0])
+    _check_fit(model, found, source)
+    return found, None
+
+
+def weights_metadata(source: Path) -> dict[str, str]:
+    """Returns what a safetensors file says of its weights; nothing where that cannot be read."""
+    try:
+        with safetensors.safe_open(source, "pt") as file:
+            return dict(file.metadata() or {})
+    except Exception:  # whatever is wrong with it is said when the weights are read
+        return {}
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -78,11 +115,13 @@ def _read(source: Path) -> Any:
         what = "is a folder" if source.is_dir() else "there is no such file"
         raise DistproError(f"weights {source}: {what}; give a .safetensors or a torch checkpoint file")
     try:
-        if source.suffix == ".safetensors":
+        if _is_safetensors(source):
             return safetensors.torch.load_file(source)
         with warnings.catch_warnings():  # torch's remark on other pickle protocols is answered below
             warnings.simplefilter("ignore")
-            return torch.load(source, map_location="cpu", weights_only=True)
+            # Opened here, since torch goes by the name.
+            with torch.serialization.safe_globals(_harmless()), source.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_pickle(source):
             raise DistproError(
@@ -94,6 +133,26 @@ def _read(source: Path) -> Any:
         raise DistproError(f"weights {source}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # broken files fail in many ways
         raise DistproError(f"weights {source}: broken, or no weights ({first_line(error)})") from None
+
+
+def _is_safetensors(source: Path) -> bool:
+    """Goes by the content, a length and a JSON object of that length; by the name where that tells nothing."""
+    with source.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= source.stat().st_size - 8:
+        return True
+    return source.suffix == ".safetensors" and not _is_pickle(source)
+
+
+def _harmless() -> list[Any]:
+    """Returns what timm's training checkpoints hold besides tensors: their arguments, and numpy's scalars.
+
+    None of these runs code of the file's: a Namespace takes attributes, a scalar takes its type and bytes.
+    """
+    scalar = numpy.float64(0).__reduce__()[0]
+    kinds = (numpy.dtypes.Float64DType, numpy.dtypes.Float32DType, numpy.dtypes.Int64DType, numpy.dtypes.BoolDType)
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # numpy 1 and 2
+    return [argparse.Namespace, numpy.dtype, *kinds, *((scalar, f"{module}.scalar") for module in modules)]
 
 
 def _is_pickle(source: Path) -> bool:
@@ -136,18 +195,45 @@ def _without_prefix(found: dict[str, Tensor], expected: Mapping[str, Tensor]) ->
     def matches(prefix: str) -> tuple[int, int]:
         return sum(name in expected for name in under(prefix)), -len(prefix)
 
-    return under(max(prefixes, key=matches))
+    return under(max(sorted(prefixes), key=matches))  # of equals, the student rather than the teacher
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of the tensors that hold NaN or an infinity; a device is waited for once."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if not floating:
+        return []
+    finite = torch.stack([tensor.detach().isfinite().all() for tensor in floating.values()]).tolist()
+    return [name for name, is_finite in zip(floating, finite, strict=True) if not is_finite]
+
+
+def _check_finite(found: Mapping[str, Tensor], source: Path) -> None:
+    if wrong := not_finite(found):
+        raise DistproError(
+            f"weights {source}: {len(wrong)} of {len(found)} tensors hold NaN or infinity ({_some(wrong)}), so the "
+            "network that they are of has diverged; take other weights"
+        )
+
+
+def _unfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> set[str]:
+    """Returns the names that only one of both has, or that have another shape in each."""
+    both = expected.keys() & found.keys()
+    lone = {name for name in expected.keys() ^ found.keys() if not _is_counter(name)}
+    return lone | {name for name in both if expected[name].shape != found[name].shape}
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")  # absent from checkpoints older than the counter itself
 
 
 def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> None:
     expected = model.state_dict()
-    # absent from checkpoints older than the counter itself
-    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    missing = [name for name in expected if name not in found and not _is_counter(name)]
     unexpected = [name for name in found if name not in expected]
     differing = [name for name in expected if name in found and found[name].shape != expected[name].shape]
     if not (missing or unexpected or differing):
         return
-    if differing and not missing and not unexpected and set(differing) <= _head_names(model):
+    if differing and not missing and not unexpected and set(differing) <= head_names(model):
         has, needs = (tensors[differing[0]].shape[0] for tensors in (found, expected))
         raise DistproError(
             f"weights {source}: its head has {has} outputs, {title(model)} here has {needs}; "
@@ -163,15 +249,17 @@ def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> N
         parts.append(f"{len(differing)} of another shape ({_some(shapes)})")
     raise DistproError(
         f"weights {source}: they do not fit {title(model)}, of {len(expected)} tensors {', '.join(parts)}; "
-        "check the network's name and options"
+        f"check the network's name and options{_origin(source)}"
     )
 
 
-def _head_names(model: nn.Module) -> set[str]:
-    linears = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    heads = stated_classifiers(model) or linears[-1:]
-    names = [name for name, module in model.named_modules() if module in heads]
-    return {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+def _origin(source: Path) -> str:
+    """Returns what the file says it is, as the end of a message."""
+    metadata = weights_metadata(source)
+    parts = [metadata["network"]] if "network" in metadata else []
+    parts += [f"options {metadata['options']}"] if metadata.get("options", "{}") != "{}" else []
+    parts += [f"images of {metadata['image_size']} pixels"] if "image_size" in metadata else []
+    return f"; the file is of {', '.join(parts)}" if parts else ""
 
 
 def _some(names: Iterable[str]) -> str:

@@ -180,9 +180,9 @@ class Network(Model):
 
     name: Annotated[str, Field(min_length=1)] = Field(
         ...,
-        description="timm name, path/to/file.py:Name, or a CIFAR family name: wrn_<depth>_<width> such as "
-        "wrn_40_2; resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110; resnet8x4, "
-        "resnet32x4; vgg8_cifar, vgg11_cifar, vgg13_cifar; mobilenet_v2_cifar (half width); "
+        description="timm name (also hf-hub:owner/model), path/to/file.py:Name, or a CIFAR family name: "
+        "wrn_<depth>_<width> such as wrn_40_2; resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110; "
+        "resnet8x4, resnet32x4; vgg8_cifar, vgg11_cifar, vgg13_cifar; mobilenet_v2_cifar (half width); "
         "shufflenet_v1_cifar, shufflenet_v2_cifar; resnet50_cifar",
         examples=["wrn_16_2", "resnet18", "network.py:Student"],
     )
@@ -203,6 +203,12 @@ class Network(Model):
         "behind normalisation, follows it (pre-activation networks: before-activation is after the next BatchNorm); "
         "distpro inspect shows the point",
     )
+    output: int | str | None = Field(
+        None,
+        description="which part of what the network returns is its output: a key of a dict, an attribute such as "
+        "logits, or an index of a tuple; default: all of it. A network that returns one tensor is taken as it is",
+        examples=["logits", 0],
+    )
     mean: Mean | None = Field(
         None, description="mean per channel this network was trained with; default: its own, else the data's"
     )
@@ -212,15 +218,34 @@ class Network(Model):
 
 
 class Teacher(Network):
-    """The teacher: a network with weights, or with a `train` section by which it is trained first."""
+    """The teacher: a network with weights, or with a `train` section by which it is trained first.
+
+    With both, weights whose head fits the data are taken as they are; others get a new head and are fine-tuned by
+    `train`. `distpro inspect` says which it will be.
+    """
 
     train: Training | None = Field(
-        None, description="how to train the teacher when it has no weights; the result is cached by content"
+        None,
+        description="how to train the teacher when it has no weights, or to fine-tune it when the head of its weights "
+        "does not fit; the result is cached by content",
+    )
+    freeze: Literal["backbone"] | None = Field(
+        None,
+        description="backbone: train alone the head of a teacher with weights (a linear head), whether theirs fits "
+        "or not",
     )
     seed: Seed = Field(
         0,
         description="seed of the teacher's training; the run's seed does not change it, so all runs share one teacher",
     )
+
+    @model_validator(mode="after")
+    def _frozen_has_weights(self) -> Self:
+        if self.freeze is not None:
+            for key, what in (("weights", "pretrained or a file"), ("train", "how its head is trained")):
+                if getattr(self, key) is None:
+                    raise wrong(f"backbone needs {key}, which is not set; set teacher.{key} to {what}", "freeze")
+        return self
 
 
 class PathwayGroup(Model):

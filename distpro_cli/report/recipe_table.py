@@ -29,6 +29,7 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
         network = report[side]
         costs = f"{count(network['parameters'])} parameters, {count(network['multiply_adds'])} multiply-adds"
         console.print(f"{side}: {network['name']}, {costs}")
+        console.print(f"  {network['weights']}", soft_wrap=True, markup=False)
     print_table(console, _levels(report))
     print_kinds(console, [(row["id"], row["transform"], row["distance"]) for row in report["pathways"]])
     pathways = make_table("pathway", "teacher", "student", title="pathways")

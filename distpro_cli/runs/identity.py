@@ -53,6 +53,9 @@ class Identity:
         content = {
             "network": {key: network[key] for key in ("name", "options", "mean", "std", "code", "weights")},
             "training": (spec.train or recipe.distill).model_dump(),
+            **({"freeze": spec.freeze} if spec.freeze else {}),
+            **({"output": spec.output} if spec.output is not None else {}),
+            **({"timm": installed_versions()["timm"]} if spec.weights == "pretrained" else {}),
             "seed": spec.seed,
             "task": _named(recipe.task),
             "data": recipe.data.model_dump(exclude=free),
@@ -121,7 +124,9 @@ class Identity:
 
     def _teacher(self) -> dict[str, Any]:
         spec = self.recipe.teacher
-        return {**_network(spec), "trained": self.teacher() if spec.weights is None else None}
+        # With weights and `train`, whether it is trained depends on their head, which is not looked at here.
+        trained = spec.weights is None or spec.train is not None
+        return {**_network(spec), "trained": self.teacher() if trained else None}
 
 
 def transfer_inputs(
@@ -148,7 +153,7 @@ def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, A
 def _network(spec: Network) -> dict[str, Any]:
     weights = expand_path(spec.weights) if spec.weights not in (None, "pretrained") else None
     return {
-        **spec.model_dump(exclude={"train", "seed", "name"}),
+        **spec.model_dump(exclude={"train", "freeze", "seed", "name", *({"output"} if spec.output is None else ())}),
         **_named(spec.name),
         "weights": spec.weights if weights is None else _content(weights) if weights.is_file() else None,
     }

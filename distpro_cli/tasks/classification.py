@@ -5,7 +5,8 @@ Shape legend: b images, c channels, h height, w width, n classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from distpro_cli.randomness import derived_seed, global_states_kept, seed_global
 from distpro_cli.recipe.schema import Data
 from distpro_cli.tasks.images.data import ImageData
 from distpro_cli.tasks.images.sources import Source
-from distpro_cli.tasks.task import Batch, Task, register_task
+from distpro_cli.tasks.task import Batch, Task, TaskData, register_task
 
 
 @register_task("classification")
@@ -46,16 +47,31 @@ class Classification(Task):
     @override
     def check_output(self, name: str, output: Any, spec: Data) -> None:
         if not isinstance(output, Tensor) or output.ndim != 2:
-            is_tensor = isinstance(output, Tensor)
-            found = f"a tensor of shape {list(output.shape)}" if is_tensor else f"a {type(output).__name__}"
             raise DistproError(
-                f"network {name}: it returns {found}; classification needs logits, a tensor [batch, classes]"
+                f"network {name}: it returns {_described(output)}; classification needs logits, a tensor "
+                "[batch, classes]; name them in the network's key output, or wrap the network in a class of your own "
+                "whose forward returns them"
             )
         if output.shape[1] != known_num_classes(spec):
             raise DistproError(
                 f"network {name}: it returns logits of {output.shape[1]} classes, data.num_classes is "
                 f"{known_num_classes(spec)}; let its constructor take num_classes, or set data.num_classes"
             )
+
+    @override
+    def describe(self, data: TaskData) -> dict[str, Any]:
+        """Returns `num_classes`, and `class_names` in the order of the logits."""
+        names = {"class_names": list(data.train_source.class_names)} if isinstance(data, ImageData) else {}
+        return {"num_classes": known_num_classes(self.recipe.data), **names}
+
+    @override
+    def doubt(self, facts: Mapping[str, str], data: TaskData) -> str | None:
+        """Compares the class names."""
+        own = self.describe(data).get("class_names")
+        theirs = facts.get("class_names")
+        if own is None or theirs is None or theirs == json.dumps(own):
+            return None
+        return f"they were trained on other classes, or in another order: {theirs[:60]} for {json.dumps(own)[:60]}"
 
     @override
     def augment(self, batch: Batch, step: int) -> Batch:
@@ -129,6 +145,15 @@ def check_classes(spec: Data, train: Source, test: Source) -> None:
             f"data.num_classes: {expected}{origin}, but {train.place} has {found} classes "
             f"({_some(train.class_names)}); set data.num_classes={found}"
         )
+
+
+def _described(output: Any) -> str:
+    """Says what a network returned, with the names of its parts."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {list(output.shape)}"
+    parts = list(output) if isinstance(output, Mapping) else range(len(output)) if isinstance(output, tuple) else ()
+    names = f" with the parts {_some([str(part) for part in parts])}" if parts else ""
+    return f"a {type(output).__name__}{names}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ Shape legend: b images, c channels, h height, w width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -122,6 +122,19 @@ class Task(ABC):
             output: Of a dry forward, batch first.
             spec: The recipe's section.
         """
+
+    def describe(self, data: TaskData) -> dict[str, Any]:
+        """Returns what was learnt from the data, as values that JSON knows; it is written beside trained weights."""
+        return {}
+
+    def doubt(self, facts: Mapping[str, str], data: TaskData) -> str | None:
+        """Says why weights may not fit the data although their shapes do, None where nothing speaks against it.
+
+        Args:
+            facts: What `describe` said of the data that they were trained on, each as JSON, among others.
+            data: What they are to be used on.
+        """
+        return None
 
     def augment(self, batch: Batch, step: int) -> Batch:
         """Changes a whole train batch, on the CPU; what it draws depends on the seed and the step alone."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distpro_cli.errors import DistproError, NonFiniteLossError, first_line
 from distpro_cli.metric import Metric
+from distpro_cli.networks.weights import not_finite
 from distpro_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.metrics import MetricsFile
@@ -58,9 +59,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Plan:
-    """Length and rhythm of a run."""
+    """Length and rhythm of a run, and whom it trains, such as `student wrn_10_1`."""
 
     title: str
+    network: str
     epochs: int
     steps_per_epoch: int
     checkpoint_path: Path
@@ -112,7 +114,7 @@ class Trainer:
         """Trains from where the progress stands to the end of the plan.
 
         Raises:
-            NonFiniteLossError: a loss is not finite.
+            NonFiniteLossError: a loss or a weight is not finite.
             Interrupted: a signal came; the checkpoint is written.
         """
         progress, plan = self.progress, self.plan
@@ -149,9 +151,11 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         self._check_losses()
+        self._check_weights()
         self.save()
         with self._clock:
             result = self.evaluate()
+        self._check_result(result)
         self.progress.history.append(result[self.metric.name])
         epoch = len(self.progress.history)
         self.metrics.write({"step": self.progress.step, "epoch": epoch, **{f"test_{k}": v for k, v in result.items()}})
@@ -162,6 +166,7 @@ class Trainer:
         interrupted = self.interruption.pending
         if interrupted or time.monotonic() - self._saved >= self.plan.checkpoint_seconds:
             self._check_losses()
+            self._check_weights()
             self.save()
         if interrupted:
             raise Interrupted
@@ -183,12 +188,27 @@ class Trainer:
             if not math.isfinite(value):
                 self._stop_at_non_finite(step, name, value)
 
-    def _stop_at_non_finite(self, step: int, name: str, value: float) -> None:
+    def _check_weights(self) -> None:
+        """Raises if the last update left a weight that is not finite; run before a checkpoint is written."""
+        parts = self.stepper.trained.modules()
+        tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+        if wrong := not_finite(tensors):
+            what = f"{len(wrong)} of {len(tensors)} tensors of weights, such as {wrong[0]}, hold"
+            self._stop_at_non_finite(self.progress.step - 1, what, "NaN or infinity", verb="")
+
+    def _check_result(self, result: Mapping[str, float]) -> None:
+        """Raises if the loss on the test images, or the metric, is not finite."""
+        for name in ("loss", self.metric.name):
+            if not math.isfinite(value := result.get(name, 0.0)):
+                self.plan.checkpoint_path.unlink(missing_ok=True)  # it holds the network that has just failed
+                self._stop_at_non_finite(self.progress.step - 1, f"{name} on the test images", value)
+
+    def _stop_at_non_finite(self, step: int, name: str, value: float | str, verb: str = "is ") -> None:
         path = self.plan.checkpoint_path
-        last_good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint yet"
+        last_good = f"the last good checkpoint is {path}" if path.exists() else "there is no good checkpoint"
         raise NonFiniteLossError(
-            f"step {step}: {name} is {value}; {last_good}; try a smaller optimizer.lr or search.weight, "
-            "clip_grad, or precision: float32"
+            f"{self.plan.network}: step {step}: {name} {verb}{value}; {last_good}; try a smaller optimizer.lr or "
+            "search.weight, clip_grad, or precision: float32"
         )
 
     def _report(self, step: int, losses: StepLosses, outer_losses: StepLosses | None) -> None:

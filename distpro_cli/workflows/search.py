@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.weights import save_weights
 from distpro_cli.pathways.connections import groups_of
 from distpro_cli.pathways.defaults import groups_for
 from distpro_cli.process.cost import Part
@@ -93,7 +92,8 @@ def search(
     if isinstance(weights, SearchedWeights) and (collapsed := collapse(process)):
         context.reporter.message(collapsed)
     save_process(process, output, force=force or folder.resuming)
-    save_weights(pair.student.model, folder.student, {"network": recipe.student.name})
+    taught = {"by": "distpro search", "teacher": recipe.teacher.name}
+    session.save(pair.student, recipe.student, folder.student, training, **taught)
     summary = {
         "process": str(output),
         "pathways": len(process.pathways),

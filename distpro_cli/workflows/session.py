@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from copy import copy
 from functools import partial
@@ -11,10 +12,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from distpro_cli.files import expand_path
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.networks.weights import save_weights, weights_metadata
 from distpro_cli.randomness import derived_seed
-from distpro_cli.recipe.schema import Network, Recipe, Training
+from distpro_cli.recipe.schema import Network, Recipe, Teacher, Training
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.identity import Identity
@@ -25,6 +28,7 @@ from distpro_cli.training.loop import Plan, Progress, Trainer
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
 from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
 from distpro_cli.training.weights import Batches, Weights
+from distpro_cli.versions import installed_versions
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -83,14 +87,53 @@ class Session:
         self.context.interruption.check()
         torch.manual_seed(derived_seed(self.recipe.seed if seed is None else seed, "weights", role))
         network = build_network(spec, self.recipe.data, self.task, logits=logits, pretrained_ok=pretrained_ok)
+        if pretrained_ok and spec.weights is not None and (remark := self._remark(spec, network)):
+            self.context.reporter.message(f"{role} {spec.name}: {remark}")
         return self.place(network)
 
+    def _remark(self, spec: Network, network: TappedNetwork) -> str | None:
+        """Returns what the user should know of a network's weights; of a teacher's new head its training tells."""
+        if network.new_head is not None:
+            return None if isinstance(spec, Teacher) else f"weights {spec.weights}, with {network.new_head}"
+        facts = weights_metadata(expand_path(str(spec.weights))) if spec.weights != "pretrained" else {}
+        doubt = self.task.doubt(facts, self.data)
+        return f"weights {spec.weights}: {doubt}" if doubt else None
+
     def place(self, module: AnyModule) -> AnyModule:
-        """Moves a network or pathways to the device, in the recipe's memory format."""
+        """Moves a network or pathways to the device, in the recipe's memory format, unless it cannot be in that."""
         module.to(self.device)
-        if self.recipe.channels_last:
+        if self.recipe.channels_last and not getattr(module, "needs_contiguous", False):
             module.to(memory_format=torch.channels_last)
         return module
+
+    def save(self, network: TappedNetwork, spec: Network, path: Path, training: Training, **trained: Any) -> None:
+        """Writes a network's weights with all that one needs to use them, as strings in the file's header.
+
+        These are `network`, `options`, `mean`, `std`, `image_size`, `levels`, what the task adds, and `trained`: by
+        what. All but the first are JSON. Whoever builds a network with this file gets its mean and std.
+
+        Args:
+            network: Trained.
+            spec: Its section of the recipe.
+            path: Replaced if it exists.
+            training: How it was trained.
+            trained: Further facts for `trained`, such as the teacher.
+        """
+        recipe = self.recipe
+        # Printed as float32, a number is as short as its recipe wrote it.
+        mean, std = ([float(str(x)) for x in values.flatten().cpu().numpy()] for values in (network.mean, network.std))
+        how = {"task": recipe.task, "data": recipe.data.name, "epochs": training.epochs, "seed": recipe.seed}
+        facts = {
+            "options": spec.options,
+            "mean": mean,
+            "std": std,
+            "image_size": recipe.data.image_size,
+            "levels": [level.name for level in network.levels],
+            **self.task.describe(self.data),
+            "trained": {**how, **trained, "versions": installed_versions()},
+        }
+        metadata = {key: json.dumps(value, sort_keys=True, default=str) for key, value in facts.items()}
+        save_weights(network.model, path, {"network": spec.name, **metadata})
 
     def batches(
         self,
@@ -150,7 +193,15 @@ class Session:
         return Distiller(pair, *self._step_parts(pair, training), **self._step_options(training))
 
     def train(
-        self, weights: Weights, training: Training, title: str, checkpoint: Path, metrics: Path, *, resume: bool
+        self,
+        weights: Weights,
+        training: Training,
+        title: str,
+        checkpoint: Path,
+        metrics: Path,
+        *,
+        resume: bool,
+        network: str | None = None,
     ) -> Progress:
         """Trains what a source of weights steps, to the end.
 
@@ -161,14 +212,16 @@ class Session:
             checkpoint: Where checkpoints go.
             metrics: Where metrics go.
             resume: Whether an existing checkpoint is resumed.
+            network: Whom it trains, for messages; None: the recipe's student.
 
         Raises:
-            NonFiniteLossError: a loss is not finite.
+            NonFiniteLossError: a loss or a weight is not finite.
             Interrupted: a signal came; the checkpoint is written.
         """
         stepper = weights.stepper
         steps_per_epoch = self.data.steps_per_epoch(training.batch_size)
-        plan = Plan(title, training.epochs, steps_per_epoch, checkpoint, self.recipe.checkpoint_seconds)
+        network = network or f"student {self.recipe.student.name}"
+        plan = Plan(title, network, training.epochs, steps_per_epoch, checkpoint, self.recipe.checkpoint_seconds)
         trainer = Trainer(
             plan,
             weights,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, NonFiniteLossError
 from distpro_cli.files import sweep
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.networks.weights import load_weights, save_weights
+from distpro_cli.networks.preparation import is_trained_first, refusal
+from distpro_cli.networks.weights import load_weights
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.loop import Progress
 from distpro_cli.training.step import Solo
@@ -27,7 +29,8 @@ def build_teacher(session: Session, *, logits: bool = False, weights: bool = Tru
         weights: False: its levels are all that is wanted, so nothing is downloaded or read.
 
     Raises:
-        DistproError: weights are wanted, and the recipe names neither them nor how to train them.
+        DistproError: weights are wanted, and the recipe names neither them nor how to train them; or their head does
+            not fit, and the recipe does not say how to train a new one.
     """
     spec = session.recipe.teacher
     if weights and spec.weights is None and spec.train is None:
@@ -35,7 +38,10 @@ def build_teacher(session: Session, *, logits: bool = False, weights: bool = Tru
             f"teacher {spec.name} has no weights: set teacher.weights to pretrained or to a file, "
             "or teacher.train to how it is trained"
         )
-    return session.build(spec, "teacher", seed=spec.seed, logits=logits, pretrained_ok=weights)
+    teacher = session.build(spec, "teacher", seed=spec.seed, logits=logits, pretrained_ok=weights)
+    if spec.train is None and teacher.new_head is not None:
+        raise DistproError(f"teacher {spec.name}: {refusal(teacher.new_head)}")
+    return teacher
 
 
 def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder, *, announce: bool = True) -> None:
@@ -48,12 +54,19 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
         announce: Whether to say that it is already trained.
     """
     recipe, spec = session.recipe, session.recipe.teacher
-    if spec.weights is None:
+    if is_trained_first(spec, teacher.new_head):
         # The teacher is trained on the whole train set, under its own seed: the same one for every run.
         school = Session(recipe.model_copy(update={"seed": spec.seed}), session.context)
         cached = teacher_cache(school)
         if not cached.exists():
-            train_teacher(school, teacher, cached, folder)
+            if teacher.new_head is not None:
+                text = f"teacher {spec.name}: weights {spec.weights}, with {teacher.new_head}"
+                session.context.reporter.message(text)
+            try:
+                train_teacher(school, teacher, cached, folder)
+            except NonFiniteLossError as error:
+                # Every method of a comparison needs this teacher: its fault is not theirs.
+                raise DistproError(str(error)) from None
         elif announce:
             session.context.reporter.message(f"teacher {spec.name}: already trained, taken from {cached}")
         load_weights(teacher.model, cached)
@@ -61,24 +74,37 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
 
 
 def measured_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder, figure: float | None) -> float:
-    """Makes a teacher ready to teach; returns its figure by the task's metric, measured unless `figure` is known."""
+    """Makes a teacher ready to teach; returns its figure by the task's metric, measured unless `figure` is known.
+
+    Raises:
+        DistproError: its training diverged, or what it puts out is not finite.
+    """
     prepare_teacher(session, teacher, folder, announce=figure is None)
     if figure is None:
         metric = session.task.metric
-        figure = session.evaluate(teacher)[metric.name]
+        result = session.evaluate(teacher)
+        figure = result[metric.name]
+        if not all(map(math.isfinite, (figure, result.get("loss", 0.0)))):
+            raise DistproError(
+                f"teacher {session.recipe.teacher.name}: its output on the test images is not finite; train it with a "
+                "smaller teacher.train.optimizer.lr, take other weights, or precision: float32"
+            )
         text = f"teacher {session.recipe.teacher.name}: {metric.label} {metric.with_unit(figure)}"
         session.context.reporter.message(text)
     return figure
 
 
 def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder) -> Progress:
-    """Trains the teacher by `teacher.train`, writes its weights to `target`; returns what it measured.
+    """Trains the teacher, or its head alone, by `teacher.train`, and writes its weights to `target`.
 
+    Without `teacher.train` it is trained by `distill`. Returns what was measured.
     The checkpoint and the metrics lie in `folder`; a checkpoint found there is resumed.
     """
     recipe, metric = session.recipe, session.task.metric
     training = recipe.teacher.train or recipe.distill
     _make_folder(target.parent)
+    if recipe.teacher.freeze == "backbone":
+        teacher.freeze_backbone()
     progress = session.train(
         NoWeights(session.stepper(Solo(teacher), training)),
         training,
@@ -86,9 +112,10 @@ def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder
         folder.teacher_checkpoint,
         folder.teacher_metrics,
         resume=True,
+        network=f"teacher {recipe.teacher.name}",
     )
-    figures = {f"{metric.name}_last": f"{progress.history[-1]:.2f}"}
-    save_weights(teacher.model, target, {"network": recipe.teacher.name, **figures})
+    figures = {f"{metric.name}_last": round(progress.history[-1], 2)}
+    session.save(teacher, recipe.teacher, target, training, by="distpro train", **figures)
     folder.teacher_checkpoint.unlink(missing_ok=True)
     return progress
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from distpro_cli.networks.weights import save_weights
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
@@ -32,7 +31,7 @@ def train_teacher_alone(recipe: Recipe, folder: RunFolder, context: RunContext) 
     metric = session.task.metric
     teacher = session.build(recipe.teacher, "teacher")
     progress = train_teacher(session, teacher, teacher_cache(session), folder)
-    save_weights(teacher.model, folder.teacher, {"network": recipe.teacher.name})
+    session.save(teacher, recipe.teacher, folder.teacher, recipe.teacher.train or recipe.distill, by="distpro train")
     summary = {
         "teacher": {**metric.last_and_best(progress.history), "weights": str(folder.teacher)},
         "seconds": round(progress.train_seconds, 2),

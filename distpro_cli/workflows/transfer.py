@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from distpro_cli.networks.weights import save_weights
 from distpro_cli.process.file import save_process
 from distpro_cli.process.matching import fit
 from distpro_cli.process.schedule import Schedule
@@ -109,7 +108,10 @@ def train_student_with(session: Session, weights: Weights, folder: RunFolder, ti
     progress = session.train(
         weights, session.recipe.distill, title, folder.checkpoint, folder.metrics, resume=folder.resuming
     )
-    save_weights(student.model, folder.student, {"network": session.recipe.student.name})
+    recipe, pathways = session.recipe, weights.stepper.trained.infos
+    distilled = {"by": "distpro transfer", "teacher": recipe.teacher.name, "pathways": len(pathways)}
+    trained = distilled if pathways else {"by": "distpro train"}
+    session.save(student, recipe.student, folder.student, recipe.distill, **trained)
     return {
         "student": {**metric.last_and_best(progress.history), "weights": str(folder.student)},
         "seconds": round(progress.train_seconds, 2),

@@ -124,7 +124,11 @@ def test_the_formula_of_a_process_has_the_range_of_its_weights(distpro: Run, pro
 
 def test_where_every_method_diverges_none_is_recommended(distpro: Run) -> None:
     result = distpro("compare", "tiny.yaml", "--methods", "uniform", "schemes.uniform.weight=1e30", *ONE)
-    assert result.status == 2 and "uniform, seed 0: step 1" in result.err and "Traceback" not in result.err
+    assert (
+        result.status == 2
+        and "uniform, seed 0: student wrn_10_1: step 1" in result.err
+        and "Traceback" not in result.err
+    )
     assert result.json["verdict"]["method"] is None
     assert result.json["verdict"]["sentence"] == "No method came to its end, so none can be recommended."
 
@@ -375,7 +379,7 @@ def test_a_method_that_diverges_stops_no_other(distpro: Run) -> None:
     methods = ["--methods", "uniform,student", "schemes.uniform.weight=1e30"]
     result = distpro("compare", "tiny.yaml", *methods, *ONE)
     assert result.status == 2
-    assert "error: uniform, seed 0: step 1: the" in result.err and "Traceback" not in result.err
+    assert "error: uniform, seed 0: student wrn_10_1: step 1: the" in result.err and "Traceback" not in result.err
     assert [method["name"] for method in result.json["methods"]] == ["student"]
     assert [one["name"] for one in result.json["diverged"]] == ["uniform"]
 

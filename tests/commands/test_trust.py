@@ -208,8 +208,8 @@ def test_a_loss_that_is_not_finite_names_step_and_pathway(distpro: Run) -> None:
     result = distpro("search", "tiny.yaml", *overrides, *OUTPUT, "-q")
     assert result.status == 2
     found = re.fullmatch(
-        r"error: step \d+: the (outer task loss|task loss|loss of pathway \d-\d) is (nan|inf); "
-        r"(the last good checkpoint is run/checkpoint\.pt|no checkpoint yet); try a smaller .*\n",
+        r"error: student wrn_10_1: step \d+: the (outer task loss|task loss|loss of pathway \d-\d) is (nan|inf); "
+        r"(the last good checkpoint is run/checkpoint\.pt|there is no good checkpoint); try a smaller .*\n",
         result.err,
     )
     assert found, result.err

@@ -157,12 +157,22 @@ def test_normalisation_comes_from_the_nearest_source() -> None:
     own = [0.4, 0.4, 0.4]
     data = Data(name="folder", mean=[0.6, 0.6, 0.6])
 
-    def mean(weights: str | None, data: Data, mean: list[float] | None = None) -> tuple[float, ...]:
-        return normalization(Network(name="mobilenetv2_100", weights=weights, mean=mean), data, model)[0]
+    def mean(
+        weights: str | None, data: Data, mean: list[float] | None = None, metadata: dict[str, str] | None = None
+    ) -> tuple[float, ...]:
+        return normalization(Network(name="mobilenetv2_100", weights=weights, mean=mean), data, model, metadata)[0]
 
     assert mean("pretrained", data, own) == tuple(own)
     assert mean("pretrained", data) == (0.1, 0.2, 0.3)
-    assert mean("file.pth", data) == (0.6, 0.6, 0.6)
+    assert mean("file.pth", data) == (0.1, 0.2, 0.3)
+    old = {"network": "mobilenetv2_100"}
+    written = {**old, "mean": "[0.7, 0.7, 0.7]", "std": "[1, 1, 1]"}
+    assert mean("file.safetensors", data, metadata=written) == (0.7, 0.7, 0.7)
+    assert mean("file.safetensors", data, own, written) == tuple(own)
+    # Written before files held it: the network's own configuration did not count then.
+    assert mean("file.safetensors", data, metadata=old) == (0.6, 0.6, 0.6)
+    assert mean("file.safetensors", data, metadata={"mean": "nonsense", "std": "[]"}) == (0.6, 0.6, 0.6)
+    assert mean(None, data) == (0.6, 0.6, 0.6)
     assert mean(None, Data(name="folder")) == IMAGENET_MEAN
     assert mean(None, Data(name="digits")) == (0.5, 0.5, 0.5)
 
@@ -250,3 +260,67 @@ def test_the_task_gives_the_options_that_a_network_takes(own: Path) -> None:
         build_network(Network(name="resnet18"), DATA, Asking())
     free = build_network(Network(name="resnet18", options={"num_classes": 4}), DATA, ANYTHING)
     assert free.model.num_classes == 4
+
+
+def test_a_name_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: Any, **options: Any) -> None:
+        raise OSError("We couldn't connect to the hub\nand more")
+
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", offline)
+    with pytest.raises(DistproError, match=r"hf-hub:timm/x: it cannot be had from the Hugging Face hub \(We couldn't"):
+        build_network(Network(name="hf-hub:timm/x"), DATA, TASK)
+    config = timm.get_pretrained_cfg("test_resnet.r160_in1k").to_dict()
+    found = (config, "test_resnet", {})
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", lambda *_, **__: found)
+    assert build_network(Network(name="hf-hub:timm/x"), DATA, TASK).model.num_classes == 10
+
+
+RETURNS = """
+import collections
+from torch import nn
+Output = collections.namedtuple("Output", "loss logits")
+
+class Net(nn.Module):
+    def __init__(self, num_classes, kind):
+        super().__init__()
+        self.kind = kind
+        self.stem, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, num_classes)
+    def forward(self, x):
+        x = self.stem(x)
+        logits = self.head(x.mean((2, 3)))
+        if self.kind == "dict":
+            return {"features": x, "logits": logits}
+        if self.kind == "attribute":
+            return Output(None, logits)
+        return (logits, x) if self.kind == "tuple" or self.training else logits
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [("dict", "logits"), ("attribute", "logits"), ("tuple", 0), ("training only", 0)]
+)
+def test_a_part_of_what_a_network_returns_is_its_output(kind: str, part: int | str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(RETURNS)
+    spec = Network(name=f"{tmp_path}/own.py:Net", options={"kind": kind}, output=part)
+    network = build_network(spec, DATA, TASK, logits=True)
+    assert [level.name for level in network.levels] == ["stem", "pooled", "logits"]
+    images = torch.rand(2, 3, 32, 32)
+    for training in (False, True):
+        output, features = network.train(training)(images, levels=[2, 3])
+        assert torch.equal(output, network.model.head(features[2])) and features[3] is output
+    wrong = spec.model_copy(update={"output": "nothing"})
+    if kind != "training only":
+        with pytest.raises(DistproError, match=r"Net: output: there is no nothing in a (dict|tuple|Output) of 2"):
+            build_network(wrong, DATA, TASK)
+
+
+def test_fastvit_stays_out_of_channels_last() -> None:
+    network = build_network(Network(name="fastvit_t8"), Data(image_size=96, num_classes=5), TASK)
+    assert network.needs_contiguous
+    assert not build_network(Network(name="resnet8"), DATA, TASK).needs_contiguous
+    seen: list[bool] = []
+    network.model.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous()))
+    images = torch.rand(2, 3, 96, 96).to(memory_format=torch.channels_last)
+    output, _ = network.train()(images)
+    output.sum().backward()
+    assert seen == [True]

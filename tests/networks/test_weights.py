@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import timm
@@ -16,7 +19,7 @@ from torch import nn
 
 from distpro_cli.errors import DistproError
 from distpro_cli.networks import NETWORKS
-from distpro_cli.networks.weights import load_weights, save_weights
+from distpro_cli.networks.weights import load_weights, save_weights, weights_metadata
 
 
 def network(num_classes: int = 5, name: str = "resnet8") -> nn.Module:
@@ -42,6 +45,25 @@ def prefixed(state: dict[str, Any], prefix: str) -> dict[str, Any]:
         lambda state: {"model": state, "best_acc": torch.tensor(71.0)},
         lambda state: {"model_state": {"state_dict": prefixed(state, "module.")}},
         lambda state: {"state_dict_ema": state, "state_dict": {}},
+        lambda state: {"ema_state_dict": state, "state_dict": {"conv1.weight": torch.zeros(1)}},
+        lambda state: {"model_ema": state, "model": {"conv1.weight": torch.zeros(1)}},
+        lambda state: {"params": state},
+        lambda state: {"state_dict": prefixed(state, "backbone.")},
+        lambda state: prefixed(state, "teacher."),
+        lambda state: {**prefixed({k: v * 2 for k, v in state.items()}, "teacher."), **prefixed(state, "student.")},
+        # What timm's training script writes.
+        lambda state: {
+            "epoch": 3,
+            "arch": "resnet8",
+            "state_dict": state,
+            "optimizer": {"state": {}, "param_groups": []},
+            "version": 2,
+            "args": argparse.Namespace(lr=0.1, opt="sgd", betas=(0.9, 0.99)),
+            "metric": np.float64(71.5),
+            "best": np.float32(1),
+            "count": np.int64(3),
+            "flag": np.bool_(True),
+        },
         lambda state: prefixed(state, "_orig_mod.module."),
         lambda state: {"state_dict": prefixed(state, "model.")},
         lambda state: {**prefixed(state, "student."), "teacher.conv1.weight": torch.zeros(1)},
@@ -75,6 +97,40 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(writer: str, tmp_path:
     with pytest.raises(DistproError, match="would run code from the file, which is refused") as refused:
         load_weights(network(), file)
     assert "\n" not in str(refused.value) and not marker.exists()
+
+
+@pytest.mark.parametrize("version", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_a_timm_checkpoint_of_another_numpy_is_read(version: str, tmp_path: Path) -> None:
+    source, target, file = network(), network(), tmp_path / "model_best.pth.tar"
+    torch.save({"state_dict": source.state_dict(), "metric": np.float64(71.5)}, file)
+    with zipfile.ZipFile(file) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in content.items():
+            if name.endswith("data.pkl"):
+                found = b"numpy._core.multiarray" if b"numpy._core.multiarray" in data else b"numpy.core.multiarray"
+                data = data.replace(b"c" + found, b"c" + version.encode())
+            archive.writestr(name, data)
+    load_weights(target, file)
+    assert same(source, target)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights"])
+def test_safetensors_under_another_name(name: str, tmp_path: Path) -> None:
+    source, target = network(), network()
+    save_weights(source, tmp_path / name, {"network": "resnet8"})
+    load_weights(target, tmp_path / name)
+    assert same(source, target) and weights_metadata(tmp_path / name)["network"] == "resnet8"
+    torch.save(source.state_dict(), tmp_path / "torch.safetensors")
+    load_weights(network(), tmp_path / "torch.safetensors")
+
+
+def test_a_namespace_hides_no_code(tmp_path: Path) -> None:
+    marker, file = tmp_path / "it-ran", tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": network().state_dict(), "args": argparse.Namespace(hidden=Malicious(marker))}, file)
+    with pytest.raises(DistproError, match="would run code from the file, which is refused"):
+        load_weights(network(), file)
+    assert not marker.exists()
 
 
 def test_misfits_are_named(tmp_path: Path) -> None:

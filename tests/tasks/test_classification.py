@@ -121,7 +121,7 @@ def test_a_network_is_asked_for_the_classes_of_the_recipe() -> None:
             r"network own: it returns logits of 7 classes, data.num_classes is 10; let its constructor",
         ),
         (torch.zeros(2, 10, 4), r"network own: it returns a tensor of shape \[2, 10, 4\]; classification needs logits"),
-        ((torch.zeros(2, 10),), r"network own: it returns a tuple; .* a tensor \[batch, classes\]"),
+        ((torch.zeros(2, 10),), r"network own: it returns a tuple with the parts 0; .* a tensor \[batch, classes\]"),
     ],
 )
 def test_outputs_that_are_no_logits_are_explained(output: Any, text: str) -> None:

@@ -46,7 +46,8 @@ def test_a_pair_of_wrns_is_searched_over_nine_pathways_and_transfers(distpro: Ru
     np.testing.assert_array_equal(process.alpha[0], 1)
     np.testing.assert_array_equal(process.alpha[1], process.alpha[2])
     np.testing.assert_allclose(np.abs(process.alpha[1] - 1), 0.2 * (1 - 0.2 * 0.5), rtol=1e-3)
-    np.testing.assert_allclose(process.weights[0], 9 * 3 / 10, rtol=1e-5)
+    assert process.scale is not None
+    np.testing.assert_allclose(process.weights[0] / process.scale[0], 9 * 10 / 10, rtol=1e-5)
     transferred = distpro("transfer", "-p", "p.safetensors", "-q", "--json")
     assert transferred.status == 0 and transferred.json["pathways_used"] == 9, transferred.err
     uniform = distpro("transfer", "tiny.yaml", *TWO_STEPS, "-p", "uniform", "-q", "--json", "--run-dir", "u")
