@@ -21,6 +21,7 @@ from distpro_cli.training.step import Distiller, StepLosses, unmoved_buffers
 LEAST_STEPS, MOST_STEPS = 10, 200
 SHARE_OF_STEPS = 0.02
 KEPT = 0.9  # of the running loss, per step
+LEAST_LOSS = 1e-4  # of the first loss: what lies below counts as much
 
 
 class Scale(ABC):
@@ -67,7 +68,8 @@ class LossScale(Scale):
     """scale_k = 1 / D_k, so that a weight of 1 adds 1 to the loss, however large or small the distance is.
 
     D_k is a running average at 0.9 per step, from the first step's on; before that step, a forward pass on its batch
-    gives it. Σ_k weight_k D_k / D_k has the gradient of Σ_k weight_k log D_k: what is left of a distance counts
+    gives it. Below 10⁻⁴ of that first value it counts as much, so that what is learnt to the last bit does not take
+    off. Σ_k weight_k D_k / D_k has the gradient of Σ_k weight_k log D_k: what is left of a distance counts
     relatively, so a pathway does not fade as it is learnt. Learnt variances weigh losses likewise (Kendall et al. 2018:
     L / (2 σ²) + log σ is least at σ² = L), from a slower optimiser.
     """
@@ -75,7 +77,8 @@ class LossScale(Scale):
     @override
     def look(self, batch: Batch, step: int) -> None:
         if not self.state:
-            self.state["loss"] = distances(self.distiller, batch, step)
+            first_k = distances(self.distiller, batch, step)
+            self.state = {"loss": first_k, "first": first_k}
             self.scale_k = self.of_state()
 
     @override
@@ -86,7 +89,7 @@ class LossScale(Scale):
 
     @override
     def of_state(self) -> Tensor:
-        return usable(1 / self.state["loss"])
+        return usable(1 / torch.maximum(self.state["loss"], LEAST_LOSS * self.state["first"]))
 
 
 class GradientScale(Scale):

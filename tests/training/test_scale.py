@@ -125,8 +125,10 @@ def test_the_loss_is_averaged_over_steps() -> None:
     restored = LossScale(distiller, 100)
     restored.load_state_dict(copy.deepcopy(scale.state_dict()))
     assert torch.equal(restored.scale_k, scale.scale_k)
-    restored.load_state_dict({"loss": torch.zeros_like(mean_k)})
-    assert (restored.scale_k == 1).all()  # a pathway that is learnt to the last bit
+    restored.load_state_dict({"loss": torch.zeros_like(mean_k), "first": mean_k})
+    torch.testing.assert_close(restored.scale_k, 1e4 / mean_k)  # learnt to the last bit
+    restored.load_state_dict({"loss": torch.zeros_like(mean_k), "first": torch.zeros_like(mean_k)})
+    assert (restored.scale_k == 1).all()
 
 
 @pytest.mark.parametrize(("total", "expected"), [(4, 10), (500, 10), (600, 12), (10_000, 200), (160_000, 200)])
