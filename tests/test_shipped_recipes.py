@@ -53,7 +53,9 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     assert any(not torch.equal(old, new) for old, new in zip(before, student.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("cifar")])
+@pytest.mark.parametrize(
+    "name", [name for name in shipped_recipes() if name.startswith("cifar") and "deit" not in name]
+)
 def test_every_cifar_recipe_can_be_tapped_before_the_activation(name: str) -> None:
     """Levels and pathways stay what they are."""
     overrides = [f"{side}.feature=before-activation" for side in ("teacher", "student")]

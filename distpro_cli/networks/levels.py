@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.activations import Point
 from distpro_cli.networks.dry_run import describe, dry_forward, dry_images, first_tensor, title, trace_forward, version
-from distpro_cli.networks.level_choice import LOGITS, POOLED, Choice, choose_levels
+from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.process.pathway import Grid, LevelInfo
 
 
@@ -85,6 +85,7 @@ class TappedNetwork(nn.Module):
                 self._taps.append(self._recorder.tap(number, point))
         self.levels = tuple(infos)
         self.points = tuple("the network's output" if c.point is None else c.point.text for c in choices)
+        self._distillation = {info.number for info in infos if info.name == DISTILLATION_LOGITS}
         self._find_writes_in_training(images_bchw)
 
     @property
@@ -109,7 +110,8 @@ class TappedNetwork(nn.Module):
             output: False: not wanted; the forward stops as soon as the deepest wanted level is there.
 
         Returns:
-            What the network returns, None if not wanted, and by level number the features: maps [B, C, H, W],
+            What the network returns, None if not wanted (in train mode and with distillation logits among the
+            levels, what the class token says alone), and by level number the features: maps [B, C, H, W],
             tokens [B, N, D], vectors [B, D], logits [B, N].
         """
         wanted = {int(level) for level in levels}
@@ -119,7 +121,12 @@ class TappedNetwork(nn.Module):
             return None, {}
         final = {level for level in wanted if self._layouts[level] == LOGITS}
         normalized_bchw = (images_bchw - self.mean) / self.std
+        if self._distillation:
+            # In train mode the classifiers part where the distillation token learns from the teacher.
+            self.model.set_distilled_training(bool(wanted & self._distillation))  # type: ignore[operator]
         returned, tapped = self._run(normalized_bchw, wanted - final, stop=not output and not final)
+        if wanted & self._distillation and isinstance(returned, tuple):
+            returned = returned[0]
         if final and not isinstance(returned, Tensor):
             raise DistproError(
                 f"{title(self.model)}: {self._names(final)} is not there: in this mode the network returns "
@@ -254,7 +261,7 @@ def _arrange(tensor: Tensor, layout: str) -> Tensor:
 def _level_info(
     model: nn.Module, number: int, count: int, choice: Choice, shape: tuple[int, ...], image_size: int
 ) -> LevelInfo:
-    kind = LOGITS if choice.name == LOGITS else {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
+    kind = LOGITS if choice.name in (LOGITS, DISTILLATION_LOGITS) else {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
     stated = _stated_grid(model, shape[0]) if kind == "tokens" else (0, None)
     info = LevelInfo(number, count, choice.name, kind, None, shape, *stated)
     if kind == "tokens" and choice.reduction:

@@ -189,8 +189,9 @@ class Network(Model):
     levels: Annotated[list[int | str], Field(min_length=1)] | None = Field(
         None,
         description="levels from shallow to deep: stage or block indices (from 0, negative from the end), "
-        "module names, pooled, logits; default: the last four stages, then pooled, then logits where a distance "
-        "is between logits (kl)",
+        "module names, pooled, logits, distillation-logits (a distilled DeiT's distillation token, beside which "
+        "the class token alone learns the task); default: the last four stages, then pooled, then logits where a "
+        "distance is between logits (kl)",
         examples=[[0, 1, 2, 3, "pooled"]],
     )
     feature: Literal["output", "before-activation", "after-activation"] = Field(
@@ -229,15 +230,16 @@ class PathwayGroup(Model):
         examples=["lower", [[5, 3], [5, 5]]],
     )
     transform: str = Field(
-        "conv2",
-        description="transform block: conv1, conv2, conv3, attention, gated, linear, review, resize, identity, or "
-        "one of your own as path/to/file.py:Name",
+        "auto",
+        description="transform block: conv1, conv2, conv3, attention, gated, linear, transformer, review, resize, "
+        "identity, or one of your own as path/to/file.py:Name; auto: transformer where a side has tokens, conv2 "
+        "elsewhere",
     )
     transform_options: dict[str, Any] = Field({}, description="keyword arguments of the transform block")
     distance: str = Field(
         "hcl",
         description="distance between the transformed student feature and the teacher's: hcl, mse, cosine, "
-        "l1, attention-map, kl (logits), or your own as path/to/file.py:Name",
+        "l1, attention-map, relations, kl and hard-label (logits), or your own as path/to/file.py:Name",
     )
     distance_options: dict[str, Any] = Field({}, description="keyword arguments of the distance, such as temperature")
     weight: PositiveNumber = Field(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from distpro_cli.errors import DistproError, Problem, RecipeError, nearest
-from distpro_cli.networks.level_choice import LOGITS
+from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import dump_recipe
@@ -34,12 +34,14 @@ class Scheme:
         groups: Its own pathways; None: the recipe's.
         on_logits: Whether its pathways join logits, which are made levels for it.
         teaches: Whether the teacher is ever on.
+        levels: The levels of teacher and student that its pathways join, in place of the recipe's.
     """
 
     rows: Rows
     groups: Groups | None = None
     on_logits: bool = False
     teaches: bool = True
+    levels: tuple[str, str] | None = None
 
 
 def find_scheme(name: str) -> Scheme:
@@ -86,7 +88,17 @@ def scheme_process(name: str, recipe: Recipe, infos: Sequence[PathwayInfo], fact
     )
 
 
-def with_logits(recipe: Recipe) -> Recipe:
+def with_levels_of(name: str, recipe: Recipe) -> Recipe:
+    """Returns the recipe with the levels that the scheme needs."""
+    scheme = SCHEMES[name]
+    if scheme.levels is not None:
+        roles = zip(("teacher", "student"), (recipe.teacher, recipe.student), scheme.levels, strict=True)
+        specs = {role: spec.model_copy(update={"levels": [level]}) for role, spec, level in roles}
+        return recipe.model_copy(update=specs)
+    return _with_logits(recipe) if scheme.on_logits else recipe
+
+
+def _with_logits(recipe: Recipe) -> Recipe:
     """Returns the recipe with logits as the last level of both networks, where it names levels without them."""
     specs = {
         role: spec.model_copy(update={"levels": [*spec.levels, LOGITS]})
@@ -145,7 +157,21 @@ def _attention_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[
 def _reviewkd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
     mid = recipe.schemes.reviewkd.mid
     options = {} if mid is None else {"mid": mid}
-    return [PathwayGroup(connections="same", transform="review", transform_options=options, distance="hcl")]
+    # Published for maps: of tokens those on the grid are compared.
+    beside_grid = {"prefix": False} if any(level.prefix for level in teacher) else {}
+    return [
+        PathwayGroup(
+            connections="same",
+            transform="review",
+            transform_options=options,
+            distance="hcl",
+            distance_options=beside_grid,
+        )
+    ]
+
+
+def _deit_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
+    return [PathwayGroup(connections="same", transform="identity", distance="hard-label")]
 
 
 def _reviewkd_kd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
@@ -187,4 +213,8 @@ SCHEMES: dict[str, Scheme] = {
     "reviewkd": Scheme(_reviewkd_rows, _reviewkd_groups),
     # Each group has its own weight, as a factor; the warm-up is ReviewKD's, of both.
     "reviewkd+kd": Scheme(lambda recipe, _: _warmed_up(1.0, recipe), _reviewkd_kd_groups, on_logits=True),
+    # DeiT halves both losses; here both are whole, which Adam and the like do not see.
+    "deit": Scheme(
+        lambda recipe, _: _constant(recipe.schemes.deit.weight), _deit_groups, levels=(LOGITS, DISTILLATION_LOGITS)
+    ),
 }

@@ -46,7 +46,7 @@ def test_list_items_by_index() -> None:
     text = SHORT + "pathways: [{connections: all, transform: conv1}]\n"
     recipe = overridden("pathways.0.connections=same", "pathways.1.distance=mse", text=text)
     assert [group.connections for group in recipe.pathways] == ["same", "lower"]
-    assert [group.transform for group in recipe.pathways] == ["conv1", "conv2"]
+    assert [group.transform for group in recipe.pathways] == ["conv1", "auto"]
     assert recipe.pathways[1].distance == "mse"
 
 
