@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from distpro_cli.errors import DistproError, Problem, RecipeError, nearest
+from distpro_cli.pathways.alignment import align
 from distpro_cli.pathways.distances import DISTANCES, make_distance
 from distpro_cli.pathways.layouts import layouts_of_pair, shape_text
 from distpro_cli.pathways.transforms import TRANSFORMS, make_transform
@@ -47,7 +48,8 @@ def resolve_pathways(
 ) -> tuple[PathwayInfo, ...]:
     """Resolves the groups of a recipe against the levels of its two networks.
 
-    The sets `lower`, `upper`, `same` and `all` leave logits out, with any transform; with a distance
+    The sets `lower`, `upper`, `same` and `all` go by the ranks of `align`, which are the levels' numbers where both
+    networks have levels of the same kinds. They leave logits out, with any transform; with a distance
     between logits (kl) they join the logits of both networks and nothing else. Pairs may name any level.
     Levels that a recipe leaves out end with the logits where `joins_logits` holds.
 
@@ -138,7 +140,8 @@ def _set_joints(
     else:
         joins = SETS[group.connections]
         features = product(*([level for level in side if level.kind != "logits"] for side in (teacher, student)))
-        joints = [(i, j) for i, j in features if joins(i.number, j.number)]
+        ranks = align(teacher, student)
+        joints = [(i, j) for i, j in features if joins(ranks.teacher[i.number], ranks.student[j.number])]
         remedy = _remedy(teacher, student)
     if not joints:
         message = f"'{group.connections}' with distance {group.distance} joins no levels; {remedy}"

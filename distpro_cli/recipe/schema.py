@@ -200,6 +200,11 @@ class Network(Model):
         "behind normalisation, follows it (pre-activation networks: before-activation is after the next BatchNorm); "
         "distpro inspect shows the point",
     )
+    tokens: Literal["all", "patches"] = Field(
+        "all",
+        description="which tokens of a transformer's level count; patches: without those before the grid (class, "
+        "distillation and register tokens)",
+    )
     mean: Mean | None = Field(
         None, description="mean per channel this network was trained with; default: its own, else the data's"
     )
@@ -226,7 +231,8 @@ class PathwayGroup(Model):
     connections: Literal["lower", "upper", "same", "all"] | list[Connection] = Field(
         "lower",
         description="lower: student level ≤ teacher level; upper: ≥; same: =; all; or pairs "
-        "[teacher, student] of level numbers from 1",
+        "[teacher, student] of level numbers from 1. The sets go by number where both networks have as many maps or "
+        "tokens and vectors, else by reduction or depth; distpro inspect shows which",
         examples=["lower", [[5, 3], [5, 5]]],
     )
     transform: str = Field(

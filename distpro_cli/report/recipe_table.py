@@ -29,6 +29,8 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
         costs = f"{count(network['parameters'])} parameters, {count(network['multiply_adds'])} multiply-adds"
         console.print(f"{side}: {network['name']}, {costs}")
     print_table(console, _levels(report))
+    if report["alignment"] != "number":
+        console.print(f"levels are joined by {report['alignment']}: the networks have different numbers of them")
     print_kinds(console, [(row["id"], row["transform"], row["distance"]) for row in report["pathways"]])
     pathways = make_table("pathway", "teacher", "student", title="pathways")
     add_columns(pathways, "params", "mult-adds", "memory", numbers=True)

@@ -13,6 +13,7 @@ import torch
 
 from distpro_cli.errors import DistproError, Problem, RecipeError, nearest
 from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS
+from distpro_cli.pathways.alignment import equally_deep
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import dump_recipe
@@ -138,16 +139,18 @@ def _hint_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[Pathw
     numbers = sorted({info.number for info in teacher} & {info.number for info in student})
     level = recipe.schemes.hint.level
     if level is None:
-        positions = _common(teacher, student, "map", "tokens") or numbers
-        level = positions[(len(positions) - 1) // 2]
-    elif level not in numbers:
+        joints = equally_deep(teacher, student, "map", "tokens") or [[number, number] for number in numbers]
+        joint = joints[(len(joints) - 1) // 2]
+    else:
+        joint = [level, level]
+    if joint[0] not in numbers and level is not None:
         found = ", ".join(map(str, numbers))
         raise RecipeError([Problem("schemes.hint.level", f"{level} is no level of both networks; those are: {found}")])
-    return [PathwayGroup(connections=[[level, level]], transform="conv1", distance="mse")]
+    return [PathwayGroup(connections=[joint], transform="conv1", distance="mse")]
 
 
 def _attention_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
-    joints = [[number, number] for number in _common(teacher, student, "map") if _has_positions(teacher, number)]
+    joints = [joint for joint in equally_deep(teacher, student, "map") if _has_positions(teacher, joint[0])]
     if not joints:
         message = "no level is a map in both networks, and in the teacher of more than one cell; set levels to maps"
         raise RecipeError([Problem("scheme attention-transfer", message)])
@@ -190,12 +193,6 @@ def _reviewkd_rows(recipe: Recipe, num_pathways: int) -> list[tuple[float, float
 def _warmed_up(weight: float, recipe: Recipe) -> list[tuple[float, float]]:
     warmup = recipe.schemes.reviewkd.warmup
     return [(0.0, 0.0), (warmup, weight), (1.0, weight)] if warmup else _constant(weight)
-
-
-def _common(teacher: Levels, student: Levels, *kinds: str) -> list[int]:
-    """Returns the numbers that are levels of one of these kinds in both networks."""
-    students = {info.number for info in student if info.kind in kinds}
-    return [info.number for info in teacher if info.kind in kinds and info.number in students]
 
 
 def _has_positions(levels: Levels, number: int) -> bool:

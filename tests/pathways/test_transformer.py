@@ -109,6 +109,8 @@ def test_auto_is_what_the_pair_needs() -> None:
 
 def test_auto_knows_the_options_of_both_blocks() -> None:
     group = PathwayGroup(transform_options={"mit": 4})
-    message = r"transform auto has no option 'mit' \(did you mean 'mid'\?\); its options, for conv2 and transformer: mid,"
+    message = (
+        r"transform auto has no option 'mit' \(did you mean 'mid'\?\); its options, for conv2 and transformer: mid,"
+    )
     with pytest.raises(RecipeError, match=message):
         resolve_pathways([group], TOKENS, TOKENS)

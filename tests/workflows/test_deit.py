@@ -18,7 +18,7 @@ from tests.helpers import CONTEXT
 
 SMALL = "patch_size: 4, depth: 2, num_heads: 3"
 PAIR = (
-    f"teacher={{name: vit_tiny_patch16_224, options: {{{SMALL}, embed_dim: 24}}, train: {{epochs: 1, batch_size: 32}}}}",
+    f"teacher={{name: vit_tiny_patch16_224, options: {{{SMALL}, embed_dim: 24}}, train: {{epochs: 1}}}}",
     f"student={{name: deit_tiny_distilled_patch16_224, options: {{{SMALL}, embed_dim: 12}}}}",
     "pathways=[{}]",
     "distill.optimizer={name: adamw, lr: 0.001}",
@@ -28,7 +28,9 @@ PAIR = (
 def test_the_loss_is_deits(workplace: Path) -> None:
     session = Session(load_recipe("tiny.yaml", PAIR), CONTEXT)
     pair, process = SchemeSource("deit").set_up(session)
-    assert [(info.id, info.transform, info.distance) for info in process.pathways] == [("1-1", "identity", "hard-label")]
+    assert [(info.id, info.transform, info.distance) for info in process.pathways] == [
+        ("1-1", "identity", "hard-label")
+    ]
     assert process.at(0.5) == [1.0]
     distiller = session.distiller(pair, session.recipe.distill)
     pair.student.train()
