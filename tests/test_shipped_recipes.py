@@ -45,7 +45,7 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     before = [p.detach().clone() for p in student.parameters()]
     hypergradient = make_hypergradient(recipe.search.hypergradient, distiller)
     losses, outer_losses, hypergradient_k = hypergradient.step(batch, batch, weights_k, 0)
-    assert len(losses.distances) == len(pathways.infos) >= 10
+    assert len(losses.distances) == len(pathways.infos) >= 3
     assert torch.isfinite(hypergradient_k).all() and hypergradient_k.abs().sum() > 0
     assert torch.isfinite(outer_losses.task)
     losses = distiller.step(batch, [1.0] * len(pathways.infos), 1)

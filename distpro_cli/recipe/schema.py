@@ -161,6 +161,11 @@ class Training(Model):
 
     epochs: PositiveInt = Field(100, description="passes over the train set")
     batch_size: PositiveInt = Field(128, description="images per step")
+    micro_batch_size: PositiveInt | None = Field(
+        None,
+        description="images that go forward and backward at a time, whose gradients add up to the batch's; less "
+        "memory, and the same step but for BatchNorm and dropout; default: the whole batch",
+    )
     optimizer: Optimizer = Field(
         Optimizer(), description="optimiser of the network and, when it is distilled, of the transform blocks"
     )
@@ -169,6 +174,20 @@ class Training(Model):
     mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 disables it")
     cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 disables it")
     clip_grad: PositiveNumber | None = Field(None, description="largest norm of the gradient")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        _check_warmup(self.schedule, self.epochs)
+        return self
+
+
+def _check_warmup(schedule: Schedule, epochs: int) -> None:
+    if schedule.warmup_epochs > epochs:
+        raise wrong(
+            f"schedule.warmup_epochs is {schedule.warmup_epochs:g}, longer than the run of {epochs} epochs; set a "
+            "shorter warm-up or more epochs",
+            "schedule",
+        )
 
 
 class Network(Model):
@@ -237,9 +256,9 @@ class PathwayGroup(Model):
     )
     transform: str = Field(
         "auto",
-        description="transform block: conv1, conv2, conv3, attention, gated, linear, transformer, review, resize, "
-        "identity, or one of your own as path/to/file.py:Name; auto: transformer where a side has tokens, conv2 "
-        "elsewhere",
+        description="transform block: conv1, conv2, conv3, attention, gated, linear, orthogonal, transformer, review, "
+        "resize, identity, or one of your own as path/to/file.py:Name; auto: transformer where a side has tokens, "
+        "conv2 elsewhere",
     )
     transform_options: dict[str, Any] = Field({}, description="keyword arguments of the transform block")
     distance: str = Field(
@@ -373,6 +392,18 @@ class Recipe(Model):
     search: Search = Field(Search(), description="how the process is searched")
     schemes: Schemes = Field(Schemes(), description="settings of the built-in processes")
     distill: Training = Field(Training(), description="how the student is distilled")
+
+    @model_validator(mode="after")
+    def _warmup_fits_search(self) -> Self:
+        schedule = self.search.schedule or self.distill.schedule
+        if schedule.warmup_epochs > self.search.epochs:
+            raise wrong(
+                f"the search takes its schedule with {schedule.warmup_epochs:g} epochs of warm-up from "
+                f"{'search' if self.search.schedule else 'distill'}.schedule, longer than its {self.search.epochs} "
+                "epochs; set search.schedule.warmup_epochs, or more search.epochs",
+                "search",
+            )
+        return self
 
     @property
     def search_training(self) -> Training:

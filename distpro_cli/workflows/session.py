@@ -182,7 +182,7 @@ class Session:
     def _step_options(self, training: Training) -> dict[str, Any]:
         recipe = self.recipe
         own = {"device": self.device, "precision": recipe.precision, "seed": recipe.seed}
-        return {**own, "clip_grad": training.clip_grad}
+        return {**own, "clip_grad": training.clip_grad, "micro_batch_size": training.micro_batch_size}
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

@@ -114,3 +114,21 @@ def test_auto_knows_the_options_of_both_blocks() -> None:
     )
     with pytest.raises(RecipeError, match=message):
         resolve_pathways([group], TOKENS, TOKENS)
+
+
+@pytest.mark.parametrize(("width", "out_width"), [(12, 20), (20, 12)])
+def test_an_orthogonal_block_stays_orthogonal(width: int, out_width: int) -> None:
+    torch.manual_seed(0)
+    block = make_transform("orthogonal", tokens(1, 4, width), level(out_width))
+    optimizer = torch.optim.AdamW(block.parameters(), lr=0.1)
+    given, target = feature(tokens(1, 4, width), 4), feature(level(out_width), 4, seed=1)
+    before = block.layer.weight.detach().clone()  # type: ignore[union-attr,operator]
+    for _ in range(5):
+        F.smooth_l1_loss(block(given), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    weight = block.layer.weight.detach()  # type: ignore[union-attr,operator]
+    assert (weight - before).abs().max() > 0.01
+    gram = weight @ weight.T if out_width < width else weight.T @ weight
+    torch.testing.assert_close(gram, torch.eye(12), atol=1e-5, rtol=0)
+    torch.testing.assert_close(block(given), given[:, 1:].mean(1) @ weight.T, rtol=1e-4, atol=1e-5)

@@ -8,6 +8,7 @@
 | attention | conv2 whose inner map is gated by channel and by position | mid, reduction |
 | gated | the released code's: three 3×3 convolutions, a gate x · conv1×1(x) after the first | mid |
 | linear | one linear map for every position, token or vector | |
+| orthogonal | linear without bias, its weight kept orthogonal (VkD) | |
 | transformer | self-attention, linear blocks, a linear map | depth, heads, dropout, expansion, checkpoint |
 | review | ReviewKD's: levels fused from deep to shallow in a block that pathways share, then a 3×3 convolution | mid |
 | resize | the teacher's resolution, the student's channels: for distances that do not compare channels | |
@@ -21,7 +22,16 @@ which a recipe names as `path/to/file.py:Class`.
 """
 
 # Importing a module registers its blocks.
-from distpro_cli.pathways.transforms import attention, convolutions, gated, linear, resize, review, transformer  # noqa: F401
+from distpro_cli.pathways.transforms import (  # noqa: F401
+    attention,
+    convolutions,
+    gated,
+    linear,
+    orthogonal,
+    resize,
+    review,
+    transformer,
+)
 from distpro_cli.pathways.transforms.base import TRANSFORMS, Transform, make_transform, register_transform
 
 __all__ = ["TRANSFORMS", "Transform", "make_transform", "register_transform"]
