@@ -170,10 +170,15 @@ class Training(Model):
         Optimizer(), description="optimiser of the network and, when it is distilled, of the transform blocks"
     )
     schedule: Schedule = Field(Schedule(), description="learning rate over time")
-    label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss")
+    label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss; not of the outer one")
     mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 disables it")
     cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 disables it")
     clip_grad: PositiveNumber | None = Field(None, description="largest norm of the gradient")
+    ema_decay: Fraction | None = Field(
+        None,
+        description="decay per step of a running average of the student's weights, evaluated and saved beside it, such "
+        "as 0.9998; not in a search",
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
@@ -411,4 +416,4 @@ class Recipe(Model):
         spec = self.search
         own = {key: getattr(spec, key) for key in ("batch_size", "optimizer", "schedule")}
         given = {key: value for key, value in own.items() if value is not None}
-        return self.distill.model_copy(update={"epochs": spec.epochs, **given})
+        return self.distill.model_copy(update={"epochs": spec.epochs, "ema_decay": None, **given})

@@ -13,6 +13,7 @@ from operator import add
 from typing import Any
 
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from distpro_cli.networks.levels import TappedNetwork
@@ -86,6 +87,10 @@ class Stepper:
         clip_grad: Largest norm of the gradient of all that is trained; None: any.
         seed: Of what the student draws in a step.
         micro_batch_size: Images that go forward and backward at a time; None: a batch whole.
+        ema_decay: Of the running average of the student, per step; None: there is none.
+
+    Attributes:
+        average: The student with running averages of weights and buffers, in eval mode, where there is one.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Stepper:
         clip_grad: float | None = None,
         seed: int = 0,
         micro_batch_size: int | None = None,
+        ema_decay: float | None = None,
     ) -> None:
         self.trained = trained
         self.student = trained.student
@@ -109,6 +115,8 @@ class Stepper:
         self.clip_grad = clip_grad
         self.seed = seed
         self.micro_batch_size = micro_batch_size
+        self._ema = None if ema_decay is None else ModelEmaV3(trained.student, decay=ema_decay)
+        self.average: TappedNetwork | None = None if self._ema is None else self._ema.module
         self.student_parameters: list[Tensor] = [p for p in self.student.parameters() if p.requires_grad]
         self.trained_parameters: list[Tensor] = [p for m in trained.modules().values() for p in m.parameters()]
 
@@ -147,11 +155,13 @@ class Stepper:
         return parts, reduce(add, parts.values())
 
     def update(self) -> None:
-        """Clips if asked, steps the optimiser and drops the gradients."""
+        """Clips if asked, steps the optimiser, drops the gradients, and moves the running average."""
         if self.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.trained_parameters, self.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._ema is not None:
+            self._ema.update(self.student)
 
     def named(
         self, parts: Mapping[str, Tensor], task: Tensor, distances: Mapping[int, Tensor], output: Any, batch: Batch
@@ -170,13 +180,17 @@ class Distiller(Stepper):
         pair: On the device.
         optimizer: Over the student and the transform blocks.
         task: Gives the losses.
+        judge: Gives the outer loss of a search; None: the task.
         options: As in `Stepper`.
     """
 
-    def __init__(self, pair: Pair, optimizer: torch.optim.Optimizer, task: Task, **options: Any) -> None:
+    def __init__(
+        self, pair: Pair, optimizer: torch.optim.Optimizer, task: Task, *, judge: Task | None = None, **options: Any
+    ) -> None:
         super().__init__(pair, optimizer, task, **options)
         self.teacher = pair.teacher
         self.pathways = pair.pathways
+        self.judge = task if judge is None else judge
 
     def step(self, batch: Batch, weights: Sequence[float] | Tensor, step: int) -> StepLosses:
         """Trains on one batch.

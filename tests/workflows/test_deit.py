@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from distpro_cli.process.file import load_process
 from distpro_cli.recipe.load import load_recipe
 from distpro_cli.tasks.task import Batch
+from distpro_cli.training.hypergradients.base import outer_gradient
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import SchemeSource
 from tests.conftest import Run
@@ -68,3 +69,17 @@ def test_a_student_without_the_token(distpro: Run) -> None:
     result = distpro("transfer", "tiny.yaml", "-p", "deit", "-q")
     assert result.status == 2
     assert "there is no level distillation-logits, because it has no distillation token" in result.err
+
+
+def test_a_search_judges_by_plain_labels(workplace: Path) -> None:
+    session = Session(load_recipe("tiny.yaml", [*PAIR, "distill.label_smoothing=0.2"]), CONTEXT)
+    pair, _ = SchemeSource("deit").set_up(session)
+    distiller = session.distiller(pair, session.recipe.distill)
+    batch = Batch(torch.rand(8, 3, 16, 16), torch.arange(8))
+    losses, gradients = outer_gradient(distiller, batch, 0)
+    output, _ = pair.student(batch.images_bchw)
+    loss = F.cross_entropy(output, batch.targets)
+    torch.testing.assert_close(losses.task, loss.detach())
+    expected = torch.autograd.grad(loss, distiller.student_parameters)
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other)

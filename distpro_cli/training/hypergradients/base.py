@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -86,7 +88,8 @@ def outer_gradient(distiller: Distiller, outer: Batch, step: int) -> tuple[StepL
     with unmoved_buffers(distiller.student):
         for place, (part, share) in enumerate(distiller.micro_batches(outer)):
             output, _ = distiller.student_forward(part, (), step, place)
-            parts, task = distiller.task_loss(output, part.targets)
+            parts = distiller.judge.losses(output, part.targets)
+            task = reduce(add, parts.values())
             loss = task if share == 1.0 else task * share
             gradients = torch.autograd.grad(loss, distiller.student_parameters, allow_unused=True)
             direction = [
