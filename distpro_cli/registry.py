@@ -145,6 +145,11 @@ def is_user_file(name: str) -> bool:
     return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
 
 
+def options_taken(entry: Callable[..., Any]) -> list[str]:
+    """Returns the options of a class: its keyword-only arguments."""
+    return [p.name for p in inspect.signature(entry).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
 def check_options(noun: str, name: str, entry: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Checks that every option is a keyword argument of the class.
 
@@ -182,3 +187,17 @@ def positive_integer(option: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise DistproError(f"option '{option}' is {value!r}; it must be a whole number of at least 1")
     return value
+
+
+def yes_or_no(option: str, value: object) -> bool:
+    """Returns the option's value as a bool, or raises DistproError."""
+    if not isinstance(value, bool):
+        raise DistproError(f"option '{option}' is {value!r}; it must be true or false")
+    return value
+
+
+def share_below_one(option: str, value: object) -> float:
+    """Returns the option's value as a float in [0, 1), or raises DistproError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise DistproError(f"option '{option}' is {value!r}; it must be a number from 0 to below 1")
+    return float(value)

@@ -48,7 +48,7 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     before = [p.detach().clone() for p in student.parameters()]
     hypergradient = make_hypergradient(recipe.search.hypergradient, distiller)
     losses, outer_losses, hypergradient_k = hypergradient.step(batch, batch, weights_k, 0)
-    assert len(losses.distances) == len(pathways.infos) >= 9
+    assert len(losses.distances) == len(pathways.infos) >= 3
     assert torch.isfinite(hypergradient_k).all() and hypergradient_k.abs().sum() > 0
     assert torch.isfinite(outer_losses.task)
     losses = distiller.step(batch, [1.0] * len(pathways.infos), 1)
@@ -56,7 +56,9 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     assert any(not torch.equal(old, new) for old, new in zip(before, student.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("cifar")])
+@pytest.mark.parametrize(
+    "name", [name for name in shipped_recipes() if name.startswith("cifar") and "deit" not in name]
+)
 def test_every_cifar_recipe_can_be_tapped_before_the_activation(name: str) -> None:
     """Levels and pathways stay what they are."""
     overrides = [f"{side}.feature=before-activation" for side in ("teacher", "student")]

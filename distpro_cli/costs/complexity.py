@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.preparation import describe_preparation
+from distpro_cli.pathways.alignment import align
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.pathways.module import Pathways
@@ -68,8 +69,9 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     """Builds both networks with random weights and returns what `distpro inspect recipe.yaml` shows.
 
     Returns:
-        Plain values: `teacher` and `student` (`name`, `weights`, `parameters`, `multiply_adds`, `levels`), `pathways`,
-        the blocks that some of them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
+        Plain values: `teacher` and `student` (`name`, `weights`, `parameters`, `multiply_adds`, `levels`), `alignment`
+        (the rule by which sets of connections join levels), `pathways`, the blocks that some of them share (`shared`)
+        and the `totals` of both; units as in `PathwayCost`.
         Nothing is downloaded and no data is read.
 
     Raises:
@@ -86,6 +88,7 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     return {
         "teacher": _network_report(recipe.teacher, teacher, recipe),
         "student": _network_report(recipe.student, student, recipe),
+        "alignment": align(teacher.levels, student.levels).rule,
         "pathways": [_pathway_report(info, cost) for info, cost in zip(pathways.infos, costs, strict=True)],
         "shared": [_shared_report(pathways, number, cost) for number, cost in enumerate(shared)],
         "totals": {
@@ -152,7 +155,7 @@ def network_cost(network: TappedNetwork, image_size: int) -> NetworkCost:
     def count(copied: nn.Module, device: str) -> int:
         images_bchw = torch.zeros(1, 3, image_size, image_size, device=device)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            copied.eval()(images_bchw)
+            copied.eval().requires_grad_(False)(images_bchw)  # torch's counter fails on parameters given to modules
         return int(counter.get_total_flops()) // 2
 
     return NetworkCost(_num_parameters(network), without_computing(network, count))

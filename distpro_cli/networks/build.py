@@ -76,6 +76,7 @@ def build_network(
         levels=spec.levels,
         feature=spec.feature,
         logits=logits,
+        tokens=spec.tokens,
         mean=mean,
         std=std,
         image_size=data.image_size,

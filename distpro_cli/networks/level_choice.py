@@ -17,6 +17,7 @@ from distpro_cli.networks.found_stages import find_stages
 
 POOLED = "pooled"
 LOGITS = "logits"
+DISTILLATION_LOGITS = "distillation-logits"
 DEFAULT_STAGES = 4
 _BLOCK_LISTS = ("blocks", "stages", "layers", "encoder.layers", "transformer.layers", "features")
 _NAMES_SHOWN = 40
@@ -27,7 +28,7 @@ class Choice:
     """A level that was chosen.
 
     Attributes:
-        name: Module name, `pooled` or `logits`.
+        name: Module name, `pooled`, `logits` or `distillation-logits`.
         point: What is tapped; None for the logits, which are the network's own output.
         channels: Channels as timm's feature info states them, None if it does not name this module.
         reduction: Input pixels per cell, likewise.
@@ -47,8 +48,9 @@ def choose_levels(
     Args:
         model: The traced network.
         trace: Its dry forward.
-        levels: Stage or block indices (from 0, negative from the end), module names, `pooled`, `logits`;
-            None for the last four stages (of equally deep blocks: four, equally spaced) and `pooled`.
+        levels: Stage or block indices (from 0, negative from the end), module names, `pooled`, `logits`,
+            `distillation-logits`; None for the last four stages (of equally deep blocks: four, equally spaced) and
+            `pooled`.
         feature: `output`, `before-activation` or `after-activation`; the last two hold for stages only.
         logits: Whether the default ends with the logits.
 
@@ -110,6 +112,8 @@ def _choose(model: nn.Module, trace: Trace, entry: int | str, feature: str) -> C
                 f"not a tensor [batch, N]; leave {LOGITS} out of the levels, and distances between them (kl)"
             )
         return Choice(LOGITS, None)
+    if entry == DISTILLATION_LOGITS:
+        return Choice(DISTILLATION_LOGITS, Point(_distillation_call(model, trace), "output"))
     if entry == POOLED:
         call = _classifier_call(model, trace)
         if call is None:
@@ -124,6 +128,18 @@ def _choose(model: nn.Module, trace: Trace, entry: int | str, feature: str) -> C
     point = points[feature](trace, stage) if feature in points else Point(stage, "output")
     info = next((info for info in feature_stages(model) if info["module"] == name), {})
     return Choice(name, point, info.get("num_chs"), info.get("reduction"))
+
+
+def _distillation_call(model: nn.Module, trace: Trace) -> Call:
+    """The run of the second classifier of timm's distilled transformers, behind the distillation token."""
+    classifiers = stated_classifiers(model)
+    calls = [call for call in trace.calls if call.module in classifiers[1:]]
+    if not hasattr(model, "set_distilled_training") or len(calls) != 1:
+        raise DistproError(
+            f"{title(model)}: there is no level {DISTILLATION_LOGITS}, because it has no distillation token with a "
+            "classifier of its own; take a distilled network, such as deit_tiny_distilled_patch16_224"
+        )
+    return calls[0]
 
 
 def _indexed(model: nn.Module, trace: Trace, index: int) -> str:

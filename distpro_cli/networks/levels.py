@@ -18,8 +18,9 @@ from distpro_cli.errors import DistproError
 from distpro_cli.networks.activations import Point
 from distpro_cli.networks.dry_run import describe, dry_forward, dry_images, first_tensor, title, trace_forward, version
 from distpro_cli.networks.heads import NewHead, head_modules
-from distpro_cli.networks.level_choice import LOGITS, POOLED, Choice, choose_levels
-from distpro_cli.process.pathway import Grid, LevelInfo
+from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS, POOLED, Choice, choose_levels
+from distpro_cli.networks.tokens import TokenOrder, rolled_block, stated_grid
+from distpro_cli.process.pathway import LevelInfo
 
 # Whose convolutions in channels_last end torch's process on the CPU (segmentation fault; seen with torch 2.14).
 CONTIGUOUS = frozenset({"timm.models.fastvit"})
@@ -47,6 +48,7 @@ class TappedNetwork(nn.Module):
         levels: Sequence[int | str] | None = None,
         feature: str = "output",
         logits: bool = False,
+        tokens: str = "all",
         mean: Sequence[float],
         std: Sequence[float],
         image_size: int,
@@ -62,6 +64,7 @@ class TappedNetwork(nn.Module):
                 after the activation that ends the stage or, behind normalisation, follows it. Holds for stages,
                 not for `pooled` and `logits`.
             logits: Whether the default levels end with the logits.
+            tokens: `all`, or `patches`: of tokens those on the grid alone.
             mean: Per channel, what the network expects to be subtracted from images in [0, 1].
             std: Per channel, what it expects them to be divided by.
             image_size: Height and width of the images in pixels.
@@ -86,18 +89,26 @@ class TappedNetwork(nn.Module):
         choices = choose_levels(model, trace, levels, feature, logits=logits)
         infos: list[LevelInfo] = []
         self._layouts: dict[int, str] = {}
+        self._orders: dict[int, TokenOrder] = {}
         self._recorder = _Recorder()
         self._taps: list[RemovableHandle] = []
         for number, choice in enumerate(choices, start=1):
             point = choice.point
             tensor = trace.output if point is None else point.tensor
             self._layouts[number] = _layout(choice, tensor)
-            shape = tuple(_arrange(tensor, self._layouts[number]).shape[1:])
-            infos.append(_level_info(model, number, len(choices), choice, shape, image_size))
+            if self._layouts[number] == "bnd":
+                self._orders[number] = TokenOrder(block=rolled_block(model, choice.name))
+            shape = tuple(self._arranged(number, tensor).shape[1:])
+            info = _level_info(model, number, len(choices), choice, shape, image_size)
+            if tokens == "patches" and info.kind == "tokens" and info.prefix:
+                self._orders[number] = replace(self._orders[number], prefix=info.prefix)
+                info = replace(info, shape=(shape[0] - info.prefix, shape[1]), prefix=0)
+            infos.append(info)
             if point is not None:
                 self._taps.append(self._recorder.tap(number, point))
         self.levels = tuple(infos)
         self.points = tuple("the network's output" if c.point is None else c.point.text for c in choices)
+        self._distillation = {info.number for info in infos if info.name == DISTILLATION_LOGITS}
         self._find_writes_in_training(images_bchw)
 
     @property
@@ -136,7 +147,8 @@ class TappedNetwork(nn.Module):
             output: False: not wanted; the forward stops as soon as the deepest wanted level is there.
 
         Returns:
-            What the network returns, None if not wanted, and by level number the features: maps [B, C, H, W],
+            What the network returns, None if not wanted (in train mode and with distillation logits among the
+            levels, what the class token says alone), and by level number the features: maps [B, C, H, W],
             tokens [B, N, D], vectors [B, D], logits [B, N].
         """
         wanted = {int(level) for level in levels}
@@ -148,15 +160,25 @@ class TappedNetwork(nn.Module):
         if self.needs_contiguous:
             images_bchw = images_bchw.contiguous()
         normalized_bchw = (images_bchw - self.mean) / self.std
+        if self._distillation:
+            # In train mode the classifiers part where the distillation token learns from the teacher.
+            self.model.set_distilled_training(bool(wanted & self._distillation))  # type: ignore[operator]
         returned, tapped = self._run(normalized_bchw, wanted - final, stop=not output and not final)
+        if wanted & self._distillation and isinstance(returned, tuple):
+            returned = returned[0]
         if final and not isinstance(returned, Tensor):
             raise DistproError(
                 f"{title(self.model)}: {self._names(final)} is not there: in this mode the network returns "
                 f"{describe(returned)}"
             )
-        features = {level: _arrange(tapped[level], self._layouts[level]) for level in sorted(tapped)}
+        features = {level: self._arranged(level, tapped[level]) for level in sorted(tapped)}
         features |= dict.fromkeys(sorted(final), returned)
         return (returned if output else None), features
+
+    def _arranged(self, level: int, tensor: Tensor) -> Tensor:
+        tensor = _arrange(tensor, self._layouts[level])
+        order = self._orders.get(level)
+        return tensor if order is None else order.apply(self.model, tensor)
 
     def _run(self, normalized_bchw: Tensor, wanted: set[int], stop: bool) -> tuple[Any, dict[int, Tensor]]:
         self._recorder.start(wanted, stop)
@@ -305,21 +327,11 @@ def _arrange(tensor: Tensor, layout: str) -> Tensor:
 def _level_info(
     model: nn.Module, number: int, count: int, choice: Choice, shape: tuple[int, ...], image_size: int
 ) -> LevelInfo:
-    kind = LOGITS if choice.name == LOGITS else {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
-    stated = _stated_grid(model, shape[0]) if kind == "tokens" else (0, None)
+    kind = LOGITS if choice.name in (LOGITS, DISTILLATION_LOGITS) else {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
+    stated = stated_grid(model, shape[0]) if kind == "tokens" else (0, None)
     info = LevelInfo(number, count, choice.name, kind, None, shape, *stated)
     if kind == "tokens" and choice.reduction:
         return replace(info, reduction=choice.reduction)
     if kind in ("tokens", "map") and info.grid:
         return replace(info, reduction=max(1, round(image_size / info.grid[0])))
     return info
-
-
-def _stated_grid(model: nn.Module, num_tokens: int) -> tuple[int, Grid | None]:
-    """Returns prefix tokens and grid as timm's transformers state them; 0 and None where that is not these tokens."""
-    prefix = getattr(model, "num_prefix_tokens", 0)
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    if not isinstance(prefix, int) or not isinstance(grid, tuple) or len(grid) != 2:
-        return 0, None
-    before_grid = num_tokens - grid[0] * grid[1]
-    return (before_grid, grid) if before_grid in (0, prefix) else (0, None)

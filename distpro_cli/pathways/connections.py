@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 
-from distpro_cli.errors import DistproError, Problem, RecipeError
+from distpro_cli.errors import DistproError, Problem, RecipeError, nearest
+from distpro_cli.pathways.alignment import align
 from distpro_cli.pathways.distances import DISTANCES, make_distance
 from distpro_cli.pathways.layouts import layouts_of_pair, shape_text
 from distpro_cli.pathways.transforms import TRANSFORMS, make_transform
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.recipe.schema import PathwayGroup
-from distpro_cli.registry import check_options
+from distpro_cli.registry import check_options, options_taken
 
 Joint = tuple[LevelInfo, LevelInfo]  # teacher level, student level
+
+AUTO = "auto"  # stands for FOR_TOKENS where a side has tokens, for FOR_MAPS elsewhere
+FOR_MAPS = "conv2"
+FOR_TOKENS = "transformer"
 
 SETS: dict[str, Callable[[int, int], bool]] = {
     "lower": lambda teacher, student: student <= teacher,
@@ -42,7 +48,8 @@ def resolve_pathways(
 ) -> tuple[PathwayInfo, ...]:
     """Resolves the groups of a recipe against the levels of its two networks.
 
-    The sets `lower`, `upper`, `same` and `all` leave logits out, with any transform; with a distance
+    The sets `lower`, `upper`, `same` and `all` go by the ranks of `align`, which are the levels' numbers where both
+    networks have levels of the same kinds. They leave logits out, with any transform; with a distance
     between logits (kl) they join the logits of both networks and nothing else. Pairs may name any level.
     Levels that a recipe leaves out end with the logits where `joins_logits` holds.
 
@@ -86,7 +93,10 @@ def _check_names(key: str, group: PathwayGroup) -> None:
     """Raises RecipeError with all that is wrong with a group's transform and distance, for any levels."""
     problems = []
     try:
-        check_options("transform", group.transform, TRANSFORMS.find(group.transform), group.transform_options)
+        if group.transform == AUTO:
+            _check_auto_options(group)
+        else:
+            check_options("transform", group.transform, TRANSFORMS.find(group.transform), group.transform_options)
     except DistproError as error:
         problems += [Problem(f"{key}.transform", line) for line in error.lines]
     try:
@@ -130,7 +140,8 @@ def _set_joints(
     else:
         joins = SETS[group.connections]
         features = product(*([level for level in side if level.kind != "logits"] for side in (teacher, student)))
-        joints = [(i, j) for i, j in features if joins(i.number, j.number)]
+        ranks = align(teacher, student)
+        joints = [(i, j) for i, j in features if joins(ranks.teacher[i.number], ranks.student[j.number])]
         remedy = _remedy(teacher, student)
     if not joints:
         message = f"'{group.connections}' with distance {group.distance} joins no levels; {remedy}"
@@ -141,22 +152,47 @@ def _set_joints(
 def _fit_problems(key: str, group: PathwayGroup, joints: Sequence[Joint]) -> list[Problem]:
     """Returns which pairs of levels the group's transform or distance cannot bring together."""
     distance = make_distance(group.distance, group.distance_options)
-    kept = getattr(TRANSFORMS.find(group.transform), "keeps_channels", False) and distance.compares_channels
     problems: dict[str, list[str]] = {}  # message → connections, so that one cause is reported once
     for teacher, student in joints:
         connection = f"{teacher.number}-{student.number}"
+        transform = _transform_of(group, teacher, student)
         try:
             distance.check(teacher)
         except DistproError as error:
             problems.setdefault(str(error), []).append(connection)
         try:
             with torch.device("meta"):  # no memory, and nothing drawn from the random state
-                make_transform(group.transform, student, teacher, group.transform_options)
-            if kept:
+                make_transform(transform, student, teacher, _options_of(group, transform))
+            if getattr(TRANSFORMS.find(transform), "keeps_channels", False) and distance.compares_channels:
                 _check_channels(group, student, teacher)
         except DistproError as error:
             problems.setdefault(str(error), []).append(connection)
     return [Problem(key, f"{', '.join(where)}: {message}") for message, where in problems.items()]
+
+
+def _transform_of(group: PathwayGroup, teacher: LevelInfo, student: LevelInfo) -> str:
+    """Returns the block of a pair of levels: the group's; of `auto` what fits their kinds."""
+    if group.transform != AUTO:
+        return group.transform
+    return FOR_TOKENS if "tokens" in (teacher.kind, student.kind) else FOR_MAPS
+
+
+def _options_of(group: PathwayGroup, transform: str) -> dict[str, Any]:
+    """Returns the options of one of the group's blocks; under `auto` every block gets those that it takes."""
+    if group.transform != AUTO:
+        return group.transform_options
+    taken = options_taken(TRANSFORMS.find(transform))
+    return {key: value for key, value in group.transform_options.items() if key in taken}
+
+
+def _check_auto_options(group: PathwayGroup) -> None:
+    """Raises DistproError for an option that none of the blocks behind `auto` takes."""
+    known = [key for name in (FOR_MAPS, FOR_TOKENS) for key in options_taken(TRANSFORMS.find(name))]
+    if unknown := [key for key in group.transform_options if key not in known]:
+        raise DistproError(
+            f"transform {AUTO} has no option '{unknown[0]}'{nearest(unknown[0], known)}; its options, for {FOR_MAPS} "
+            f"and {FOR_TOKENS}: {', '.join(known)}"
+        )
 
 
 def _check_channels(group: PathwayGroup, student: LevelInfo, teacher: LevelInfo) -> None:
@@ -177,9 +213,10 @@ def _named(
     problems: list[Problem],
 ) -> list[PathwayInfo]:
     """Returns a group's pathways under their ids, and reports those declared before."""
-    transform, distance = group.transform, group.distance
+    distance = group.distance
     pathways = []
     for teacher, student in joints:
+        transform = _transform_of(group, teacher, student)
         connection = pathway_id = f"{teacher.number}-{student.number}"
         identity = (connection, transform, distance)
         if identity in declared:
@@ -193,7 +230,7 @@ def _named(
         if any(connection == taken for taken, _, _ in declared):
             pathway_id = f"{connection}:{transform}+{distance}"
         declared[identity] = g
-        options = (group.transform_options, group.distance_options)
+        options = (_options_of(group, transform), group.distance_options)
         pathways.append(PathwayInfo(pathway_id, teacher, student, transform, distance, *options))
     return pathways
 

@@ -2,17 +2,19 @@
 
 | name | what | options |
 | --- | --- | --- |
-| hcl | MSE at full resolution and of coarser average pools (ReviewKD) | |
-| mse | mean squared error | |
-| l1 | mean absolute error, or smooth L1 | smooth |
+| hcl | MSE at full resolution and of coarser average pools (ReviewKD) | prefix |
+| mse | mean squared error | normalize |
+| l1 | mean absolute error, or smooth L1 | smooth, normalize |
 | cosine | 1 - cosine along the channels, mean over positions | |
 | attention-map | MSE between normalised maps of the mean square over channels (attention transfer) | |
+| relations | MSE between the cosines of every two positions of an image, for any number of channels | prefix |
 | kl | KL divergence of softened logits, times T² (Hinton et al. 2015) | temperature |
+| hard-label | negative log-likelihood of what the teacher's logits choose (DeiT's distillation token) | |
 
 A new one is a subclass of `Distance` under `@register_distance("name")`, here or in a user's file, which
 a recipe names as `path/to/file.py:Class`.
 
-Shape legend: b images, c channels, h height, w width.
+Shape legend: b images, c channels, h height, w width, n positions or tokens.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from typing_extensions import override
 
 from distpro_cli.errors import DistproError
 from distpro_cli.pathways.hcl import hierarchical_mse
-from distpro_cli.pathways.layouts import shape_text
+from distpro_cli.pathways.layouts import Layout, layout_of, shape_text, to_map
 from distpro_cli.pathways.precision import without_autocast
 from distpro_cli.process.pathway import LevelInfo
-from distpro_cli.registry import Registry, check_options, positive_number
+from distpro_cli.registry import Registry, check_options, positive_number, yes_or_no
 
 
 class Distance:
@@ -45,6 +47,9 @@ class Distance:
 
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError if the distance is not defined for this teacher level."""
+
+    def fit(self, teacher: LevelInfo) -> None:
+        """Is told what is compared, before the first measurement, by distances that ask where tokens lie."""
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Measures a transformed student feature against the teacher's.
@@ -79,24 +84,64 @@ def make_distance(name: str, options: Mapping[str, Any] | None = None) -> Distan
     return entry(**(options or {}))
 
 
+class _OnGrid(Distance):
+    """Base of distances that see tokens on their grid.
+
+    Args:
+        prefix: Whether the tokens before the grid (class token and its like) count.
+    """
+
+    def __init__(self, *, prefix: bool) -> None:
+        self.prefix = yes_or_no("prefix", prefix)
+        self.layout: Layout | None = None
+
+    @override
+    def fit(self, teacher: LevelInfo) -> None:
+        self.layout = layout_of(teacher) if teacher.kind == "tokens" and teacher.grid is not None else None
+
+
 @register_distance("hcl")
-class HierarchicalContext(Distance):
-    """ReviewKD's hierarchical context loss (Chen et al. 2021); plain MSE for tokens and vectors."""
+class HierarchicalContext(_OnGrid):
+    """ReviewKD's hierarchical context loss (Chen et al. 2021); plain MSE for vectors and tokens without a grid.
+
+    Tokens are compared on their grid; those before it by MSE, in proportion to their number.
+
+    Args:
+        prefix: Whether the tokens before the grid count.
+    """
+
+    def __init__(self, *, prefix: bool = True) -> None:
+        super().__init__(prefix=prefix)
 
     @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
         if prediction.ndim == 4:
             return hierarchical_mse(prediction - target)
-        return F.mse_loss(prediction, target)
+        if prediction.ndim != 3 or self.layout is None:
+            return F.mse_loss(prediction, target)
+        num_prefix, num_tokens = self.layout.prefix, target.shape[1]
+        on_grid = hierarchical_mse(to_map(prediction - target, self.layout).contiguous())
+        if num_prefix == 0 or not self.prefix:
+            return on_grid
+        before_grid = F.mse_loss(prediction[:, :num_prefix], target[:, :num_prefix])
+        return on_grid + (before_grid - on_grid) * (num_prefix / num_tokens)
 
 
 @register_distance("mse")
 class MeanSquaredError(Distance):
-    """Mean squared error over all values."""
+    """Mean squared error over all values.
+
+    Args:
+        normalize: Whether the teacher's feature is layer-normed along the channels first, without scale and shift, as
+            in the distillation of transformers (Wei et al. 2022, arXiv 2205.14141).
+    """
+
+    def __init__(self, *, normalize: bool = False) -> None:
+        self.normalize = yes_or_no("normalize", normalize)
 
     @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(prediction, target)
+        return F.mse_loss(prediction, _layer_normed(target) if self.normalize else target)
 
 
 @register_distance("l1")
@@ -105,16 +150,26 @@ class AbsoluteError(Distance):
 
     Args:
         smooth: Difference below which the error is quadratic (Huber's form divided by it); None: nowhere.
+        normalize: As in `mse`.
     """
 
-    def __init__(self, *, smooth: float | None = None) -> None:
+    def __init__(self, *, smooth: float | None = None, normalize: bool = False) -> None:
         self.smooth = None if smooth is None else positive_number("smooth", smooth)
+        self.normalize = yes_or_no("normalize", normalize)
 
     @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
+        target = _layer_normed(target) if self.normalize else target
         if self.smooth is None:
             return F.l1_loss(prediction, target)
         return F.smooth_l1_loss(prediction, target, beta=self.smooth)
+
+
+def _layer_normed(feature: Tensor) -> Tensor:
+    """Returns the feature with mean 0 and variance 1 along its channels at every position."""
+    if feature.ndim == 4:
+        return F.layer_norm(feature.permute(0, 2, 3, 1), feature.shape[1:2]).permute(0, 3, 1, 2)
+    return F.layer_norm(feature, feature.shape[-1:])
 
 
 @register_distance("cosine")
@@ -162,6 +217,44 @@ def _attention_map(feature: Tensor) -> Tensor:
     return F.normalize(feature.square().mean(channels).flatten(1), dim=1)
 
 
+@register_distance("relations")
+class Relations(_OnGrid):
+    """How alike the positions of an image are, for any number of channels (Hao et al. 2022, arXiv 2107.01378).
+
+    mean over images and pairs of positions of (cos_S - cos_T)², where cos is the cosine of the two positions' channels:
+    the Gram matrix of the normalised tokens, within an image.
+
+    Args:
+        prefix: Whether the tokens before the grid are positions, too.
+    """
+
+    compares_channels: ClassVar[bool] = False
+    EPSILON: ClassVar[float] = 1e-5
+
+    def __init__(self, *, prefix: bool = False) -> None:
+        super().__init__(prefix=prefix)
+
+    @override
+    def check(self, teacher: LevelInfo) -> None:
+        """Raises DistproError unless the teacher level has more than one position."""
+        if teacher.kind not in ("map", "tokens") or teacher.grid == (1, 1):
+            raise DistproError(
+                f"distance relations compares positions, but the teacher's {teacher.name} is {teacher.kind} of "
+                f"shape {shape_text(teacher.shape)}; use hcl, mse, l1 or cosine there"
+            )
+
+    @override
+    def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(self._cosines(prediction), self._cosines(target))
+
+    def _cosines(self, feature: Tensor) -> Tensor:
+        """Returns the cosine of every two positions, [B, N, N]."""
+        first = 0 if self.layout is None or self.prefix else self.layout.prefix
+        positions_bnc = feature.flatten(2).transpose(1, 2) if feature.ndim == 4 else feature[:, first:]
+        unit_bnc = F.normalize(positions_bnc, dim=2, eps=self.EPSILON)
+        return unit_bnc @ unit_bnc.transpose(1, 2)
+
+
 @register_distance("kl")
 class KullbackLeibler(Distance):
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over the batch (Hinton et al. 2015).
@@ -178,12 +271,7 @@ class KullbackLeibler(Distance):
     @override
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError unless the teacher level is logits or a vector."""
-        if teacher.kind not in ("logits", "vector"):
-            raise DistproError(
-                f"distance kl compares logits or vectors, but the teacher's {teacher.name} is "
-                f"{teacher.kind} of shape {shape_text(teacher.shape)}; add logits to the levels, "
-                "or use hcl, mse, l1 or cosine"
-            )
+        _check_logits("kl", teacher)
 
     @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -191,3 +279,28 @@ class KullbackLeibler(Distance):
         teacher_logs = F.log_softmax(target / self.temperature, 1)
         divergence = F.kl_div(student_logs, teacher_logs, reduction="batchmean", log_target=True)
         return divergence.clamp_min(0) * self.temperature**2
+
+
+@register_distance("hard-label")
+class HardLabel(Distance):
+    """-log softmax(student) at the teacher's largest logit, mean over the batch (Touvron et al. 2021, hard label)."""
+
+    between_logits: ClassVar[bool] = True
+
+    @override
+    def check(self, teacher: LevelInfo) -> None:
+        """Raises DistproError unless the teacher level is logits or a vector."""
+        _check_logits("hard-label", teacher)
+
+    @override
+    def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return F.nll_loss(F.log_softmax(prediction, 1), target.argmax(1))
+
+
+def _check_logits(distance: str, teacher: LevelInfo) -> None:
+    if teacher.kind not in ("logits", "vector"):
+        raise DistproError(
+            f"distance {distance} compares logits or vectors, but the teacher's {teacher.name} is "
+            f"{teacher.kind} of shape {shape_text(teacher.shape)}; add logits to the levels, "
+            "or use hcl, mse, l1 or cosine"
+        )

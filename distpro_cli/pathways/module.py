@@ -47,6 +47,8 @@ class Pathways(nn.Module):
             for k, info in enumerate(self.infos)
         )
         self.distances = [make_distance(info.distance, info.distance_options) for info in self.infos]
+        for distance, info in zip(self.distances, self.infos, strict=True):
+            distance.fit(info.teacher)
 
     def teacher_levels(self, active: Collection[int]) -> set[int]:
         """Returns the teacher levels that the `active` pathways read."""

@@ -165,14 +165,38 @@ class Training(Model):
 
     epochs: PositiveInt = Field(100, description="passes over the train set")
     batch_size: PositiveInt = Field(128, description="images per step")
+    micro_batch_size: PositiveInt | None = Field(
+        None,
+        description="images that go forward and backward at a time, whose gradients add up to the batch's; less "
+        "memory, and the same step but for BatchNorm and dropout; default: the whole batch",
+    )
     optimizer: Optimizer = Field(
         Optimizer(), description="optimiser of the network and, when it is distilled, of the transform blocks"
     )
     schedule: Schedule = Field(Schedule(), description="learning rate over time")
-    label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss")
+    label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss; not of the outer one")
     mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 disables it")
     cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 disables it")
     clip_grad: PositiveNumber | None = Field(None, description="largest norm of the gradient")
+    ema_decay: Fraction | None = Field(
+        None,
+        description="decay per step of a running average of the student's weights, evaluated and saved beside it, such "
+        "as 0.9998; not in a search",
+    )
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        _check_warmup(self.schedule, self.epochs)
+        return self
+
+
+def _check_warmup(schedule: Schedule, epochs: int) -> None:
+    if schedule.warmup_epochs > epochs:
+        raise wrong(
+            f"schedule.warmup_epochs is {schedule.warmup_epochs:g}, longer than the run of {epochs} epochs; set a "
+            "shorter warm-up or more epochs",
+            "schedule",
+        )
 
 
 class Network(Model):
@@ -193,8 +217,9 @@ class Network(Model):
     levels: Annotated[list[int | str], Field(min_length=1)] | None = Field(
         None,
         description="levels from shallow to deep: stage or block indices (from 0, negative from the end), "
-        "module names, pooled, logits; default: the last four stages, then pooled, then logits where a distance "
-        "is between logits (kl)",
+        "module names, pooled, logits, distillation-logits (a distilled DeiT's distillation token, beside which "
+        "the class token alone learns the task); default: the last four stages, then pooled, then logits where a "
+        "distance is between logits (kl)",
         examples=[[0, 1, 2, 3, "pooled"]],
     )
     feature: Literal["output", "before-activation", "after-activation"] = Field(
@@ -208,6 +233,11 @@ class Network(Model):
         description="which part of what the network returns is its output: a key of a dict, an attribute such as "
         "logits, or an index of a tuple; default: all of it. A network that returns one tensor is taken as it is",
         examples=["logits", 0],
+    )
+    tokens: Literal["all", "patches"] = Field(
+        "all",
+        description="which tokens of a transformer's level count; patches: without those before the grid (class, "
+        "distillation and register tokens)",
     )
     mean: Mean | None = Field(
         None, description="mean per channel this network was trained with; default: its own, else the data's"
@@ -254,19 +284,21 @@ class PathwayGroup(Model):
     connections: Literal["lower", "upper", "same", "all"] | list[Connection] = Field(
         "lower",
         description="lower: student level ≤ teacher level; upper: ≥; same: =; all; or pairs "
-        "[teacher, student] of level numbers from 1",
+        "[teacher, student] of level numbers from 1. The sets go by number where both networks have as many maps or "
+        "tokens and vectors, else by reduction or depth; distpro inspect shows which",
         examples=["lower", [[5, 3], [5, 5]]],
     )
     transform: str = Field(
-        "conv2",
-        description="transform block: conv1, conv2, conv3, attention, gated, linear, review, resize, identity, or "
-        "one of your own as path/to/file.py:Name",
+        "auto",
+        description="transform block: conv1, conv2, conv3, attention, gated, linear, orthogonal, transformer, review, "
+        "resize, identity, or one of your own as path/to/file.py:Name; auto: transformer where a side has tokens, "
+        "conv2 elsewhere",
     )
     transform_options: dict[str, Any] = Field({}, description="keyword arguments of the transform block")
     distance: str = Field(
         "hcl",
         description="distance between the transformed student feature and the teacher's: hcl, mse, cosine, "
-        "l1, attention-map, kl (logits), or your own as path/to/file.py:Name",
+        "l1, attention-map, relations, kl and hard-label (logits), or your own as path/to/file.py:Name",
     )
     distance_options: dict[str, Any] = Field({}, description="keyword arguments of the distance, such as temperature")
     weight: PositiveNumber = Field(
@@ -418,10 +450,22 @@ class Recipe(Model):
     schemes: Schemes = Field(Schemes(), description="settings of the built-in processes")
     distill: Training = Field(Training(), description="how the student is distilled")
 
+    @model_validator(mode="after")
+    def _warmup_fits_search(self) -> Self:
+        schedule = self.search.schedule or self.distill.schedule
+        if schedule.warmup_epochs > self.search.epochs:
+            raise wrong(
+                f"the search takes its schedule with {schedule.warmup_epochs:g} epochs of warm-up from "
+                f"{'search' if self.search.schedule else 'distill'}.schedule, longer than its {self.search.epochs} "
+                "epochs; set search.schedule.warmup_epochs, or more search.epochs",
+                "search",
+            )
+        return self
+
     @property
     def search_training(self) -> Training:
         """How the student is trained in a search: `distill`, with what `search` sets in its place."""
         spec = self.search
         own = {key: getattr(spec, key) for key in ("batch_size", "optimizer", "schedule")}
         given = {key: value for key, value in own.items() if value is not None}
-        return self.distill.model_copy(update={"epochs": spec.epochs, **given})
+        return self.distill.model_copy(update={"epochs": spec.epochs, "ema_decay": None, **given})

@@ -56,6 +56,14 @@ class ReviewKD(Model):
     )
 
 
+class DistillationToken(Model):
+    """DeiT's distillation token under hard labels (Touvron et al. 2021), for students that have one."""
+
+    weight: PositiveNumber = Field(
+        1.0, description="weight of the distillation token's loss beside the class token's; the authors use equal ones"
+    )
+
+
 class Schemes(Model):
     """Settings of the built-in processes; plain, the student alone, has none."""
 
@@ -64,3 +72,4 @@ class Schemes(Model):
     hint: Hint = Field(Hint(), description="one level regressed onto the teacher's")
     attention_transfer: AttentionTransfer = Field(AttentionTransfer(), description="attention maps, level by level")
     reviewkd: ReviewKD = Field(ReviewKD(), description="knowledge review")
+    deit: DistillationToken = Field(DistillationToken(), description="DeiT's distillation token")

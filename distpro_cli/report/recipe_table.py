@@ -31,6 +31,8 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
         console.print(f"{side}: {network['name']}, {costs}")
         console.print(f"  {network['weights']}", soft_wrap=True, markup=False)
     print_table(console, _levels(report))
+    if report["alignment"] != "number":
+        console.print(f"levels are joined by {report['alignment']}: the networks have different numbers of them")
     print_kinds(console, [(row["id"], row["transform"], row["distance"]) for row in report["pathways"]])
     pathways = make_table("pathway", "teacher", "student", title="pathways")
     add_columns(pathways, "params", "mult-adds", "memory", numbers=True)

@@ -43,6 +43,7 @@ class RunFolder:
     teacher_metrics = _File("teacher-metrics.jsonl")  # of a teacher that the run trains first
     teacher_checkpoint = _File("teacher-checkpoint.pt")  # likewise
     student = _File("student.safetensors")  # final weights
+    average = _File("student-ema.safetensors")  # their running average, where there is one
     teacher = _File("teacher.safetensors")  # final weights of a teacher that is trained alone
     process = _File("process.safetensors")  # what drives a transfer, whole
     summary = _File("summary.json")  # what --json prints; its presence says that the run is done
@@ -71,7 +72,7 @@ class RunFolder:
     @property
     def made(self) -> list[Path]:
         """What a run makes, the recipe it begins with left out."""
-        files = [self.metrics, self.checkpoint, self.student, self.teacher, self.process, self.summary]
+        files = [self.metrics, self.checkpoint, self.student, self.average, self.teacher, self.process, self.summary]
         return [*files, self.teacher_metrics, self.teacher_checkpoint]
 
     def forget_if_nothing_made(self) -> None:

@@ -34,6 +34,23 @@ class Batch:
         images_bchw = self.images_bchw.to(device, memory_format=memory_format, non_blocking=True)
         return Batch(images_bchw, map_tensors(self.targets, lambda tensor: tensor.to(device, non_blocking=True)))
 
+    def split(self, size: int) -> list[Batch]:
+        """Returns the batch in parts of `size` images, the last one smaller; targets are split where they are tensors
+        or lists with one entry per image."""
+        count = len(self.images_bchw)
+        return [
+            Batch(self.images_bchw[at : at + size], _rows(self.targets, at, size, count))
+            for at in range(0, count, size)
+        ]
+
+
+def _rows(value: Any, start: int, size: int, count: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _rows(item, start, size, count) for key, item in value.items()}
+    if isinstance(value, Tensor) or (isinstance(value, list) and len(value) == count):
+        return value[start : start + size]
+    return type(value)(_rows(item, start, size, count) for item in value) if isinstance(value, list | tuple) else value
+
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Returns `value` (tensors in dicts, lists and tuples) with every tensor changed."""

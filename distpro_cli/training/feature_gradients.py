@@ -5,7 +5,7 @@ Shape legend: k pathways.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,18 @@ class FeatureGradients:
 
     task: Tensor
     pathway: Tensor
+
+
+def joined_gradients(parts: Sequence[Mapping[int, FeatureGradients]]) -> dict[int, FeatureGradients]:
+    """Returns what pulls over a batch from what pulls over its micro-batches."""
+    return {
+        k: parts[0][k]
+        if len(parts) == 1
+        else FeatureGradients(
+            torch.cat([part[k].task for part in parts]), torch.cat([part[k].pathway for part in parts])
+        )
+        for k in parts[0]
+    }
 
 
 def feature_gradients(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distpro_cli.errors import DistproError, NonFiniteLossError, first_line
 from distpro_cli.metric import Metric
+from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import not_finite
 from distpro_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from distpro_cli.runs.context import RunContext
@@ -37,6 +38,7 @@ class Progress:
     Attributes:
         step: Steps done.
         history: The task's metric on the test images after every epoch evaluated so far.
+        average_history: Likewise, of the running average of the weights, where there is one.
         train_seconds: Time spent in the run so far, evaluation included, over all its resumptions.
         device_seconds: Of these, what the device computed; see `DeviceClock`.
     """
@@ -45,16 +47,19 @@ class Progress:
     history: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
     device_seconds: float = 0.0
+    average_history: list[float] = field(default_factory=list)
 
     def state_dict(self, metric: Metric) -> dict[str, Any]:
         """Returns the fields, the history under the metric's name."""
         seconds = {"train_seconds": self.train_seconds, "device_seconds": self.device_seconds}
-        return {"step": self.step, metric.name: list(self.history), **seconds}
+        average = {f"ema_{metric.name}": list(self.average_history)} if self.average_history else {}
+        return {"step": self.step, metric.name: list(self.history), **average, **seconds}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any], metric: Metric) -> Progress:
         """Returns the progress that `state_dict` wrote."""
-        return cls(state["step"], list(state[metric.name]), state["train_seconds"], state["device_seconds"])
+        average = list(state.get(f"ema_{metric.name}", []))
+        return cls(state["step"], list(state[metric.name]), state["train_seconds"], state["device_seconds"], average)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Trainer:
         weights: Source of weights; runs the steps.
         schedule: Of the learning rate.
         train_batches: Makes the batches from a step on.
-        evaluate: Measures the student on the test images.
+        evaluate: Measures a network on the test images: the student, and its running average where there is one.
         metrics: Where metrics go.
         context: Progress, signals.
     """
@@ -93,7 +98,7 @@ class Trainer:
         weights: Weights,
         schedule: Scheduler,
         train_batches: Batches,
-        evaluate: Callable[[], dict[str, float]],
+        evaluate: Callable[[TappedNetwork], dict[str, float]],
         metrics: Path,
         context: RunContext,
     ) -> None:
@@ -154,11 +159,15 @@ class Trainer:
         self._check_weights()
         self.save()
         with self._clock:
-            result = self.evaluate()
+            result = self.evaluate(self.stepper.student)
+            average = self.stepper.average
+            of_average = self.evaluate(average) if average is not None else {}
         self._check_result(result)
         self.progress.history.append(result[self.metric.name])
+        self.progress.average_history += [of_average[self.metric.name]] if of_average else []
         epoch = len(self.progress.history)
-        self.metrics.write({"step": self.progress.step, "epoch": epoch, **{f"test_{k}": v for k, v in result.items()}})
+        row = {f"test_{k}": v for k, v in result.items()} | {f"test_ema_{k}": v for k, v in of_average.items()}
+        self.metrics.write({"step": self.progress.step, "epoch": epoch, **row})
         self.reporter.epoch(epoch, self.plan.epochs, result[self.metric.name])
         self.save()
 
@@ -246,6 +255,8 @@ class Trainer:
             "optimizer": self.stepper.optimizer.state_dict(),
             "weights": self.weights.state_dict(),
         }
+        if self.stepper.average is not None:
+            state["average"] = self.stepper.average.model.state_dict()
         save_checkpoint(state, self.plan.checkpoint_path)
 
     def resume(self) -> None:
@@ -261,6 +272,8 @@ class Trainer:
                 module.load_state_dict(state[name])
             self.stepper.optimizer.load_state_dict(state["optimizer"])
             self.weights.load_state_dict(state["weights"])
+            if self.stepper.average is not None:
+                self.stepper.average.model.load_state_dict(state["average"])
             self.progress = Progress.of_state(state["progress"], self.metric)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise DistproError(

@@ -13,6 +13,7 @@ from operator import add
 from typing import Any
 
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from distpro_cli.networks.levels import TappedNetwork
@@ -21,7 +22,7 @@ from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.randomness import derived_seed
 from distpro_cli.tasks.task import Batch, Task
 from distpro_cli.training.device import autocast
-from distpro_cli.training.feature_gradients import FeatureGradients, feature_gradients
+from distpro_cli.training.feature_gradients import FeatureGradients, feature_gradients, joined_gradients
 
 Features = dict[int, Tensor]
 Starts = dict[Start, Tensor]
@@ -85,6 +86,11 @@ class Stepper:
         precision: `float32`, or `bfloat16` for autocast.
         clip_grad: Largest norm of the gradient of all that is trained; None: any.
         seed: Of what the student draws in a step.
+        micro_batch_size: Images that go forward and backward at a time; None: a batch whole.
+        ema_decay: Of the running average of the student, per step; None: there is none.
+
+    Attributes:
+        average: The student with running averages of weights and buffers, in eval mode, where there is one.
     """
 
     def __init__(
@@ -97,6 +103,8 @@ class Stepper:
         precision: str = "float32",
         clip_grad: float | None = None,
         seed: int = 0,
+        micro_batch_size: int | None = None,
+        ema_decay: float | None = None,
     ) -> None:
         self.trained = trained
         self.student = trained.student
@@ -106,27 +114,40 @@ class Stepper:
         self.precision = precision
         self.clip_grad = clip_grad
         self.seed = seed
+        self.micro_batch_size = micro_batch_size
+        self._ema = None if ema_decay is None else ModelEmaV3(trained.student, decay=ema_decay)
+        self.average: TappedNetwork | None = None if self._ema is None else self._ema.module
         self.student_parameters: list[Tensor] = [p for p in self.student.parameters() if p.requires_grad]
         self.trained_parameters: list[Tensor] = [p for m in trained.modules().values() for p in m.parameters()]
 
     def step_alone(self, batch: Batch, step: int) -> StepLosses:
         """Trains on one batch, on the device, by the task loss; `step` seeds the step's randomness."""
-        output, _ = self.student_forward(batch, (), step)
-        parts, task = self.task_loss(output, batch.targets)
-        task.backward()
+        found = []
+        for place, (part, share) in enumerate(self.micro_batches(batch)):
+            output, _ = self.student_forward(part, (), step, place)
+            parts, task = self.task_loss(output, part.targets)
+            _shared(task, share).backward()
+            found.append((self.named(parts, task, {}, output, part), share))
         self.update()
-        return self.named(parts, task, {}, output, batch)
+        return weighted_losses(found)
 
-    def student_forward(self, batch: Batch, levels: Collection[int], step: int) -> tuple[Any, Features]:
-        """Returns the student's output and its features of a batch, with their graph."""
-        self.seed_student(step)
+    def micro_batches(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """Returns the parts in which a batch goes forward and backward, each with its share of the images."""
+        count, size = len(batch.images_bchw), self.micro_batch_size
+        if size is None or count <= size:
+            return [(batch, 1.0)]
+        return [(part, len(part.images_bchw) / count) for part in batch.split(size)]
+
+    def student_forward(self, batch: Batch, levels: Collection[int], step: int, place: int = 0) -> tuple[Any, Features]:
+        """Returns the student's output and its features of a (micro-)batch, with their graph."""
+        self.seed_student(step, place)
         with autocast(self.device, self.precision):
             output, features = self.student(batch.images_bchw, levels=levels)
         return output, features
 
-    def seed_student(self, step: int) -> None:
-        """Makes what the student draws in this step (dropout, stochastic depth) a function of the step alone."""
-        torch.manual_seed(derived_seed(self.seed, "student", step))
+    def seed_student(self, step: int, place: int = 0) -> None:
+        """Makes what the student draws (dropout, stochastic depth) a function of step and micro-batch alone."""
+        torch.manual_seed(derived_seed(self.seed, "student", step, *([place] if place else [])))
 
     def task_loss(self, output: Any, targets: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the parts of the task loss and their sum, with their graph."""
@@ -134,11 +155,13 @@ class Stepper:
         return parts, reduce(add, parts.values())
 
     def update(self) -> None:
-        """Clips if asked, steps the optimiser and drops the gradients."""
+        """Clips if asked, steps the optimiser, drops the gradients, and moves the running average."""
         if self.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.trained_parameters, self.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._ema is not None:
+            self._ema.update(self.student)
 
     def named(
         self, parts: Mapping[str, Tensor], task: Tensor, distances: Mapping[int, Tensor], output: Any, batch: Batch
@@ -157,13 +180,17 @@ class Distiller(Stepper):
         pair: On the device.
         optimizer: Over the student and the transform blocks.
         task: Gives the losses.
+        judge: Gives the outer loss of a search; None: the task.
         options: As in `Stepper`.
     """
 
-    def __init__(self, pair: Pair, optimizer: torch.optim.Optimizer, task: Task, **options: Any) -> None:
+    def __init__(
+        self, pair: Pair, optimizer: torch.optim.Optimizer, task: Task, *, judge: Task | None = None, **options: Any
+    ) -> None:
         super().__init__(pair, optimizer, task, **options)
         self.teacher = pair.teacher
         self.pathways = pair.pathways
+        self.judge = task if judge is None else judge
 
     def step(self, batch: Batch, weights: Sequence[float] | Tensor, step: int) -> StepLosses:
         """Trains on one batch.
@@ -203,9 +230,40 @@ class Distiller(Stepper):
         Returns:
             The losses, and what the pathways started from, without graph.
         """
+        found: list[tuple[StepLosses, float]] = []
+        starts: list[Starts] = []
+        at_starts: list[dict[int, Tensor]] = []
+        at_levels: list[dict[int, FeatureGradients]] = []
+        for place, (part, share) in enumerate(self.micro_batches(batch)):
+            own: dict[int, Tensor] | None = {} if gradients is not None else None
+            of_levels: dict[int, FeatureGradients] | None = {} if at_student is not None else None
+            losses, plain = self._backward_part(part, weights, (step, place, share), own, of_levels)
+            at_starts += [] if own is None else [own]
+            at_levels += [] if of_levels is None else [of_levels]
+            found.append((losses, share))
+            starts.append(plain)
+        if gradients is not None:
+            gradients |= _joined(at_starts)
+        if at_student is not None:
+            at_student |= joined_gradients(at_levels)
+        return weighted_losses(found), _joined(starts)
+
+    def _backward_part(
+        self,
+        batch: Batch,
+        weights: Sequence[float] | Tensor,
+        which: tuple[int, int, float],
+        gradients: dict[int, Tensor] | None = None,
+        at_student: dict[int, FeatureGradients] | None = None,
+    ) -> tuple[StepLosses, Starts]:
+        """Does what `backward` does with one micro-batch; `which` is the step, its place and its share of the batch.
+
+        The losses returned are the micro-batch's own means; all gradients are its share of the batch's.
+        """
+        step, place, share = which
         active = active_pathways(weights)
         teacher_features = self.teacher_features(batch.images_bchw, active)
-        output, features = self.student_forward(batch, self.pathways.student_levels(active), step)
+        output, features = self.student_forward(batch, self.pathways.student_levels(active), step, place)
         with autocast(self.device, self.precision):
             starts = self.pathways.starts(features, active)
         parts, task = self.task_loss(output, batch.targets)
@@ -214,7 +272,7 @@ class Distiller(Stepper):
         distances: dict[int, Tensor] = {}
         pulls: Starts = {}
         for k in active:
-            distances[k], gradient = self._pathway_backward(k, starts, teacher_features, weights[k])
+            distances[k], gradient = self._pathway_backward(k, starts, teacher_features, weights[k], share)
             pull = gradient * (weights[k].to(gradient.dtype) if isinstance(weights, Tensor) else weights[k])
             start = self.pathways.start_of[k]
             pulls[start] = pulls[start].add_(pull) if start in pulls else pull
@@ -222,25 +280,32 @@ class Distiller(Stepper):
                 gradients[k] = gradient
         if at_student is not None:
             assert gradients is not None
-            at_student |= feature_gradients(self.pathways, task, features, starts, gradients)
+            at_student |= feature_gradients(self.pathways, _shared(task, share), features, starts, gradients)
         reached = [start for start in pulls if starts[start].requires_grad]
         torch.autograd.backward(
-            [task, *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]
+            [_shared(task, share), *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]
         )
         plain_starts = {start: tensor.detach() for start, tensor in starts.items()}
         return self.named(parts, task, distances, output, batch), plain_starts
 
     def _pathway_backward(
-        self, k: int, starts: Starts, teacher_features: Features, weight: float | Tensor
+        self, k: int, starts: Starts, teacher_features: Features, weight: float | Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
-        """Goes back through pathway k; returns D_k and g_k, and leaves weight · ∂D_k in its block's gradients."""
+        """Goes back through pathway k; returns D_k and share · g_k, and adds weight · share · ∂D_k to its block's."""
+        parameters = list(self.pathways.transforms[k].parameters())
+        earlier = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
         copy = starts[self.pathways.start_of[k]].detach().requires_grad_()
         with autocast(self.device, self.precision):
             distance = self.pathways.distance(k, copy, teacher_features[self.pathways.infos[k].teacher.number])
-        distance.backward()
-        block_gradients = [p.grad for p in self.pathways.transforms[k].parameters() if p.grad is not None]
+        _shared(distance, share).backward()
+        block_gradients = [p.grad for p in parameters if p.grad is not None]
         if block_gradients:
             torch._foreach_mul_(block_gradients, weight)
+        for p, before in zip(parameters, earlier, strict=True):
+            if before is not None:
+                p.grad = before if p.grad is None else before.add_(p.grad)
         gradient = copy.grad if copy.grad is not None else torch.zeros_like(copy)
         return distance.detach(), gradient
 
@@ -252,6 +317,34 @@ class Distiller(Stepper):
             features: Features
             _, features = self.teacher(images_bchw, levels=self.pathways.teacher_levels(active), output=False)
         return features
+
+
+def _shared(loss: Tensor, share: float) -> Tensor:
+    return loss if share == 1.0 else loss * share
+
+
+def _joined(parts: Sequence[dict[Any, Tensor]]) -> dict[Any, Tensor]:
+    """Returns tensors of micro-batches by key as those of the batch, [B, ...]."""
+    return parts[0] if len(parts) == 1 else {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def weighted_losses(found: Sequence[tuple[StepLosses, float]]) -> StepLosses:
+    """Returns the losses of a batch from those of its micro-batches and their shares."""
+    if len(found) == 1:
+        return found[0][0]
+
+    def mean(tables: Sequence[Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
+        of_parts = list(zip(tables, found, strict=True))
+        return {key: torch.stack([table[key] * share for table, (_, share) in of_parts]).sum(0) for key in tables[0]}
+
+    losses = [part for part, _ in found]
+    (task,) = mean([{"": part.task} for part in losses]).values()
+    return StepLosses(
+        mean([part.parts for part in losses]),
+        task,
+        mean([part.distances for part in losses]),
+        mean([part.scores for part in losses]),
+    )
 
 
 def active_pathways(weights: Sequence[float] | Tensor) -> list[int]:

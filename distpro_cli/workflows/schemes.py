@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from distpro_cli.errors import DistproError, Problem, RecipeError, nearest
-from distpro_cli.networks.level_choice import LOGITS
+from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS
+from distpro_cli.pathways.alignment import equally_deep
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import dump_recipe
@@ -34,12 +35,14 @@ class Scheme:
         groups: Its own pathways; None: the recipe's.
         on_logits: Whether its pathways join logits, which are made levels for it.
         teaches: Whether the teacher is ever on.
+        levels: The levels of teacher and student that its pathways join, in place of the recipe's.
     """
 
     rows: Rows
     groups: Groups | None = None
     on_logits: bool = False
     teaches: bool = True
+    levels: tuple[str, str] | None = None
 
 
 def find_scheme(name: str) -> Scheme:
@@ -86,7 +89,17 @@ def scheme_process(name: str, recipe: Recipe, infos: Sequence[PathwayInfo], fact
     )
 
 
-def with_logits(recipe: Recipe) -> Recipe:
+def with_levels_of(name: str, recipe: Recipe) -> Recipe:
+    """Returns the recipe with the levels that the scheme needs."""
+    scheme = SCHEMES[name]
+    if scheme.levels is not None:
+        roles = zip(("teacher", "student"), (recipe.teacher, recipe.student), scheme.levels, strict=True)
+        specs = {role: spec.model_copy(update={"levels": [level]}) for role, spec, level in roles}
+        return recipe.model_copy(update=specs)
+    return _with_logits(recipe) if scheme.on_logits else recipe
+
+
+def _with_logits(recipe: Recipe) -> Recipe:
     """Returns the recipe with logits as the last level of both networks, where it names levels without them."""
     specs = {
         role: spec.model_copy(update={"levels": [*spec.levels, LOGITS]})
@@ -127,16 +140,18 @@ def _hint_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[Pathw
     numbers = sorted({info.number for info in teacher} & {info.number for info in student})
     level = recipe.schemes.hint.level
     if level is None:
-        positions = _common(teacher, student, "map", "tokens") or numbers
-        level = positions[(len(positions) - 1) // 2]
-    elif level not in numbers:
+        joints = equally_deep(teacher, student, "map", "tokens") or [[number, number] for number in numbers]
+        joint = joints[(len(joints) - 1) // 2]
+    else:
+        joint = [level, level]
+    if joint[0] not in numbers and level is not None:
         found = ", ".join(map(str, numbers))
         raise RecipeError([Problem("schemes.hint.level", f"{level} is no level of both networks; those are: {found}")])
-    return [PathwayGroup(connections=[[level, level]], transform="conv1", distance="mse")]
+    return [PathwayGroup(connections=[joint], transform="conv1", distance="mse")]
 
 
 def _attention_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
-    joints = [[number, number] for number in _common(teacher, student, "map") if _has_positions(teacher, number)]
+    joints = [joint for joint in equally_deep(teacher, student, "map") if _has_positions(teacher, joint[0])]
     if not joints:
         message = "no level is a map in both networks, and in the teacher of more than one cell; set levels to maps"
         raise RecipeError([Problem("scheme attention-transfer", message)])
@@ -146,7 +161,21 @@ def _attention_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[
 def _reviewkd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
     mid = recipe.schemes.reviewkd.mid
     options = {} if mid is None else {"mid": mid}
-    return [PathwayGroup(connections="same", transform="review", transform_options=options, distance="hcl")]
+    # Published for maps: of tokens those on the grid are compared.
+    beside_grid = {"prefix": False} if any(level.prefix for level in teacher) else {}
+    return [
+        PathwayGroup(
+            connections="same",
+            transform="review",
+            transform_options=options,
+            distance="hcl",
+            distance_options=beside_grid,
+        )
+    ]
+
+
+def _deit_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
+    return [PathwayGroup(connections="same", transform="identity", distance="hard-label")]
 
 
 def _reviewkd_kd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
@@ -167,12 +196,6 @@ def _warmed_up(weight: float, recipe: Recipe) -> list[tuple[float, float]]:
     return [(0.0, 0.0), (warmup, weight), (1.0, weight)] if warmup else _constant(weight)
 
 
-def _common(teacher: Levels, student: Levels, *kinds: str) -> list[int]:
-    """Returns the numbers that are levels of one of these kinds in both networks."""
-    students = {info.number for info in student if info.kind in kinds}
-    return [info.number for info in teacher if info.kind in kinds and info.number in students]
-
-
 def _has_positions(levels: Levels, number: int) -> bool:
     return any(info.number == number and info.shape[1:] != (1, 1) for info in levels)
 
@@ -188,4 +211,8 @@ SCHEMES: dict[str, Scheme] = {
     "reviewkd": Scheme(_reviewkd_rows, _reviewkd_groups),
     # Each group has its own weight, as a factor; the warm-up is ReviewKD's, of both.
     "reviewkd+kd": Scheme(lambda recipe, _: _warmed_up(1.0, recipe), _reviewkd_kd_groups, on_logits=True),
+    # DeiT halves both losses; here both are whole, which Adam and the like do not see.
+    "deit": Scheme(
+        lambda recipe, _: _constant(recipe.schemes.deit.weight), _deit_groups, levels=(LOGITS, DISTILLATION_LOGITS)
+    ),
 }

@@ -189,8 +189,9 @@ class Session:
         return Stepper(trained, *self._step_parts(trained, training), **self._step_options(training))
 
     def distiller(self, pair: Pair, training: Training) -> Distiller:
-        """Makes the steps of a pair."""
-        return Distiller(pair, *self._step_parts(pair, training), **self._step_options(training))
+        """Makes the steps of a pair; labels are smoothed in training, and not where a search judges."""
+        judge = self.task_under(training.model_copy(update={"label_smoothing": 0.0}))
+        return Distiller(pair, *self._step_parts(pair, training), judge=judge, **self._step_options(training))
 
     def train(
         self,
@@ -227,7 +228,7 @@ class Session:
             weights,
             make_schedule(stepper.optimizer, training.schedule, plan.total_steps, steps_per_epoch),
             self.batches("train", training.batch_size, plan.total_steps, stepper.task),
-            lambda: self.evaluate(stepper.student),
+            self.evaluate,
             metrics,
             self.context,
         )
@@ -245,7 +246,7 @@ class Session:
     def _step_options(self, training: Training) -> dict[str, Any]:
         recipe = self.recipe
         own = {"device": self.device, "precision": recipe.precision, "seed": recipe.seed}
-        return {**own, "clip_grad": training.clip_grad}
+        return {**own, **{key: getattr(training, key) for key in ("clip_grad", "micro_batch_size", "ema_decay")}}
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.process.process import Process
 from distpro_cli.training.step import Pair
 from distpro_cli.workflows.pairs import build_networks, build_pair, join, pathway_groups
-from distpro_cli.workflows.schemes import find_scheme, scheme_process, scheme_recipe, under_its_name, with_logits
+from distpro_cli.workflows.schemes import find_scheme, scheme_process, scheme_recipe, under_its_name, with_levels_of
 from distpro_cli.workflows.session import Session
 
 
@@ -68,8 +68,7 @@ class SchemeSource(Source):
     @override
     def set_up(self, session: Session) -> tuple[Pair, Process]:
         scheme = find_scheme(self.name)
-        if scheme.on_logits:
-            session = session.under(with_logits(session.recipe))
+        session = session.under(with_levels_of(self.name, session.recipe))
         logits = scheme.on_logits or (scheme.groups is None and ends_with_logits(session.recipe, session.task))
         student, teacher = build_networks(session, logits=logits, weights=scheme.teaches)
         recipe = scheme_recipe(self.name, session.recipe, teacher.levels, student.levels)

@@ -103,7 +103,7 @@ def transfer(
 
 
 def train_student_with(session: Session, weights: Weights, folder: RunFolder, title: str) -> dict[str, Any]:
-    """Trains a student by `distill` under a source of weights, and writes its weights; returns what to report."""
+    """Trains a student by `distill` under a source of weights, writes it and its average; returns what to report."""
     metric, student = session.task.metric, weights.stepper.student
     progress = session.train(
         weights, session.recipe.distill, title, folder.checkpoint, folder.metrics, resume=folder.resuming
@@ -112,8 +112,12 @@ def train_student_with(session: Session, weights: Weights, folder: RunFolder, ti
     distilled = {"by": "distpro transfer", "teacher": recipe.teacher.name, "pathways": len(pathways)}
     trained = distilled if pathways else {"by": "distpro train"}
     session.save(student, recipe.student, folder.student, recipe.distill, **trained)
+    found: dict[str, Any] = {**metric.last_and_best(progress.history), "weights": str(folder.student)}
+    if (average := weights.stepper.average) is not None:
+        session.save(average, recipe.student, folder.average, recipe.distill, **trained)
+        found["ema"] = {**metric.last_and_best(progress.average_history), "weights": str(folder.average)}
     return {
-        "student": {**metric.last_and_best(progress.history), "weights": str(folder.student)},
+        "student": found,
         "seconds": round(progress.train_seconds, 2),
         "device_seconds": round(progress.device_seconds, 2),
         "metric": asdict(metric),

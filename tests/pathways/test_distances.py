@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distpro_cli.errors import DistproError
 from distpro_cli.pathways.distances import DISTANCES, make_distance
+from distpro_cli.process.pathway import LevelInfo
 from tests.pathways.levels import level
 
 SHAPES = {
@@ -32,7 +33,9 @@ SHAPES = {
 }
 MEANS_NOTHING = {
     "kl": {s for s, shape in SHAPES.items() if len(shape) != 2},
+    "hard-label": {s for s, shape in SHAPES.items() if len(shape) != 2},
     "attention-map": {"vector", "one cell"},
+    "relations": {"vector", "one cell"},
 }
 CASES = [
     pytest.param(name, shape, id=f"{name}: {s}")
@@ -84,6 +87,16 @@ def naive_attention_map(prediction: Tensor, target: Tensor) -> Tensor:
     return ((strength[0] / lengths[0] - strength[1] / lengths[1]) ** 2).mean()
 
 
+def naive_relations(prediction: Tensor, target: Tensor) -> Tensor:
+    grams = []
+    for tensor in (prediction, target):
+        tokens = tensor.flatten(2) if tensor.ndim == 4 else tensor.transpose(1, 2)
+        dots = torch.einsum("bcn,bcm->bnm", tokens, tokens)
+        lengths = dots.diagonal(dim1=1, dim2=2).sqrt()
+        grams.append(dots / lengths[:, :, None] / lengths[:, None, :])
+    return (grams[0] - grams[1]).square().mean()
+
+
 NAIVE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hcl": naive_hcl,
     "mse": lambda prediction, target: (prediction - target).square().mean(),
@@ -91,6 +104,8 @@ NAIVE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": naive_cosine,
     "attention-map": naive_attention_map,
     "kl": naive_kl,
+    "relations": naive_relations,
+    "hard-label": lambda prediction, target: F.cross_entropy(prediction, target.argmax(1)),
 }
 
 
@@ -114,6 +129,8 @@ def test_zero_at_equality_and_never_below(name: str, shape: tuple[int, ...]) -> 
     prediction, target = pair(shape)
     distance = make_distance(name)
     assert distance(prediction, target) > 0
+    if name == "hard-label":  # a label says less than the logits
+        return
     equal = prediction.clone().requires_grad_()
     found = distance(equal, prediction)
     found.backward()
@@ -202,7 +219,8 @@ def test_smooth_l1_is_quadratic_near_zero() -> None:
         (
             "hlc",
             {},
-            r"unknown distance 'hlc' \(did you mean 'hcl'\?\); there are: attention-map, cosine, hcl, kl, l1, mse",
+            r"unknown distance 'hlc' \(did you mean 'hcl'\?\); there are: attention-map, cosine, hard-label, hcl, "
+            "kl, l1, mse, relations",
         ),
         ("kl", {"temp": 2}, r"distance kl has no option 'temp' \(did you mean 'temperature'\?\)"),
         ("kl", {"temperature": 0}, "option 'temperature' is 0; it must be a number above 0"),
@@ -259,3 +277,38 @@ def test_attention_maps_need_positions() -> None:
     for nowhere in (level(6), level(6, 1, 1), level(10, kind="logits")):
         with pytest.raises(DistproError, match="attention-map compares positions, but the teacher's stage1 is"):
             attention.check(nowhere)
+
+
+def test_tokens_are_compared_on_their_grid() -> None:
+    prediction, target = pair((3, 2 + 36, 5))
+    info = LevelInfo(1, 1, "block", "tokens", 4, (38, 5), prefix=2, grid=(6, 6))
+    maps = [tensor[:, 2:].transpose(1, 2).reshape(3, 5, 6, 6) for tensor in (prediction, target)]
+    on_grid, before = naive_hcl(*maps), F.mse_loss(prediction[:, :2], target[:, :2])
+    for options, expected in (({}, (36 * on_grid + 2 * before) / 38), ({"prefix": False}, on_grid)):
+        given = prediction.clone().requires_grad_()
+        distance = make_distance("hcl", options)
+        distance.fit(info)
+        found = distance(given, target)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        found.backward()
+        assert given.grad is not None
+        assert bool(given.grad[:, :2].any()) == (not options)
+    for prefix, first in ((False, 2), (True, 0)):
+        relations = make_distance("relations", {"prefix": prefix})
+        relations.fit(info)
+        expected = naive_relations(prediction[:, first:], target[:, first:])
+        assert relations(prediction, target).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6, 7), (4, 17, 6), (4, 10)])
+def test_the_teacher_is_normalised_by_hand(shape: tuple[int, ...]) -> None:
+    prediction, target = pair(shape)
+    channels = 1 if len(shape) == 4 else -1
+    mean, variance = target.mean(channels, keepdim=True), target.var(channels, correction=0, keepdim=True)
+    normalized = (target * 3 + 2 - (mean * 3 + 2)) / (9 * variance + 1e-5).sqrt()
+    found = make_distance("mse", {"normalize": True})(prediction, target * 3 + 2)
+    assert found.item() == pytest.approx((prediction - normalized).square().mean().item(), rel=1e-4)
+    smooth = make_distance("l1", {"normalize": True, "smooth": 1})(prediction, target * 3 + 2)
+    assert smooth.item() == pytest.approx(F.smooth_l1_loss(prediction, normalized).item(), rel=1e-4)
+    with pytest.raises(DistproError, match="option 'normalize' is 1; it must be true or false"):
+        make_distance("mse", {"normalize": 1})

@@ -47,7 +47,7 @@ def test_list_items_by_index() -> None:
     recipe = overridden("pathways.0.connections=same", "pathways.1.distance=mse", text=text)
     assert recipe.pathways is not None
     assert [group.connections for group in recipe.pathways] == ["same", "lower"]
-    assert [group.transform for group in recipe.pathways] == ["conv1", "conv2"]
+    assert [group.transform for group in recipe.pathways] == ["conv1", "auto"]
     assert recipe.pathways[1].distance == "mse"
 
 

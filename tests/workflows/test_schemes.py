@@ -131,7 +131,7 @@ def run_scheme(distpro: Run, name: str, *arguments: object) -> Result:
     return result
 
 
-@pytest.mark.parametrize("name", SCHEME_NAMES)
+@pytest.mark.parametrize("name", [name for name in SCHEME_NAMES if name != "deit"])
 def test_every_scheme_runs_and_leaves_its_process(distpro: Run, name: str) -> None:
     summary = run_scheme(distpro, name, "--json").json
     process = load_process(Path(name) / "process.safetensors")

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from distpro_cli.registry import Registry, check_options
 from distpro_cli.tasks.task import Batch
-from distpro_cli.training.step import Distiller, StepLosses, unmoved_buffers
+from distpro_cli.training.step import Distiller, StepLosses, unmoved_buffers, weighted_losses
 
 
 class Hypergradient(ABC):
@@ -80,15 +82,22 @@ def outer_gradient(distiller: Distiller, outer: Batch, step: int) -> tuple[StepL
 
     The student's running statistics do not see the outer batch. Parameters the task does not reach get zeros.
     """
+    found = []
+    direction = [torch.zeros_like(p) for p in distiller.student_parameters]
     # The buffers go back only after the backward pass, whose graph holds on to them.
     with unmoved_buffers(distiller.student):
-        output, _ = distiller.student_forward(outer, (), step)
-        parts, task = distiller.task_loss(output, outer.targets)
-        gradients = torch.autograd.grad(task, distiller.student_parameters, allow_unused=True)
-    direction = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(distiller.student_parameters, gradients, strict=True)
-    ]
-    return distiller.named(parts, task, {}, output, outer), direction
+        for place, (part, share) in enumerate(distiller.micro_batches(outer)):
+            output, _ = distiller.student_forward(part, (), step, place)
+            parts = distiller.judge.losses(output, part.targets)
+            task = reduce(add, parts.values())
+            loss = task if share == 1.0 else task * share
+            gradients = torch.autograd.grad(loss, distiller.student_parameters, allow_unused=True)
+            direction = [
+                before if g is None else g if share == 1.0 else before + g
+                for before, g in zip(direction, gradients, strict=True)
+            ]
+            found.append((distiller.named(parts, task, {}, output, part), share))
+    return weighted_losses(found), direction
 
 
 def shift_along(direction: list[Tensor], length: float) -> Tensor:

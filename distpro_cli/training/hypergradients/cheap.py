@@ -116,9 +116,16 @@ class CheapHypergradient(Hypergradient):
     def _starts(self, inner: Batch, step: int) -> Starts:
         pathways = self.distiller.pathways
         active = range(len(pathways.infos))
-        self.distiller.seed_student(step)
-        _, features = self.distiller.student(inner.images_bchw, levels=pathways.student_levels(active), output=False)
-        return pathways.starts(features, active)
+        levels = pathways.student_levels(active)
+        found = []
+        for place, (part, _) in enumerate(self.distiller.micro_batches(inner)):
+            self.distiller.seed_student(step, place)
+            _, features = self.distiller.student(part.images_bchw, levels=levels, output=False)
+            found.append(pathways.starts(features, active))
+        return {
+            start: torch.cat([part[start] for part in found]) if found[1:] else tensor
+            for start, tensor in found[0].items()
+        }
 
     def _own_products(self, weights_k: Tensor) -> Tensor:
         """Returns ⟨g_θ, ∇_θ D_k⟩ by pathway, [K], where θ is its own block and g_θ = weight_k ∇_θ D_k lies there now.

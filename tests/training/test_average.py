@@ -1,0 +1,60 @@
+"""The running average of the student's weights: its formula, its evaluation, its file, and resumption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from distpro_cli.networks.build import build_network
+from distpro_cli.tasks.task import Batch
+from distpro_cli.training import loop
+from distpro_cli.training.step import Solo, Stepper
+from tests.conftest import Run
+from tests.helpers import CPU, classification, digits_recipe
+
+EMA = ("distill.ema_decay=0.9", "distill.mixup=0.5", "distill.micro_batch_size=20")
+
+
+def test_the_average_by_hand() -> None:
+    torch.manual_seed(0)
+    recipe, task = digits_recipe(), classification()
+    student = build_network(recipe.student, recipe.data, task).train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    stepper = Stepper(Solo(student), optimizer, task, device=CPU, ema_decay=0.75)
+    expected = [p.detach().clone() for p in student.parameters()]
+    for step in range(3):
+        stepper.step_alone(Batch(torch.rand(8, 3, 32, 32), torch.arange(8)), step)
+        expected = [0.75 * mean + 0.25 * p.detach() for mean, p in zip(expected, student.parameters(), strict=True)]
+    assert stepper.average is not None and not stepper.average.training
+    for mean, found in zip(expected, stepper.average.parameters(), strict=True):
+        torch.testing.assert_close(found, mean)
+
+
+def test_it_is_evaluated_saved_and_resumed(distpro: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("transfer", "tiny.yaml", "-p", "uniform", *EMA, "--json", "-q", "--run-dir")
+    whole = distpro(*arguments, "whole")
+    assert whole.status == 0, whole.err
+    figures = whole.json["student"]
+    rows = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
+    assert [row["test_ema_top1"] for row in rows if "test_top1" in row][-1] == figures["ema"]["top1_last"]
+    original = loop.Trainer._train_step
+
+    def stop_at(self: loop.Trainer, batch: object) -> None:
+        original(self, batch)  # type: ignore[arg-type]
+        self.interruption.pending = self.plan.title == "transfer" and self.progress.step == 7
+
+    monkeypatch.setattr(loop.Trainer, "_train_step", stop_at)
+    assert distpro(*arguments, "part").status == 130
+    monkeypatch.setattr(loop.Trainer, "_train_step", original)
+    resumed = distpro(*arguments, "part", "--resume")
+    assert resumed.status == 0, resumed.err
+    assert resumed.json["student"]["ema"]["top1_last"] == figures["ema"]["top1_last"]
+    for name in ("student", "student-ema"):
+        first, second = (load_file(Path(folder) / f"{name}.safetensors") for folder in ("whole", "part"))
+        assert all(np.array_equal(first[key], second[key]) for key in first)
+    assert any(not np.array_equal(first[key], load_file("whole/student.safetensors")[key]) for key in first)
