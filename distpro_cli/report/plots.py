@@ -59,6 +59,8 @@ def check_plot_path(path: Path, *, force: bool) -> None:
 def plot_processes(processes: Sequence[tuple[str, Process]], path: Path, *, force: bool = False) -> None:
     """Draws the weights over time; teacher levels down, student levels across, shared axes.
 
+    Where no level is joined twice, the panels stand in one row.
+
     One process: one colour per transform and distance. Several: one colour per process, one line style per
     transform and distance. Equal input gives equal bytes.
 
@@ -95,21 +97,29 @@ def _draw(processes: Sequence[tuple[str, Process]]) -> Figure:
     from matplotlib.figure import Figure
 
     teacher, student = (levels((process for _, process in processes), side) for side in ("teacher", "student"))
+    used = sorted({pathway.connection for _, process in processes for pathway in process.pathways})
+    in_a_row = len(used) == len(teacher) == len(student)
+    rows = 1 if in_a_row else len(teacher)
     width = min(2.1, max(0.95, 12 / len(student)))
-    figure = Figure(figsize=(1.3 + width * len(student), 1.2 + 0.68 * width * len(teacher)), layout="constrained")
+    figure = Figure(figsize=(1.3 + width * len(student), 1.2 + 0.68 * width * rows), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)  # type: ignore[union-attr,call-arg]
-    axes = figure.subplots(len(teacher), len(student), sharex=True, sharey=True, squeeze=False)
-    panels = {
-        (row.number, column.number): axes[i][j] for i, row in enumerate(teacher) for j, column in enumerate(student)
-    }
-    used = {pathway.connection for _, process in processes for pathway in process.pathways}
+    axes = figure.subplots(rows, len(student), sharex=True, sharey=True, squeeze=False)
+    if in_a_row:
+        panels = dict(zip(used, axes[0], strict=True))
+    else:
+        panels = {
+            (row.number, column.number): axes[i][j] for i, row in enumerate(teacher) for j, column in enumerate(student)
+        }
     handles = _draw_lines(processes, panels)
     top = max(float(process.scaled_weights.max()) for _, process in processes)
     axes[0][0].set_xlim(0, 1)
     axes[0][0].set_ylim(0, 1.08 * top if top > 0 else 1)
     axes[0][0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes[0][0].locator_params(axis="y", nbins=4)
-    _label(panels, used, teacher, student)
+    if in_a_row:
+        _label_row(panels, teacher, student)
+    else:
+        _label(panels, set(used), teacher, student)
     figure.suptitle(_title(processes), fontsize=10, fontweight="bold")
     scaled = any(process.scale is not None for _, process in processes)
     figure.supylabel("weight / scale of the pathway" if scaled else "weight of the pathway", fontsize=9)
@@ -158,17 +168,31 @@ def _label(
         last_in_column = max(row for row, column in used if column == j) == i
         axes.tick_params(labelleft=first_in_row, labelbottom=last_in_column)
         if last_in_column:
-            # Not one label for the figure: the legend would cover it.
-            axes.set_xlabel("training progress", fontsize=7, color="#555555")
-            ends = axes.get_xticklabels()
-            ends[0].set_horizontalalignment("left")
-            ends[-1].set_horizontalalignment("right")
+            _label_progress(axes)
     for level in teacher:
         first = min(column for row, column in used if row == level.number)
         panels[level.number, first].set_ylabel(f"teacher {_level(level)}", fontsize=8, color="#333333")
     for level in student:
         first = min(row for row, column in used if column == level.number)
         panels[first, level.number].set_title(f"student {_level(level)}", fontsize=8, color="#333333")
+
+
+def _label_row(panels: dict[tuple[int, int], Axes], teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]) -> None:
+    """Names panels that stand in one row by both levels."""
+    names = [{level.number: _level(level) for level in side} for side in (teacher, student)]
+    for (i, j), axes in panels.items():
+        axes.text(0.05, 0.93, f"{i}-{j}", transform=axes.transAxes, va="top", fontweight="bold", color="#333333")
+        title = [f"teacher {names[0][i]}", f"student {names[1][j]}"]
+        axes.set_title("\n".join(line.replace("\n", " ") for line in title), fontsize=8, color="#333333")
+        _label_progress(axes)
+
+
+def _label_progress(axes: Axes) -> None:
+    # Not one label for the figure: the legend would cover it.
+    axes.set_xlabel("training progress", fontsize=7, color="#555555")
+    ends = axes.get_xticklabels()
+    ends[0].set_horizontalalignment("left")
+    ends[-1].set_horizontalalignment("right")
 
 
 def _kind(pathway: PathwayInfo) -> str:

@@ -31,6 +31,16 @@ def test_teacher_levels_go_down_and_student_levels_across() -> None:
     assert drawn["1-1"].get_ylim() == drawn["4-4"].get_ylim()
 
 
+def test_levels_that_are_joined_once_stand_in_a_row() -> None:
+    once = [make_pathway(3, 1), make_pathway(1, 2), make_pathway(2, 3)]
+    figure = plots._draw([("p", make_process(pathways=once))])
+    figure.draw_without_rendering()
+    axes: Any = figure.get_axes()
+    assert [one.texts[0].get_text() for one in axes] == ["1-2", "2-3", "3-1"]
+    assert all(one.axison for one in axes) and len({one.get_position().y0 for one in axes}) == 1
+    assert axes[0].get_title().startswith("teacher 1 ") and "\nstudent 2 " in axes[0].get_title()
+
+
 def test_the_lines_are_the_weights() -> None:
     process = make_process()
     drawn = panels(plots._draw([("p", process)]))
