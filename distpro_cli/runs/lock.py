@@ -72,11 +72,12 @@ class FolderLock:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes a folder and holds its lock.
+    """Makes a folder and holds its lock; what it made is taken away again if nothing came into it.
 
     Raises:
         DistproError: another process holds it, or the folder cannot be made.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,9 +89,9 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         is_empty = [entry.name for entry in folder.iterdir()] == [LOCK_NAME] if folder.is_dir() else False
         lock.release(remove=is_empty)
-        if is_empty:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):
+            for path in made if is_empty else ():
+                path.rmdir()
 
 
 def _is_same(file: int, path: Path) -> bool:

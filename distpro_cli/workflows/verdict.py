@@ -87,5 +87,6 @@ def task_parts(metrics: Path) -> list[str]:
 def full_options(module: nn.Module | Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of a distance: those given, and the numbers that it takes by default."""
     parameters = inspect.signature(type(module)).parameters.values()
-    defaults = {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
+    numbers = {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
+    defaults = {name: value for name, value in numbers.items() if not isinstance(value, bool)}
     return {**defaults, **given}
