@@ -68,9 +68,9 @@ def test_outputs_that_are_no_logits_to_the_task_are_left_out() -> None:
     ("student", "lower"),
     [
         (levels((5, 12), (5, 12), (5, 12), (12,), logits=10), 10),  # tokens
-        (levels((4, 16, 16), (8, 8, 8), (16,), logits=10), 9),  # one level fewer
-        (levels((4, 16, 16), (8, 8, 8), (16,), (16,), logits=10), 10),  # another kind at level 3
-        (levels((8,), (8,), (8,), (8,), logits=10), 10),  # vectors alone
+        (levels((4, 16, 16), (8, 8, 8), (16,), logits=10), 8),  # one level fewer
+        (levels((4, 16, 16), (8, 8, 8), (16,), (16,), logits=10), 9),  # another kind at level 3
+        (levels((8,), (8,), (8,), (8,), logits=10), 4),  # vectors alone, all joined with the pooled vector
     ],
 )
 def test_levels_that_do_not_correspond_are_joined_by_lower(student: tuple[LevelInfo, ...], lower: int) -> None:

@@ -92,12 +92,19 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 def test_a_recipe_is_shown_with_the_costs_of_its_pathways(capsys: pytest.CaptureFixture[str]) -> None:
     level = {"number": 1, "name": "layer1", "kind": "map", "shape": (16, 32, 32), "reduction": 1}
     level["point"] = "output of layer1"
-    network = {"name": "wrn_16_2", "parameters": 691_674, "multiply_adds": 101e6, "levels": [level]}
+    network = {
+        "name": "wrn_16_2",
+        "weights": "random",
+        "parameters": 691_674,
+        "multiply_adds": 101e6,
+        "levels": [level],
+    }
     costs = {"parameters": 4960, "multiply_adds": 4.98e6, "backward_bytes": 396_288}
     row = {"id": "1-1", "transform": "conv2", "distance": "hcl", **costs}
     row |= {"teacher_shape": (32, 32, 32), "student_shape": (16, 32, 32)}
     row |= {"teacher_reduction": 1, "student_reduction": 1}
     report = {"teacher": network, "student": network, "pathways": [row], "totals": {"pathways": 1, **costs}}
+    report["alignment"] = "depth"
     report["shared"] = [{"transform": "review", "student_levels": [1, 2], **costs}]
     print_recipe_table("tiny.yaml", report)
     text = capsys.readouterr().out
@@ -108,6 +115,7 @@ def test_a_recipe_is_shown_with_the_costs_of_its_pathways(capsys: pytest.Capture
         "4.96 k",
         "387 KiB",
         "shared review",
+        "joined by depth",
         "levels 1, 2",
         "1 in all",
     ):

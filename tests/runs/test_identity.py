@@ -56,7 +56,7 @@ def test_what_does_not_matter(workplace: Path, override: str) -> None:
         "teacher.train.epochs=2",
         "teacher.seed=1",
         "teacher.feature=before-activation",
-        "search.weight=2",  # what the uniform weights are
+        "search.bias=2",  # what the uniform weights are
     ],
 )
 def test_what_matters(workplace: Path, override: str) -> None:

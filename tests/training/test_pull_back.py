@@ -195,6 +195,7 @@ def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gr
 def test_the_pull_back_is_the_transpose_of_the_step(name: str, options: dict[str, Any]) -> None:
     optimizer, parameters, gradients, v = random_update(name, **options)
     assert missing_pull_back(optimizer) is None
+    torch.manual_seed(0)  # whatever ran before
     directions = [torch.randn_like(p) for p in parameters]
 
     def outcome(shift: float) -> float:
