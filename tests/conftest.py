@@ -22,7 +22,8 @@ student: {name: wrn_10_1}
 pathways:
   - {connections: lower, transform: conv1, distance: hcl}
 search:
-  {epochs: 2, interval: 1, alpha_decay: 0, alpha_lr: 0.1, lr_in_hypergradient: true, weight: 1, outer_batch_size: 32}
+  {epochs: 2, interval: 1, alpha_decay: 0, alpha_lr: 0.1, lr_in_hypergradient: true, weight: 1, scale: distance,
+   outer_batch_size: 32}
 distill: {epochs: 2, batch_size: 32, optimizer: {lr: 0.05}}
 """
 

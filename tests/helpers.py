@@ -23,6 +23,7 @@ PAPER: dict[str, Any] = {
     "alpha_memory": None,
     "lr_in_hypergradient": True,
     "weight": 1.0,
+    "scale": "distance",
     "interval": 1,
 }
 

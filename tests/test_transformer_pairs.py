@@ -13,6 +13,7 @@ from distpro_cli.costs.complexity import recipe_report
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.connections import resolve_pathways
+from distpro_cli.pathways.defaults import groups_for
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.recipe.schema import PathwayGroup, Recipe
 from distpro_cli.tasks.task import Batch, find_task
@@ -84,7 +85,8 @@ def test_a_pair_is_inspected_and_takes_a_search_step(teacher: str, student: str,
     kinds = [{level["number"]: level["kind"] for level in report[side]["levels"]} for side in ("teacher", "student")]
     for row in report["pathways"]:
         sides = (kinds[0][row["teacher_level"]], kinds[1][row["student_level"]])
-        assert row["transform"] == ("transformer" if "tokens" in sides else "conv2")
+        expected = {"conv2", "review"} if "tokens" not in sides else {"transformer"}
+        assert row["transform"] in ({"identity"} if "logits" in sides else expected)
     distiller = make_distiller(recipe)
     batches = [Batch(torch.rand(4, 3, SIZE, SIZE), torch.arange(4)) for _ in range(2)]
     weights_k = torch.ones(len(distiller.trained.infos))
@@ -99,7 +101,8 @@ def make_distiller(recipe: Recipe, groups: list[PathwayGroup] | None = None) -> 
     task = find_task(recipe.task)(recipe, recipe.distill)
     teacher = build_network(recipe.teacher, recipe.data, task).eval().requires_grad_(False)
     student = build_network(recipe.student, recipe.data, task).train()
-    pathways = Pathways(resolve_pathways(groups or recipe.pathways, teacher.levels, student.levels))
+    groups = groups or groups_for(recipe, task, teacher.levels, student.levels)
+    pathways = Pathways(resolve_pathways(groups, teacher.levels, student.levels))
     pair = Pair(student, teacher, pathways)
     return Distiller(pair, make_optimizer(pair.modules(), recipe.distill.optimizer), task, device=CPU)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, NonFiniteLossError, first_line
 from distpro_cli.metric import Metric
@@ -200,7 +200,8 @@ class Trainer:
     def _check_weights(self) -> None:
         """Raises if the last update left a weight that is not finite; run before a checkpoint is written."""
         parts = self.stepper.trained.modules()
-        tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+        named = nn.ModuleDict(parts) if len(parts) > 1 else next(iter(parts.values()))
+        tensors = named.state_dict()
         if wrong := not_finite(tensors):
             what = f"{len(wrong)} of {len(tensors)} tensors of weights, such as {wrong[0]}, hold"
             self._stop_at_non_finite(self.progress.step - 1, what, "NaN or infinity", verb="")

@@ -28,7 +28,7 @@ def test_the_case_of_the_quickstart(distpro: Run) -> None:
 
 @pytest.mark.parametrize(
     ("lr", "decay", "what"),
-    [("1e38", "1e4", "hold NaN or infinity"), ("1e25", "0", "loss on the test images is (nan|inf)")],
+    [("1e30", "1e10", "hold NaN or infinity"), ("1e25", "0", "loss on the test images is (nan|inf)")],
 )
 def test_the_last_update_is_looked_at(distpro: Run, lr: str, decay: str, what: str) -> None:
     """One step in all: its loss is finite, what it leaves behind is not, or puts out what is not."""
@@ -41,12 +41,14 @@ def test_the_last_update_is_looked_at(distpro: Run, lr: str, decay: str, what: s
 
 def test_a_rate_beyond_float32_is_an_error(distpro: Run) -> None:
     result = distpro("train", "tiny.yaml", *ONE_STEP, "distill.optimizer.lr=1e300")
-    assert result.status == 2 and "a number is too large for float32" in result.err and result.err.count("error:") == 1
+    assert result.status == 2 and "allowed: numbers up to 1e+30" in result.err and result.err.count("error:") == 1
 
 
 def test_a_diverged_teacher_is_named_and_not_cached(distpro: Run) -> None:
     for command in (["search", "tiny.yaml"], ["compare", "tiny.yaml", "--methods", "uniform,kd", "--seeds", "1"]):
-        result = distpro(*command, *ONE_STEP, "teacher.train.optimizer.lr=1e38")
+        result = distpro(
+            *command, *ONE_STEP, *(f"teacher.train.optimizer.{one}" for one in ("lr=1e30", "weight_decay=1e10"))
+        )
         assert result.status == 2 and "error: teacher wrn_10_1: step 0: " in result.err, result.err
         assert "student" not in result.err.rpartition("error: ")[2]
     assert not list(Path().rglob("*.safetensors"))

@@ -107,7 +107,8 @@ def test_a_signal_while_libraries_load_is_one_line(workplace: Path, signals: int
         started = "Traceback" not in errors if errors else process.returncode != -signal.SIGINT
         if not started and "distpro_cli/__main__.py" not in errors:
             continue  # Python itself was not up yet
-        assert process.returncode == 130, (delay, errors)
+        # A second signal may come after the line and before the end: a shell calls that 130 as well.
+        assert process.returncode in (130, -signal.SIGINT), (delay, errors)
         lines = [line for line in errors.splitlines() if not line.startswith("stopping;")]
         assert len(lines) == 1 and lines[0].startswith("interrupted"), (delay, errors)
 

@@ -92,7 +92,7 @@ def test_rivals_have_none(distpro: Run) -> None:
     cosine = load_process(Path("cosine.safetensors"))
     assert cosine.scale is None and (cosine.weights[0] == 1).all()  # their κ is 1, not 10
     arguments = ["--methods", "student,online,random", "--epochs", 1, "--seeds", 1, "-q", "--json"]
-    compared = distpro("compare", "tiny.yaml", "search.weight=7", *arguments)
+    compared = distpro("compare", "tiny.yaml", "search.scale=loss", "search.weight=7", *arguments)
     assert compared.status == 0, compared.err
     processes = {
         method["name"]: load_process(Path(method["run_dirs"][0]) / "process.safetensors")

@@ -19,10 +19,8 @@ from distpro_cli.training import loop
 from tests.conftest import Run, search_tiny, start_distpro
 
 # What the first version's search did not know.
-NEW_IN_SEARCH = (
-    *("method", "outer", "outer_batch_size", "alpha_decay", "alpha_memory", "lr_in_hypergradient", "learn_weight"),
-    "hypergradient_options",
-)
+# Of what the first version did not know, the keys for which the tiny recipe has today's defaults.
+NEW_IN_SEARCH = ("method", "outer", "alpha_memory", "learn_weight", "hypergradient_options")
 OUTPUT = ["--output", "p.safetensors", "--run-dir", "run"]
 
 

@@ -67,8 +67,8 @@ def test_the_command_line_knows_every_scheme() -> None:
         ("attention-transfer", [(f"{n}-{n}", "resize", "attention-map") for n in (1, 2, 3)], 1000.0),
         ("reviewkd", [(f"{n}-{n}", "review", "hcl") for n in (1, 2, 3, 4)], 1.0),
         ("plain", [(f"{i}-{j}", "conv2", "hcl") for i in range(1, 5) for j in range(1, i + 1)], 0.0),
-        # K κ exp(α) / (e^b + K exp(α)) at α = b = κ = 1 and K = 10
-        ("uniform", [(f"{i}-{j}", "conv2", "hcl") for i in range(1, 5) for j in range(1, i + 1)], 10 / 11),
+        # K κ exp(α) / (e^b + K exp(α)) at α = b = 1, κ = 3 and K = 10
+        ("uniform", [(f"{i}-{j}", "conv2", "hcl") for i in range(1, 5) for j in range(1, i + 1)], 30 / 11),
     ],
 )
 def test_pathways_and_constant_weights(name: str, parts: list[tuple[str, str, str]], weight: float) -> None:
