@@ -379,8 +379,8 @@ class Search(Model):
     bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
     weight: PositiveNumber | None = Field(
         None,
-        description="kappa, the distillation weight; default: 10 with scale loss, 3 with distance, 1 with gradient and "
-        "for the other methods (the paper, with distance: 1, and 8 for MobileNet); method share: odds of "
+        description="kappa, the distillation weight; default: 10 with scale or method loss, 3 with scale distance, 1 with "
+        "gradient and for the other methods (the paper, with distance: 1, and 8 for MobileNet); method share: odds of "
         "distillation's part of the gradient",
     )
     scale: Literal["loss", "gradient", "distance"] = Field(
@@ -408,7 +408,8 @@ class Search(Model):
         """The distillation weight in units of the scale: `weight`, or what goes with the scale."""
         if self.weight is not None:
             return self.weight
-        return KAPPA[self.scale] if self.method == "hypergradient" else 1.0
+        unit = self.scale if self.method == "hypergradient" else self.method
+        return KAPPA.get(unit, 1.0)
 
     def steps_per_update(self, total_steps: int) -> int:
         """Returns the steps from one update of alpha to the next, in a search of `total_steps`."""

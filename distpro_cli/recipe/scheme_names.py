@@ -7,7 +7,7 @@ from typing import Literal, get_args
 SCHEME_NAMES = ("plain", "uniform", "kd", "hint", "attention-transfer", "reviewkd", "reviewkd+kd", "deit")
 
 SearchMethod = Literal[
-    "hypergradient", "random", "metabalance", "cosine", "cosine-outer", "share", "uncertainty"
+    "hypergradient", "random", "metabalance", "cosine", "cosine-outer", "share", "uncertainty", "loss"
 ]  # `search.method`
 
 # What `distpro compare` calls the methods in the run that counts, with no search before it.

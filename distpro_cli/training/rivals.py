@@ -12,6 +12,7 @@ its level, over the whole batch (`FeatureGradients`). What a step shows decides 
 | cosine-outer | κ max(0, cos(Ḟ, g_k)), Ḟ the feature's change along the outer gradient |
 | share | c, so that Σ_k c ‖g_k‖ / ‖g_0‖ = κ |
 | uncertainty | κ / (2 e^{s_k}) |
+| loss | κ / D̄_k, D̄_k a running average |
 
 Shape legend: k pathways.
 """
@@ -32,11 +33,12 @@ from distpro_cli.tasks.task import Batch
 from distpro_cli.training.alpha import Record, alpha_lr
 from distpro_cli.training.feature_gradients import FeatureGradients, norms
 from distpro_cli.training.hypergradients.cheap import CheapHypergradient
+from distpro_cli.training.scale import inverse_loss
 from distpro_cli.training.step import Distiller, StepLosses
 from distpro_cli.training.weights import Batches, MovedWeights
 
 RELAX = 0.7  # r of MetaBalance
-KEPT = 0.9  # of MetaBalance's averages, per move
+KEPT = 0.9  # of MetaBalance's averages, per move; of the running loss, per step
 
 
 class Rival(MovedWeights):
@@ -233,6 +235,31 @@ class Uncertainty(Rival):
         self.adam.load_state_dict(state["adam"])
 
 
+class InverseLoss(Rival):
+    """Lets every pathway add κ to the loss: weight_k = κ / D̄_k, the unit `scale: loss` of a search without its alpha.
+
+    Our own control: what such a search has to beat. D̄_k is averaged as in `LossScale`, from the first step on, which
+    trains without distillation.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.state["relative"] = torch.zeros_like(self.factor_k)
+
+    @override
+    def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
+        return self.between(batch, weights_k, step), None
+
+    @override
+    def between(self, batch: Batch, weights_k: Tensor, step: int) -> StepLosses:
+        losses = super().between(batch, weights_k, step)
+        loss_k = torch.stack([losses.distances[k] for k in range(weights_k.numel())]).to(self.factor_k)
+        before_k = self.state.get("loss", loss_k)
+        self.state |= {"loss": KEPT * before_k + (1 - KEPT) * loss_k, "first": self.state.get("first", loss_k)}
+        self.state["relative"] = inverse_loss(self.state["loss"], self.state["first"])
+        return losses
+
+
 RIVALS: dict[str, type[Rival]] = {
     "random": RandomWeights,
     "metabalance": MetaBalance,
@@ -240,6 +267,7 @@ RIVALS: dict[str, type[Rival]] = {
     "cosine-outer": CosineOuter,
     "share": Share,
     "uncertainty": Uncertainty,
+    "loss": InverseLoss,
 }
 
 

@@ -89,7 +89,7 @@ class LossScale(Scale):
 
     @override
     def of_state(self) -> Tensor:
-        return usable(1 / torch.maximum(self.state["loss"], LEAST_LOSS * self.state["first"]))
+        return inverse_loss(self.state["loss"], self.state["first"])
 
 
 class GradientScale(Scale):
@@ -121,6 +121,11 @@ class GradientScale(Scale):
 
 
 SCALES: dict[str, type[Scale]] = {"loss": LossScale, "gradient": GradientScale}
+
+
+def inverse_loss(loss_k: Tensor, first_k: Tensor) -> Tensor:
+    """Returns 1 over a running loss, which counts as no less than 10⁻⁴ of the first one."""
+    return usable(1 / torch.maximum(loss_k, LEAST_LOSS * first_k))
 
 
 def usable(scale_k: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def relative_step(process: Process, recipe: Recipe, num_steps: int) -> float | N
     """
     spec, batch_size = recipe.search, recipe.search_training.batch_size
     interval, outer = spec.steps_per_update(num_steps), spec.images_per_outer_batch(batch_size) / batch_size
-    if spec.method in ("random", "uncertainty"):
+    if spec.method in ("random", "uncertainty", "loss"):
         return 1.0
     if spec.method == "cosine-outer" or (spec.method == "hypergradient" and spec.hypergradient == "cheap"):
         return relative_search_cost(process.parts, interval, outer)

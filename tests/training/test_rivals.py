@@ -118,6 +118,26 @@ def test_uncertainty_follows_the_losses() -> None:
     assert (rival.weights() / rival.factor_k * distance_k).tolist() == pytest.approx([1.5, 1.5], rel=0.02)
 
 
+def test_the_inverse_loss_follows_every_step() -> None:
+    rival = make("loss", total_steps=8, weight=10.0, interval=2)
+    distances = [torch.tensor([2.0, 8.0]), torch.tensor([1.0, 8.0]), torch.tensor([0.0, 4.0])]
+    used = []
+
+    def step(batch: object, weights_k: torch.Tensor, step: int) -> StepLosses:
+        used.append(weights_k)
+        return StepLosses({}, torch.zeros(()), dict(enumerate(distances[step].unbind())))
+
+    rival.distiller.step = step
+    for number in range(3):
+        rival.step("batch", number)
+    assert used[0].tolist() == [0, 0]  # nothing is known yet
+    assert used[1].tolist() == pytest.approx([10 / 2, 2 * 10 / 8])
+    assert used[2].tolist() == pytest.approx([10 / (0.9 * 2 + 0.1 * 1), 2 * 10 / 8])
+    last = [0.9 * (0.9 * 2 + 0.1), 0.9 * 8 + 0.1 * 4]
+    assert rival.weights().tolist() == pytest.approx([10 / last[0], 2 * 10 / last[1]])
+    assert Search(method="loss").kappa == 10 and Search(method="share").kappa == 1
+
+
 @pytest.mark.parametrize("name", sorted(RIVALS))
 def test_the_table_is_the_weights_and_a_state_goes_round(name: str) -> None:
     def play(rival: Rival, steps: range) -> None:
