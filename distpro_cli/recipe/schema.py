@@ -379,9 +379,9 @@ class Search(Model):
     bias: float = Field(1.0, description="b of biased-softmax: the extra term that lets all weights go to zero")
     weight: PositiveNumber | None = Field(
         None,
-        description="kappa, the distillation weight; default: 10 with scale or method loss, 3 with scale distance, 1 with "
-        "gradient and for the other methods (the paper, with distance: 1, and 8 for MobileNet); method share: odds "
-        "of distillation's part of the gradient",
+        description="kappa, the distillation weight; default: 10 with scale or method loss, 3 with scale distance, "
+        "1 with gradient and for the other methods (the paper, with distance: 1, and 8 for MobileNet); method share: "
+        "odds of distillation's part of the gradient",
     )
     scale: Literal["loss", "gradient", "distance"] = Field(
         "loss",
