@@ -87,29 +87,33 @@ class TappedNetwork(nn.Module):
         if check_output is not None:
             check_output(trace.output)
         choices = choose_levels(model, trace, levels, feature, logits=logits)
-        infos: list[LevelInfo] = []
         self._layouts: dict[int, str] = {}
         self._orders: dict[int, TokenOrder] = {}
         self._recorder = _Recorder()
         self._taps: list[RemovableHandle] = []
+        self.levels = tuple(self._tapped(choices, trace.output, tokens, image_size))
+        self.points = tuple("the network's output" if c.point is None else c.point.text for c in choices)
+        self._distillation = {info.number for info in self.levels if info.name == DISTILLATION_LOGITS}
+        self._find_writes_in_training(images_bchw)
+
+    def _tapped(self, choices: Sequence[Choice], output: Any, tokens: str, image_size: int) -> list[LevelInfo]:
+        """Taps the chosen levels, each in the layout and order of its dry tensor, and returns what they are."""
+        infos: list[LevelInfo] = []
         for number, choice in enumerate(choices, start=1):
             point = choice.point
-            tensor = trace.output if point is None else point.tensor
+            tensor = output if point is None else point.tensor
             self._layouts[number] = _layout(choice, tensor)
             if self._layouts[number] == "bnd":
-                self._orders[number] = TokenOrder(block=rolled_block(model, choice.name))
+                self._orders[number] = TokenOrder(block=rolled_block(self.model, choice.name))
             shape = tuple(self._arranged(number, tensor).shape[1:])
-            info = _level_info(model, number, len(choices), choice, shape, image_size)
+            info = _level_info(self.model, number, len(choices), choice, shape, image_size)
             if tokens == "patches" and info.kind == "tokens" and info.prefix:
                 self._orders[number] = replace(self._orders[number], prefix=info.prefix)
                 info = replace(info, shape=(shape[0] - info.prefix, shape[1]), prefix=0)
             infos.append(info)
             if point is not None:
                 self._taps.append(self._recorder.tap(number, point))
-        self.levels = tuple(infos)
-        self.points = tuple("the network's output" if c.point is None else c.point.text for c in choices)
-        self._distillation = {info.number for info in infos if info.name == DISTILLATION_LOGITS}
-        self._find_writes_in_training(images_bchw)
+        return infos
 
     @property
     def num_parameters(self) -> int:

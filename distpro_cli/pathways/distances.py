@@ -200,15 +200,19 @@ class AttentionMap(Distance):
     @override
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError unless the teacher level has more than one position."""
-        if teacher.kind not in ("map", "tokens") or teacher.grid == (1, 1):
-            raise DistproError(
-                f"distance attention-map compares positions, but the teacher's {teacher.name} is {teacher.kind} of "
-                f"shape {shape_text(teacher.shape)}; use hcl, mse, l1 or cosine there"
-            )
+        _check_positions("attention-map", teacher)
 
     @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(_attention_map(prediction), _attention_map(target))
+
+
+def _check_positions(name: str, teacher: LevelInfo) -> None:
+    if teacher.kind not in ("map", "tokens") or teacher.grid == (1, 1):
+        raise DistproError(
+            f"distance {name} compares positions, but the teacher's {teacher.name} is {teacher.kind} of shape "
+            f"{shape_text(teacher.shape)}; use hcl, mse, l1 or cosine there"
+        )
 
 
 def _attention_map(feature: Tensor) -> Tensor:
@@ -237,11 +241,7 @@ class Relations(_OnGrid):
     @override
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError unless the teacher level has more than one position."""
-        if teacher.kind not in ("map", "tokens") or teacher.grid == (1, 1):
-            raise DistproError(
-                f"distance relations compares positions, but the teacher's {teacher.name} is {teacher.kind} of "
-                f"shape {shape_text(teacher.shape)}; use hcl, mse, l1 or cosine there"
-            )
+        _check_positions("relations", teacher)
 
     @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:

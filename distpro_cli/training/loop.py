@@ -145,7 +145,7 @@ class Trainer:
         step = self.progress.step
         self.schedule.step_update(step)
         self.stepper.student.train()
-        with _explaining_steps(step), self._clock:
+        with _explaining_steps(f"{self.plan.network}: step {step}"), self._clock:
             losses, outer_losses = self.weights.step(batch, step)
         self.progress.step += 1
         self._unchecked.append((step, losses, outer_losses))
@@ -284,7 +284,7 @@ class Trainer:
 
 
 @contextmanager
-def _explaining_steps(step: int) -> Iterator[None]:
+def _explaining_steps(which: str) -> Iterator[None]:
     """Rephrases BatchNorm's error for a batch with one value per channel, and that for a number beyond float32."""
     try:
         yield
@@ -299,6 +299,6 @@ def _explaining_steps(step: int) -> Iterator[None]:
         if "overflow" not in str(error) and not isinstance(error, OverflowError):
             raise
         raise NonFiniteLossError(
-            f"step {step}: a number is too large for float32 ({first_line(error)}); "
+            f"{which}: a number is too large for float32 ({first_line(error)}); "
             "try a smaller optimizer.lr, search.alpha_lr or search.weight"
         ) from error

@@ -33,12 +33,12 @@ from distpro_cli.tasks.task import Batch
 from distpro_cli.training.alpha import Record, alpha_lr
 from distpro_cli.training.feature_gradients import FeatureGradients, norms
 from distpro_cli.training.hypergradients.cheap import CheapHypergradient
-from distpro_cli.training.scale import inverse_loss
+from distpro_cli.training.scale import inverse_loss, running
 from distpro_cli.training.step import Distiller, StepLosses
 from distpro_cli.training.weights import Batches, MovedWeights
 
 RELAX = 0.7  # r of MetaBalance
-KEPT = 0.9  # of MetaBalance's averages, per move; of the running loss, per step
+KEPT = 0.9  # of MetaBalance's averages, per move
 
 
 class Rival(MovedWeights):
@@ -217,9 +217,8 @@ class Uncertainty(Rival):
     @override
     def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
         losses = self.distiller.step(batch, weights_k, step)
-        distance_k = torch.stack([losses.distances[k] for k in range(weights_k.numel())])
         self.adam.zero_grad(set_to_none=True)
-        (distance_k / (2 * self.s_k.exp()) + self.s_k / 2).sum().backward()
+        (losses.distance_k / (2 * self.s_k.exp()) + self.s_k / 2).sum().backward()
         self.adam.step()
         return losses, None
 
@@ -253,9 +252,10 @@ class InverseLoss(Rival):
     @override
     def between(self, batch: Batch, weights_k: Tensor, step: int) -> StepLosses:
         losses = super().between(batch, weights_k, step)
-        loss_k = torch.stack([losses.distances[k] for k in range(weights_k.numel())]).to(self.factor_k)
-        before_k = self.state.get("loss", loss_k)
-        self.state |= {"loss": KEPT * before_k + (1 - KEPT) * loss_k, "first": self.state.get("first", loss_k)}
+        if "loss" in self.state:
+            self.state["loss"] = running(self.state["loss"], losses)
+        else:
+            self.state["loss"] = self.state["first"] = losses.distance_k.to(self.factor_k)
         self.state["relative"] = inverse_loss(self.state["loss"], self.state["first"])
         return losses
 

@@ -83,8 +83,7 @@ class LossScale(Scale):
 
     @override
     def see(self, losses: StepLosses) -> None:
-        loss_k = torch.stack([losses.distances[k] for k in range(len(self.scale_k))]).to(self.scale_k)
-        self.state["loss"] = KEPT * self.state["loss"] + (1 - KEPT) * loss_k
+        self.state["loss"] = running(self.state["loss"], losses)
         self.scale_k = self.of_state()
 
     @override
@@ -121,6 +120,11 @@ class GradientScale(Scale):
 
 
 SCALES: dict[str, type[Scale]] = {"loss": LossScale, "gradient": GradientScale}
+
+
+def running(loss_k: Tensor, losses: StepLosses) -> Tensor:
+    """Returns the running loss of every pathway after one more step, [K]."""
+    return KEPT * loss_k + (1 - KEPT) * losses.distance_k.to(loss_k)
 
 
 def inverse_loss(loss_k: Tensor, first_k: Tensor) -> Tensor:

@@ -44,6 +44,11 @@ class StepLosses:
     distances: Mapping[int, Tensor] = field(default_factory=dict)
     scores: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def distance_k(self) -> Tensor:
+        """D_k of every pathway, [K], of a step in which all were on."""
+        return torch.stack([self.distances[k] for k in range(len(self.distances))])
+
 
 @dataclass(frozen=True)
 class Solo:
