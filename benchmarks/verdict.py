@@ -29,11 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distpro_cli import distil, load_process, load_recipe, search
 from distpro_cli.errors import DistproError
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.recipe.scheme_names import ONLINE_METHODS
 from distpro_cli.report.statistics import paired_difference, spread
+from distpro_cli.workflows.methods import online_recipe
 
 SEARCHED = ("process", "process-mean")
 
@@ -112,7 +115,7 @@ class Bench:
         recipe = load_recipe(self.source, *self.overrides, *method.overrides, f"seed={seed}")
         search_seconds = 0.0
         if method.kind in ONLINE_METHODS:
-            summary = search(online_recipe(recipe, method.kind), device=self.device).summary
+            summary = search(online_recipe(recipe, ONLINE_METHODS[method.kind]), device=self.device).summary
         elif method.searched:
             path = self.out / f"{method.searched.replace('@', '-')}-seed{seed}.safetensors"
             search_seconds = self.search_seconds(recipe, path)
@@ -136,13 +139,6 @@ class Bench:
         return float(json.loads(note.read_text()))
 
 
-def online_recipe(recipe: Recipe, kind: str) -> Recipe:
-    """Returns the recipe of a search in the run that counts, as `distpro compare` makes it."""
-    from distpro_cli.workflows.methods import online_recipe
-
-    return online_recipe(recipe, ONLINE_METHODS[kind])
-
-
 def jobs_of(methods: Sequence[Method], seeds: Sequence[int]) -> list[Job]:
     """Returns what workers may do on their own, the longest first: those that search."""
     groups: dict[str, list[Method]] = {}
@@ -161,8 +157,6 @@ def run_all(bench: Bench, jobs: Sequence[Job], workers: int) -> None:
 
 
 def _one_thread() -> None:
-    import torch
-
     torch.set_num_threads(1)
 
 

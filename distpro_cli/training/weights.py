@@ -152,6 +152,12 @@ class MovedWeights(Weights):
         return weights
 
     @override
+    def scale(self) -> Sequence[float]:
+        scale_k = self.scale_in_force()
+        scale: list[float] = [] if scale_k is None else scale_k.tolist()
+        return scale
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         return self.record.state_dict()
 
@@ -195,11 +201,6 @@ class SearchedWeights(MovedWeights):
         losses, outer_losses = super().step(batch, step)
         self.unit.see(losses)
         return losses, outer_losses
-
-    @override
-    def scale(self) -> Sequence[float]:
-        scale: list[float] = [] if self.unit is None else self.alpha.scale_k.tolist()
-        return scale
 
     @override
     def weights(self) -> Tensor:
