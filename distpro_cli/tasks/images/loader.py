@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import signal
 import sys
 import warnings
@@ -14,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,14 +150,21 @@ def _start(samples: Samples, order: Order, workers: int) -> Iterator[tuple[Tenso
             batch_sampler=order,  # type: ignore[arg-type]  # __getitems__ takes what the order yields
             num_workers=workers,
             collate_fn=default_convert,
-            worker_init_fn=_set_signals,
+            worker_init_fn=partial(_start_worker, os.getpid()),
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # else a seed is drawn from the global one
         )
         return iter(loader)
 
 
-def _set_signals(_worker: int) -> None:
+def _start_worker(parent: int, _worker: int) -> None:
+    """Ends a worker whose parent was killed before torch looked who that is; torch would wait for it for ever."""
+    if os.getppid() != parent:
+        os._exit(1)
+    _set_signals()
+
+
+def _set_signals() -> None:
     """Leaves stopping to the main process: a signal to the whole group must not take its data away.
 
     SIGINT is ignored. So is the first SIGTERM; a second one ends the worker. A worker whose parent is gone
