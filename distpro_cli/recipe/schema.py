@@ -177,6 +177,11 @@ class Training(Model):
     label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss; not of the outer one")
     mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 disables it")
     cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 disables it")
+    augment_repeats: PositiveInt = Field(
+        1,
+        description="repeated augmentation (timm's --aug-repeats; DeiT: 3): an epoch shows as many samples as without, "
+        "of fewer images, each so many times in a row with other augmentations",
+    )
     clip_grad: PositiveNumber | None = Field(None, description="largest norm of the gradient")
     ema_decay: Fraction | None = Field(
         None,

@@ -17,7 +17,7 @@ from distpro_cli.files import expand_path
 from distpro_cli.process.file import to_bytes
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
-from distpro_cli.recipe.schema import Network, Recipe
+from distpro_cli.recipe.schema import Network, Recipe, Training
 from distpro_cli.registry import is_user_file
 from distpro_cli.versions import installed_versions
 
@@ -52,7 +52,7 @@ class Identity:
         network = _network(spec)
         content = {
             "network": {key: network[key] for key in ("name", "options", "mean", "std", "code", "weights")},
-            "training": (spec.train or recipe.distill).model_dump(),
+            "training": _training(spec.train or recipe.distill),
             **({"freeze": spec.freeze} if spec.freeze else {}),
             **({"output": spec.output} if spec.output is not None else {}),
             **({"timm": installed_versions()["timm"]} if spec.weights == "pretrained" else {}),
@@ -76,7 +76,7 @@ class Identity:
             infos: The pair's pathways, with the options that a process leaves open.
             dropping: What of the process is left out.
         """
-        content = {**self._common(seed), "distill": self.recipe.distill.model_dump()}
+        content = {**self._common(seed), "distill": _training(self.recipe.distill)}
         if process is not None:
             tables = hashlib.sha256()
             for table in (process.progress, process.weights, process.alpha):
@@ -100,7 +100,7 @@ class Identity:
                 **self._common(seed),
                 "search": recipe.search.model_dump(),
                 "hypergradient": _named(recipe.search.hypergradient),
-                "training": recipe.search_training.model_dump(),
+                "training": _training(recipe.search_training),
                 "pathways": groups,
                 "teacher": self._teacher(),
             }
@@ -148,6 +148,11 @@ def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, A
             yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif before != now:
         yield path, before, now
+
+
+def _training(training: Training) -> dict[str, Any]:
+    # A key that came later is left out at its default, so that what was made before it is found again.
+    return training.model_dump(exclude={"augment_repeats"} if training.augment_repeats == 1 else None)
 
 
 def _network(spec: Network) -> dict[str, Any]:
