@@ -185,8 +185,8 @@ class Training(Model):
     clip_grad: PositiveNumber | None = Field(None, description="largest norm of the gradient")
     ema_decay: Fraction | None = Field(
         None,
-        description="decay per step of a running average of the student's weights, evaluated and saved beside it, such "
-        "as 0.9998; not in a search",
+        description="decay per step of a running average of the network's weights, such as 0.9998, evaluated and saved "
+        "beside it; of teacher.train it is what teaches; not in a search",
     )
 
     @model_validator(mode="after")

@@ -46,14 +46,16 @@ class Identity:
     def teacher(self) -> str:
         """Returns the key of the teacher that `teacher.train` (else `distill`) makes; any device may have made it."""
         recipe, spec = self.recipe, self.recipe.teacher
+        training = spec.train or recipe.distill
         free = FREE["data"] | _FREE_OF_TEACHER
         if recipe.data.test_on == "test":
             free = free | {"held_out"}
         network = _network(spec)
         content = {
             "network": {key: network[key] for key in ("name", "options", "mean", "std", "code", "weights")},
-            "training": _training(spec.train or recipe.distill),
+            "training": _training(training),
             **({"freeze": spec.freeze} if spec.freeze else {}),
+            **({"teaches": "average"} if training.ema_decay is not None else {}),
             **({"output": spec.output} if spec.output is not None else {}),
             **({"timm": installed_versions()["timm"]} if spec.weights == "pretrained" else {}),
             "seed": spec.seed,

@@ -6,7 +6,6 @@ import inspect
 import json
 from collections.abc import Callable, Iterator
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,14 +160,13 @@ class Session:
         """
         source = self.data.train_batches if part == "train" else self.data.outer_batches
         beside_train = part == "outer" and not self.data.outer_size
+        options: dict[str, Any] = {"inner": inner} if beside_train else {}
         if repeats > 1 and (part == "train" or beside_train):
             _check_repeats(source)
-            source = partial(source, repeats=repeats)
-        if beside_train:
-            source = partial(source, inner=inner)
+            options["repeats"] = repeats
 
         def make(start_step: int) -> Iterator[Batch]:
-            for step, batch in enumerate(source(batch_size, num_steps, start_step), start=start_step):
+            for step, batch in enumerate(source(batch_size, num_steps, start_step, **options), start_step):
                 changed = batch if task is None else task.augment(batch, step)
                 yield changed.to(self.device, self._memory_format)
 

@@ -58,3 +58,36 @@ def test_it_is_evaluated_saved_and_resumed(distpro: Run, monkeypatch: pytest.Mon
         first, second = (load_file(Path(folder) / f"{name}.safetensors") for folder in ("whole", "part"))
         assert all(np.array_equal(first[key], second[key]) for key in first)
     assert any(not np.array_equal(first[key], load_file("whole/student.safetensors")[key]) for key in first)
+
+
+def test_the_average_of_a_trained_teacher_teaches(distpro: Run) -> None:
+    given = ("teacher.train.ema_decay=0.5", "teacher.train.epochs=2", "teacher.seed=7")
+    trained = distpro("train", "tiny.yaml", "--network", "teacher", *given, "--run-dir", "t", "--json", "-q")
+    assert trained.status == 0, trained.err
+    figures = trained.json["teacher"]
+    files = {name: Path("t") / f"{name}.safetensors" for name in ("teacher", "teacher-ema")}
+    assert figures["ema"]["weights"] == str(files["teacher-ema"])
+    last, average = (load_file(path) for path in files.values())
+    assert any(not np.array_equal(last[key], average[key]) for key in last)
+    shown = distpro("train", "tiny.yaml", "--network", "teacher", *given, "--run-dir", "t", "--resume").out
+    assert f"teacher, running average: top-1 {figures['ema']['top1_last']:.2f} % after the last epoch" in shown
+    expected = {"teacher": figures["top1_last"], "teacher-ema": figures["ema"]["top1_last"]}
+    for name, path in files.items():
+        arguments = ("transfer", "tiny.yaml", "-p", "uniform", "distill.epochs=1", "--json", "--run-dir")
+        of_file = distpro(*arguments, name, f"teacher.weights={path}", "teacher.train=null")
+        assert of_file.json["teacher"]["top1"] == expected[name]
+    taught = distpro(*arguments, "taught", *given)
+    assert "already trained, taken from" in taught.err
+    assert taught.json["teacher"]["top1"] == expected["teacher-ema"]
+    assert Path("taught/student.safetensors").read_bytes() != Path("teacher/student.safetensors").read_bytes()
+    ours, theirs = (load_file(f"{name}/student.safetensors") for name in ("taught", "teacher-ema"))
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_teacher_that_a_run_trains_first_says_both_figures(distpro: Run) -> None:
+    given = ("teacher.train.ema_decay=0.5", "teacher.seed=8", "search.epochs=1")
+    result = distpro("search", "tiny.yaml", *given, "--json")
+    assert result.status == 0, result.err
+    assert "teacher wrn_10_1: the running average of its weights teaches, top-1 " in result.err
+    rows = (Path(result.json["run_dir"]) / "teacher-metrics.jsonl").read_text().splitlines()
+    assert result.json["teacher"]["top1"] == json.loads(rows[-1])["test_ema_top1"]
