@@ -85,8 +85,8 @@ class Identity:
                 tables.update(table.tobytes())
             content |= {
                 "process": tables.hexdigest(),
-                "of_process": [_pathway(asdict(info)) for info in process.pathways],
-                "of_pair": [_pathway(asdict(info)) for info in infos],
+                "of_process": [_pathway(_plain(info)) for info in process.pathways],
+                "of_pair": [_pathway(_plain(info)) for info in infos],
                 "dropping": dict(dropping),
                 "teacher": self._teacher(),
             }
@@ -164,6 +164,13 @@ def _network(spec: Network) -> dict[str, Any]:
         **_named(spec.name),
         "weights": spec.weights if weights is None else _content(weights) if weights.is_file() else None,
     }
+
+
+def _plain(info: PathwayInfo) -> dict[str, Any]:
+    values = asdict(info)
+    for side in ("teacher", "student"):
+        del values[side]["guess"]  # its outcome is among the values
+    return values
 
 
 def _pathway(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The images of a run: which train, which judge alpha, which test, and in what order they come.
 
-Shape legend: b images of a batch, m images of a split, s image size.
+Shape legend: b images of a batch, m images of a split, h height, w width.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ImageData:
             repeats: Samples of an image in an epoch, each with its own augmentation.
 
         Yields:
-            Images float32 [B, 3, S, S] in [0, 1] and targets [B, ...].
+            Images float32 [B, 3, H, W] in [0, 1] and targets [B, ...].
 
         Raises:
             DistproError: an image cannot be decoded.

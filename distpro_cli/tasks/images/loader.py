@@ -1,6 +1,6 @@
 """Batches of a source in a given order, in this process or in workers; the result is the same.
 
-Shape legend: b images, c channels, h height, w width, s image size.
+Shape legend: b images, c channels, h height, w width; H, W those of the networks' input.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Samples(Dataset[Any]):
 
     Attributes:
         source: The images.
-        transform: From uint8 [H, W, 3] to uint8 [S, S, 3].
+        transform: From uint8 [h, w, 3] to uint8 [H, W, 3].
         seed: With it, the global generators are seeded from (seed, epoch, index, repeat) before each sample.
     """
 
@@ -64,7 +64,7 @@ class Samples(Dataset[Any]):
         """Reads one batch of an `Order` for torch's loader; leaves global random states as they were.
 
         Returns:
-            Images uint8 [B, 3, S, S] and targets [B, ...]; or the error of an image that cannot be decoded, because
+            Images uint8 [B, 3, H, W] and targets [B, ...]; or the error of an image that cannot be decoded, because
             one that a worker raises would carry its traceback as its message.
         """
         draw: Draw = ordered
@@ -83,7 +83,7 @@ class Samples(Dataset[Any]):
 
 
 def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
-    """Returns images float32 [B, 3, S, S] in [0, 1] and targets [B, ...], batch by batch of the order.
+    """Returns images float32 [B, 3, H, W] in [0, 1] and targets [B, ...], batch by batch of the order.
 
     Workers start at the first batch, live until the order ends or the iterator is closed, and leave this
     process's random states alone.
