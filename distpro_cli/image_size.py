@@ -29,25 +29,21 @@ def longer_side(image_size: Size) -> int:
 
 
 def covers(height: int, width: int, image_size: Size) -> bool:
-    """Says whether height × width cells can cover an image: square ones of one whole number of pixels, cut or padded.
+    """Says whether height × width cells can cover an image: square ones of a whole number of pixels, see `grids_of`.
 
     Of a square image they are equally many along both sides.
     """
-    if image_size[0] == image_size[1]:
-        return height == width
-    return any(height in rows and width in columns for rows, columns in _cells(image_size))
-
-
-def grids_of(image_size: Size) -> list[Size]:
-    """Returns all sizes in cells that cover an image that is not square, fine to coarse."""
-    return [(h, w) for rows, columns in _cells(image_size) for h in rows for w in columns]
+    return height == width if image_size[0] == image_size[1] else (height, width) in grids_of(image_size)
 
 
 @cache
-def _cells(image_size: Size) -> list[tuple[set[int], set[int]]]:
-    """Returns, for cells of 1, 2, ... pixels, how many lie along either side: whole ones, or with a part of one."""
-    rows, columns = ([{side // r, -(-side // r)} - {0} for r in range(1, max(image_size) + 1)] for side in image_size)
-    return list(zip(rows, columns, strict=True))
+def grids_of(image_size: Size) -> frozenset[Size]:
+    """Returns in how many cells of 1, 2, ... pixels an image can lie; what is left at its end is cut off or padded."""
+    height, width = image_size
+    found = set()
+    for r in range(1, max(image_size) + 1):
+        found |= {(max(1, height // r), max(1, width // r)), (-(-height // r), -(-width // r))}
+    return frozenset(found)
 
 
 def nearest_multiples(image_size: ImageSize, divisors: Size) -> str:

@@ -54,20 +54,20 @@ class LevelInfo:
 def guess_grid(num_tokens: int, image_size: Size = (1, 1)) -> tuple[int, Grid | None]:
     """Returns how many of the tokens come before a grid over the image, and the grid; 0 and None if they form none.
 
-    Of several numbers of prefix tokens that leave a grid (of a square image a square), the smallest is taken; more
-    than a row of the grid is no prefix, or nearly every number of tokens would do.
+    The grid is as high to wide as the image, behind the smallest number of prefix tokens that leave one; more than a
+    row of the grid is no prefix, or nearly every number of tokens would do. Of an image that is not square, cells may
+    also be cut off or padded at its end (`grids_of`) where nothing comes before them.
     """
-    grids: dict[int, Grid] = {}
     if image_size[0] != image_size[1]:
-        rows, columns = image_size
-        exact_last = sorted(grids_of(image_size), key=lambda grid: grid[0] * columns == grid[1] * rows)
-        grids = {height * width: (height, width) for height, width in exact_last}
+        inexact = {rows * columns: (rows, columns) for rows, columns in grids_of(image_size)}
+        if grid := inexact.get(num_tokens):
+            return 0, grid
+    divisor = math.gcd(*image_size)
+    rows, columns = image_size[0] // divisor, image_size[1] // divisor
     for prefix in range(min(MOST_PREFIX_TOKENS + 1, num_tokens)):
-        side = math.isqrt(num_tokens - prefix)
-        square = (side, side) if image_size[0] == image_size[1] and side * side == num_tokens - prefix else None
-        grid = grids.get(num_tokens - prefix, square)
-        if grid is not None and prefix <= grid[1]:
-            return prefix, grid
+        side = math.isqrt((num_tokens - prefix) // (rows * columns))
+        if side * side * rows * columns == num_tokens - prefix and prefix <= side * columns:
+            return prefix, (side * rows, side * columns)
     return 0, None
 
 
