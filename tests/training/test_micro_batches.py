@@ -108,6 +108,7 @@ def test_the_first_losses_are_the_batchs() -> None:
 def test_a_warm_up_longer_than_the_run(distpro: Run) -> None:
     for given, message in (
         ("distill.schedule.warmup_epochs=5", "schedule.warmup_epochs is 5, longer than the run of 2 epochs"),
+        ("teacher.train.schedule.warmup_epochs=1.5", "teacher.train.schedule: schedule.warmup_epochs is 1.5, longer"),
         ("search.schedule={warmup_epochs: 5}", "5 epochs of warm-up from search.schedule, longer than its 2 epochs"),
     ):
         result = distpro("search", "tiny.yaml", given, "-q")
