@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from distpro_cli.image_size import ImageSize, height_width
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.preparation import describe_preparation
@@ -113,7 +114,7 @@ def _network_report(spec: Network, network: TappedNetwork, recipe: Recipe) -> di
     return {
         "name": spec.name,
         "weights": describe_preparation(spec, network.model),
-        **asdict(network_cost(network, recipe.data.image_size)),
+        **asdict(network_cost(network, recipe.data.height_width)),
         "levels": levels,
     }
 
@@ -149,11 +150,11 @@ def pathway_costs(pathways: Pathways) -> list[PathwayCost]:
     return [_pathway_cost(pathways, k) for k in range(len(pathways.infos))]
 
 
-def network_cost(network: TappedNetwork, image_size: int) -> NetworkCost:
-    """Returns the cost of a network on one image of 3 × `image_size` × `image_size`."""
+def network_cost(network: TappedNetwork, image_size: ImageSize) -> NetworkCost:
+    """Returns the cost of a network on one image of three channels and that size."""
 
     def count(copied: nn.Module, device: str) -> int:
-        images_bchw = torch.zeros(1, 3, image_size, image_size, device=device)
+        images_bchw = torch.zeros(1, 3, *height_width(image_size), device=device)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             copied.eval().requires_grad_(False)(images_bchw)  # torch's counter fails on parameters given to modules
         return int(counter.get_total_flops()) // 2

@@ -10,11 +10,15 @@ from functools import partial
 from typing import Any
 
 import timm
+import torch
+from timm.layers import PatchEmbed
 from torch import nn
 
 from distpro_cli.errors import DistproError, first_line, nearest
 from distpro_cli.files import expand_path
+from distpro_cli.image_size import Size, height_width, nearest_multiples
 from distpro_cli.networks import NETWORKS
+from distpro_cli.networks.dry_run import likely_sizes
 from distpro_cli.networks.heads import pretrained_new_head
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import load_weights, weights_metadata
@@ -79,7 +83,7 @@ def build_network(
         tokens=spec.tokens,
         mean=mean,
         std=std,
-        image_size=data.image_size,
+        image_size=data.height_width,
         output=spec.output,
         check_output=lambda output: task.check_output(spec.name, output, data),
     )
@@ -195,8 +199,9 @@ def _build_timm(
     try:
         config = None if on_hub else timm.get_pretrained_cfg(spec.name)
         # Transformers of a fixed image size are built for the recipe's.
-        if config is not None and config.fixed_input_size and config.input_size[-1] != data.image_size:
-            given.setdefault("img_size", data.image_size)
+        if config is not None and config.fixed_input_size and tuple(config.input_size[1:]) != data.height_width:
+            size = data.image_size
+            given.setdefault("img_size", size if isinstance(size, int) else data.height_width)
         model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **given)
     except Exception as error:
         if on_hub:
@@ -205,7 +210,23 @@ def _build_timm(
                 "connection and the name, or give timm's own name and set weights to a file"
             ) from error
         raise DistproError(_timm_failure(spec.name, given, error, pretrained)) from error
+    check_patches(spec.name, model, data.height_width)
     return model
+
+
+def check_patches(name: str, model: nn.Module, image_size: Size) -> None:
+    """Raises DistproError where timm's patches would leave rows or columns of the images out, unless weights ask so."""
+    patches = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
+    own_size = tuple((getattr(model, "pretrained_cfg", None) or {}).get("input_size", ())[1:])
+    if not isinstance(patches, PatchEmbed) or patches.dynamic_img_pad or own_size == image_size:
+        return
+    height, width = patches.patch_size
+    if near := nearest_multiples(image_size, (height, width)):
+        raise DistproError(
+            f"network {name}: its patches of {height}×{width} pixels do not divide images of "
+            f"{image_size[0]}×{image_size[1]}; set data.image_size to the nearest sizes that they do, {near}, or "
+            "another patch_size in the network's options"
+        )
 
 
 def _timm_failure(name: str, options: dict[str, Any], error: Exception, pretrained: bool) -> str:
@@ -230,4 +251,18 @@ def _timm_failure(name: str, options: dict[str, Any], error: Exception, pretrain
         base, _, tag = name.partition(".")
         tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
         return f"network {name}: timm knows no weights '{tag}' for {base}; there are {', '.join(tags) or 'none'}"
-    return f"network {name} cannot be built with the options {options}: {text}"
+    text = text or type(error).__name__
+    return f"network {name} cannot be built with the options {options}: {text}{_near(name, options)}"
+
+
+def _near(name: str, options: dict[str, Any]) -> str:
+    """Returns what is known of sizes that fit, as the end of a message, where a size is among the options."""
+    others = {key: value for key, value in options.items() if key != "img_size"}
+    if others == options:
+        return ""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False, **others)
+    except Exception:  # something else is wrong with the options
+        return ""
+    return likely_sizes(model, height_width(options["img_size"]))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, first_line
+from distpro_cli.image_size import Size, covers, height_width, nearest_multiples
 
 BATCH = 2  # one image would hide layouts whose first dimension is not the batch
 
@@ -27,6 +28,7 @@ class Call:
         name: Canonical module name.
         module: The module.
         index: Which execution of that module it is, from 0.
+        image_size: Of the images that the network was given.
         start: When it began; starts and finishes share one counter.
         finish: When it ended.
         input: Its first tensor argument.
@@ -39,6 +41,7 @@ class Call:
     name: str
     module: nn.Module
     index: int
+    image_size: Size
     start: int
     input: Tensor | None
     input_version: int
@@ -82,6 +85,7 @@ def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
         DistproError: the network cannot take these images.
     """
     trace = Trace()
+    size = height_width(images_bchw.shape[-2:])
     clock = iter(range(1 << 62))
     running: dict[str, list[Call]] = defaultdict(list)
     counts: dict[str, int] = defaultdict(int)
@@ -93,7 +97,7 @@ def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
         def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             given = first_tensor(args, kwargs)
             running[name].append(
-                Call(name, module, counts[name], next(clock), given, 0 if given is None else version(given))
+                Call(name, module, counts[name], size, next(clock), given, 0 if given is None else version(given))
             )
             counts[name] += 1
 
@@ -126,17 +130,33 @@ def dry_forward(model: nn.Module, images_bchw: Tensor, *, training: bool) -> Any
         try:
             return model(images_bchw)
         except Exception as error:
-            height, width = images_bchw.shape[-2:]
+            size = height_width(images_bchw.shape[-2:])
             raise DistproError(
-                f"{title(model)} cannot take images of {height}×{width} pixels and {images_bchw.shape[1]} "
+                f"{title(model)} cannot take images of {size[0]}×{size[1]} pixels and {images_bchw.shape[1]} "
                 f"channels ({first_line(error)}); set data.image_size, or the network's size in its options"
+                f"{likely_sizes(model, size)}"
             ) from error
 
 
-def dry_images(image_size: int, mean: Tensor, std: Tensor) -> Tensor:
+def likely_sizes(model: nn.Module, image_size: Size) -> str:
+    """Returns, as the end of a message, the next sizes that the coarsest stage that timm lists divides, if any."""
+    info = getattr(model, "feature_info", None) or []
+    reductions = [stage.get("reduction") for stage in getattr(info, "info", info)]
+    coarsest = max((number for number in reductions if isinstance(number, int)), default=1)
+    near = nearest_multiples(image_size, (coarsest, coarsest))
+    return f"; its coarsest cells have {coarsest}×{coarsest} pixels, the nearest multiples are {near}" if near else ""
+
+
+def channels_last(shape: tuple[int, ...], image_size: Size) -> bool:
+    """Says whether a map's shape is [B, H, W, C], by which of its dimensions can cover the image alone."""
+    _, first, middle, last = shape
+    return covers(first, middle, image_size) and not covers(middle, last, image_size)
+
+
+def dry_images(image_size: Size, mean: Tensor, std: Tensor) -> Tensor:
     """Returns normalised noise [2, C, H, W] from a generator of its own; mean and std are [1, C, 1, 1]."""
     generator = torch.Generator().manual_seed(0)
-    images_bchw = torch.rand(BATCH, mean.shape[1], image_size, image_size, generator=generator)
+    images_bchw = torch.rand(BATCH, mean.shape[1], *image_size, generator=generator)
     return (images_bchw.to(mean.device) - mean) / std
 
 

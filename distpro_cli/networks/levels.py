@@ -15,12 +15,22 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distpro_cli.errors import DistproError
+from distpro_cli.image_size import ImageSize, Size, height_width, longer_side
 from distpro_cli.networks.activations import Point
-from distpro_cli.networks.dry_run import describe, dry_forward, dry_images, first_tensor, title, trace_forward, version
+from distpro_cli.networks.dry_run import (
+    channels_last,
+    describe,
+    dry_forward,
+    dry_images,
+    first_tensor,
+    title,
+    trace_forward,
+    version,
+)
 from distpro_cli.networks.heads import NewHead, head_modules
 from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.networks.tokens import TokenOrder, rolled_block, stated_grid
-from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.process.pathway import Grid, LevelInfo, guess_grid
 
 # Whose convolutions in channels_last end torch's process on the CPU (segmentation fault; seen with torch 2.14).
 CONTIGUOUS = frozenset({"timm.models.fastvit"})
@@ -51,7 +61,7 @@ class TappedNetwork(nn.Module):
         tokens: str = "all",
         mean: Sequence[float],
         std: Sequence[float],
-        image_size: int,
+        image_size: ImageSize,
         check_output: Callable[[Any], object] | None = None,
         output: int | str | None = None,
     ) -> None:
@@ -67,7 +77,7 @@ class TappedNetwork(nn.Module):
             tokens: `all`, or `patches`: of tokens those on the grid alone.
             mean: Per channel, what the network expects to be subtracted from images in [0, 1].
             std: Per channel, what it expects them to be divided by.
-            image_size: Height and width of the images in pixels.
+            image_size: Of the images in pixels, one number or height and width.
             check_output: Is given what the network returns for two images in eval mode; raises if that is wrong.
             output: Which part of what the network returns is its output, see `part_of`; None: all of it.
 
@@ -80,7 +90,8 @@ class TappedNetwork(nn.Module):
         self._trained_heads: list[nn.Module] = []
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
-        images_bchw = dry_images(image_size, self.mean, self.std)
+        size = height_width(image_size)
+        images_bchw = dry_images(size, self.mean, self.std)
         trace = trace_forward(model, images_bchw)
         self._output = output
         trace.output = self._part(trace.output)
@@ -91,22 +102,25 @@ class TappedNetwork(nn.Module):
         self._orders: dict[int, TokenOrder] = {}
         self._recorder = _Recorder()
         self._taps: list[RemovableHandle] = []
-        self.levels = tuple(self._tapped(choices, trace.output, tokens, image_size))
+        self.levels = tuple(self._tapped(choices, trace.output, tokens, size))
         self.points = tuple("the network's output" if c.point is None else c.point.text for c in choices)
         self._distillation = {info.number for info in self.levels if info.name == DISTILLATION_LOGITS}
         self._find_writes_in_training(images_bchw)
 
-    def _tapped(self, choices: Sequence[Choice], output: Any, tokens: str, image_size: int) -> list[LevelInfo]:
+    def _tapped(self, choices: Sequence[Choice], output: Any, tokens: str, size: Size) -> list[LevelInfo]:
         """Taps the chosen levels, each in the layout and order of its dry tensor, and returns what they are."""
         infos: list[LevelInfo] = []
         for number, choice in enumerate(choices, start=1):
             point = choice.point
             tensor = output if point is None else point.tensor
-            self._layouts[number] = _layout(choice, tensor)
+            self._layouts[number] = _layout(choice, tensor, size)
             if self._layouts[number] == "bnd":
                 self._orders[number] = TokenOrder(block=rolled_block(self.model, choice.name))
             shape = tuple(self._arranged(number, tensor).shape[1:])
-            info = _level_info(self.model, number, len(choices), choice, shape, image_size)
+            info = _level_info((number, len(choices)), choice, shape, size)
+            if info.kind == "tokens":
+                grid = self._orders[number].grid_of(self.model, tensor)
+                info = _on_grid(info, grid or stated_grid(self.model, shape[0], choice.reduction, size), size)
             if tokens == "patches" and info.kind == "tokens" and info.prefix:
                 self._orders[number] = replace(self._orders[number], prefix=info.prefix)
                 info = replace(info, shape=(shape[0] - info.prefix, shape[1]), prefix=0)
@@ -304,20 +318,20 @@ class _Recorder:
         return tapped, overwritten
 
 
-def _layout(choice: Choice, tensor: Tensor) -> str:
+def _layout(choice: Choice, tensor: Tensor, size: Size) -> str:
     """`bchw`, `bhwc`, `bnd`, `bd`, `logits`; `mean-...` where the classifier's input is pooled here."""
     if choice.name == LOGITS:
         return LOGITS
-    layout = {2: "bd", 3: "bnd"}.get(tensor.ndim) or _map_layout(tensor, choice.channels)
+    layout = {2: "bd", 3: "bnd"}.get(tensor.ndim) or _map_layout(tuple(tensor.shape), choice.channels, size)
     return f"mean-{layout}" if choice.name == POOLED and layout != "bd" else layout
 
 
-def _map_layout(tensor: Tensor, channels: int | None) -> str:
-    """The known channels decide; else, images being square here, the two equal dimensions are positions."""
-    _, first, middle, last = tensor.shape
+def _map_layout(shape: tuple[int, ...], channels: int | None, size: Size) -> str:
+    """The known channels decide; else the two dimensions that cover the image are positions."""
+    _, first, _, last = shape
     if channels is not None and (first == channels) != (last == channels):
         return "bchw" if first == channels else "bhwc"
-    return "bhwc" if first == middle != last else "bchw"
+    return "bhwc" if channels_last(shape, size) else "bchw"
 
 
 def _arrange(tensor: Tensor, layout: str) -> Tensor:
@@ -328,14 +342,23 @@ def _arrange(tensor: Tensor, layout: str) -> Tensor:
     return tensor
 
 
-def _level_info(
-    model: nn.Module, number: int, count: int, choice: Choice, shape: tuple[int, ...], image_size: int
-) -> LevelInfo:
+def _level_info(place: tuple[int, int], choice: Choice, shape: tuple[int, ...], size: Size) -> LevelInfo:
+    """Returns what a level is; `place` is its number and how many there are. Tokens have no grid yet."""
     kind = LOGITS if choice.name in (LOGITS, DISTILLATION_LOGITS) else {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
-    stated = stated_grid(model, shape[0]) if kind == "tokens" else (0, None)
-    info = LevelInfo(number, count, choice.name, kind, None, shape, *stated)
+    info = LevelInfo(*place, choice.name, kind, None, shape)
     if kind == "tokens" and choice.reduction:
         return replace(info, reduction=choice.reduction)
-    if kind in ("tokens", "map") and info.grid:
-        return replace(info, reduction=max(1, round(image_size / info.grid[0])))
-    return info
+    return _reduced(info, size) if kind == "map" else info
+
+
+def _on_grid(info: LevelInfo, stated: tuple[int, Grid | None], size: Size) -> LevelInfo:
+    """Returns a level of tokens with their prefix and grid, as stated or else as their number and the image say."""
+    prefix, grid = stated if stated[1] else guess_grid(info.shape[0], size)
+    info = replace(info, prefix=prefix, grid=grid, guess=False)
+    return info if info.reduction or grid is None else _reduced(info, size)
+
+
+def _reduced(info: LevelInfo, size: Size) -> LevelInfo:
+    assert info.grid is not None
+    side = longer_side(size)
+    return replace(info, reduction=max(1, round(size[side] / info.grid[side])))

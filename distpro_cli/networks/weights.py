@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, first_line
 from distpro_cli.files import write_atomically
+from distpro_cli.image_size import size_text
 from distpro_cli.networks.dry_run import title
 from distpro_cli.networks.heads import NewHead, head_names
 
@@ -258,8 +259,16 @@ def _origin(source: Path) -> str:
     metadata = weights_metadata(source)
     parts = [metadata["network"]] if "network" in metadata else []
     parts += [f"options {metadata['options']}"] if metadata.get("options", "{}") != "{}" else []
-    parts += [f"images of {metadata['image_size']} pixels"] if "image_size" in metadata else []
+    parts += [f"images of {_size(metadata['image_size'])} pixels"] if "image_size" in metadata else []
     return f"; the file is of {', '.join(parts)}" if parts else ""
+
+
+def _size(text: str) -> str:
+    """Returns a size of a file's metadata, JSON, as people write it."""
+    try:
+        return size_text(json.loads(text))
+    except (ValueError, TypeError):
+        return text
 
 
 def _some(names: Iterable[str]) -> str:

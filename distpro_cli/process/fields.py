@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Collection
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from distpro_cli.errors import ProcessError
@@ -20,8 +21,8 @@ MAX_PARTS = 50_000
 KINDS = ("map", "tokens", "vector", "logits")
 _MAX_NAME = 500
 _MAX_NUMBER = 2**53
-# Prefix and grid of a level are left to `LevelInfo`: readers of this version refuse further keys.
 _LEVEL_KEYS = {"number", "count", "name", "kind", "reduction", "shape"}
+_GRID_KEYS = {"prefix", "grid"}  # of tokens, where they are not what `LevelInfo` makes of the shape
 _PART_KEYS = {"name", "cost", "pathways"}
 _OPTIONAL = {"parts"}
 _PATHWAY_KEYS = {"id", "teacher", "student", "transform", "distance", "transform_options", "distance_options"}
@@ -58,7 +59,13 @@ def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
 
 def _plain(pathway: PathwayInfo) -> dict[str, Any]:
     plain = asdict(pathway)
-    return plain | {side: {key: plain[side][key] for key in _LEVEL_KEYS} for side in ("teacher", "student")}
+    return plain | {"teacher": _plain_level(pathway.teacher), "student": _plain_level(pathway.student)}
+
+
+def _plain_level(level: LevelInfo) -> dict[str, Any]:
+    plain = asdict(level)
+    follows = level.kind != "tokens" or level == replace(level, prefix=0, grid=None, guess=True)
+    return {key: plain[key] for key in (_LEVEL_KEYS if follows else _LEVEL_KEYS | _GRID_KEYS)}
 
 
 def _items(text: str, noun: str, most: int, decode: Callable[[Any, str], Item]) -> tuple[Item, ...]:
@@ -84,7 +91,7 @@ def _pathway(value: Any, where: str) -> PathwayInfo:
 
 
 def _level(value: Any, where: str) -> LevelInfo:
-    _check_keys(value, _LEVEL_KEYS, where)
+    _check_keys(value, _LEVEL_KEYS, where, _GRID_KEYS)
     number, count = (_positive(value[key], f"{where}: {key}") for key in ("number", "count"))
     if number > count:
         raise ProcessError(f"{where}: number is {number}, beyond the count of {count}")
@@ -101,14 +108,32 @@ def _level(value: Any, where: str) -> LevelInfo:
         kind=value["kind"],
         reduction=None if reduction is None else _positive(reduction, f"{where}: reduction"),
         shape=tuple(_positive(size, f"{where}: shape") for size in shape),
+        **_grid(value, where),
     )
 
 
-def _check_keys(value: Any, keys: set[str], where: str) -> None:
+def _grid(value: dict[str, Any], where: str) -> dict[str, Any]:
+    """Returns prefix and grid where a level tells them."""
+    if not _GRID_KEYS & value.keys():
+        return {}
+    _check_keys(value, _LEVEL_KEYS | _GRID_KEYS, where)
+    prefix, grid, shape = value["prefix"], value["grid"], value["shape"]
+    if (prefix, grid, value["kind"]) == (0, None, "tokens"):
+        return {"guess": False}
+    sound = type(prefix) is int and isinstance(grid, list) and len(grid) == 2 and value["kind"] == "tokens"
+    if not sound or prefix < 0 or prefix + math.prod(_positive(n, f"{where}: grid") for n in grid) != shape[0]:
+        raise ProcessError(
+            f"{where}: prefix {_shown(prefix)} and grid {_shown(grid)} are not those of {_shown(shape)}; expected "
+            "tokens of the number prefix + height · width"
+        )
+    return {"prefix": prefix, "grid": tuple(grid)}
+
+
+def _check_keys(value: Any, keys: set[str], where: str, optional: Collection[str] = ()) -> None:
     _object(value, where)
     if missing := keys - value.keys():
         raise ProcessError(f"{where} lacks {', '.join(sorted(missing))}")
-    if unknown := value.keys() - keys:
+    if unknown := value.keys() - keys - set(optional):
         raise ProcessError(f"{where} holds unknown keys: {_shown(', '.join(sorted(unknown)))}")
 
 

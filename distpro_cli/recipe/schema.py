@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from distpro_cli.image_size import height_width
 from distpro_cli.recipe.base import (
     BelowOne,
     Connection,
@@ -90,7 +91,11 @@ class Data(Model):
         description="classes; known for digits and the CIFAR sets, otherwise 1000; checked against the data "
         "when a run starts",
     )
-    image_size: PositiveInt = Field(224, description="height and width of the networks' input in pixels")
+    image_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = Field(
+        224,
+        description="height and width of the networks' input in pixels, as one number or as [height, width]",
+        examples=[[128, 256]],
+    )
     train_images: PositiveInt | None = Field(
         None, description="use only this many train images, drawn evenly over classes by subset_seed"
     )
@@ -116,6 +121,16 @@ class Data(Model):
     cache: bool = Field(False, description="keep decoded images in memory (small sets)")
 
     _normalization_fits = model_validator(mode="after")(check_normalization)
+
+    @field_validator("image_size")
+    @classmethod
+    def _square_is_one_number(cls, image_size: int | list[int]) -> int | list[int]:
+        return image_size[0] if isinstance(image_size, list) and image_size[0] == image_size[1] else image_size
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width of the networks' input in pixels."""
+        return height_width(self.image_size)
 
 
 class Optimizer(Model):
@@ -177,11 +192,16 @@ class Training(Model):
     label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss; not of the outer one")
     mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 disables it")
     cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 disables it")
+    augment_repeats: PositiveInt = Field(
+        1,
+        description="repeated augmentation (timm's --aug-repeats; DeiT: 3): an epoch shows as many samples as without, "
+        "of fewer images, each so many times in a row with other augmentations",
+    )
     clip_grad: PositiveNumber | None = Field(None, description="largest norm of the gradient")
     ema_decay: Fraction | None = Field(
         None,
-        description="decay per step of a running average of the student's weights, evaluated and saved beside it, such "
-        "as 0.9998; not in a search",
+        description="decay per step of a running average of the network's weights, such as 0.9998, evaluated and saved "
+        "beside it; of teacher.train it is what teaches; not in a search",
     )
 
     @model_validator(mode="after")

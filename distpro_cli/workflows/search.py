@@ -121,7 +121,13 @@ def searched_weights(session: Session, distiller: Distiller, training: Training)
     num_updates = -(-total_steps // interval)
     record = Record(len(groups), total_steps, session.device)
     outer_size = spec.images_per_outer_batch(training.batch_size)
-    outer_batches = session.batches("outer", outer_size, num_updates, inner=(training.batch_size, interval))
+    outer_batches = session.batches(
+        "outer",
+        outer_size,
+        num_updates,
+        inner=(training.batch_size, interval),
+        repeats=training.augment_repeats,
+    )
     if spec.method != "hypergradient":
         steps_per_epoch = session.data.steps_per_epoch(training.batch_size)
         return RIVALS[spec.method](distiller, spec, factor_k, record, outer_batches, steps_per_epoch)

@@ -94,19 +94,26 @@ def measured_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder
     return figure
 
 
-def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder) -> Progress:
-    """Trains the teacher, or its head alone, by `teacher.train`, and writes its weights to `target`.
+def train_teacher(
+    session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder
+) -> tuple[Progress, TappedNetwork | None]:
+    """Trains the teacher, or its head alone, by `teacher.train`, and writes the weights that teach to `target`.
 
-    Without `teacher.train` it is trained by `distill`. Returns what was measured.
-    The checkpoint and the metrics lie in `folder`; a checkpoint found there is resumed.
+    These are the running average where there is one (`ema_decay`), which timm's `load_checkpoint` takes as well.
+    Without `teacher.train` it is trained by `distill`. The checkpoint and the metrics lie in `folder`; a checkpoint
+    found there is resumed.
+
+    Returns:
+        What was measured, and the running average.
     """
     recipe, metric = session.recipe, session.task.metric
     training = recipe.teacher.train or recipe.distill
     _make_folder(target.parent)
     if recipe.teacher.freeze == "backbone":
         teacher.freeze_backbone()
+    weights = NoWeights(session.stepper(Solo(teacher), training))
     progress = session.train(
-        NoWeights(session.stepper(Solo(teacher), training)),
+        weights,
         training,
         f"teacher {recipe.teacher.name}",
         folder.teacher_checkpoint,
@@ -114,10 +121,18 @@ def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder
         resume=True,
         network=f"teacher {recipe.teacher.name}",
     )
-    figures = {f"{metric.name}_last": round(progress.history[-1], 2)}
-    session.save(teacher, recipe.teacher, target, training, by="distpro train", **figures)
+    average = weights.stepper.average
+    figure = (progress.history if average is None else progress.average_history)[-1]
+    if average is not None:
+        last, averaged = metric.with_unit(progress.history[-1]), metric.with_unit(figure)
+        session.context.reporter.message(
+            f"teacher {recipe.teacher.name}: the running average of its weights teaches, {metric.label} {averaged} "
+            f"(its last weights: {last})"
+        )
+    figures = {f"{metric.name}_last": round(figure, 2)}
+    session.save(average or teacher, recipe.teacher, target, training, by="distpro train", **figures)
     folder.teacher_checkpoint.unlink(missing_ok=True)
-    return progress
+    return progress, average
 
 
 def teacher_cache(session: Session) -> Path:
