@@ -69,9 +69,9 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     """Builds both networks with random weights and returns what `distpro inspect recipe.yaml` shows.
 
     Returns:
-        Plain values: `teacher` and `student` (`name`, `weights`, `parameters`, `multiply_adds`, `levels`), `alignment`
-        (the rule by which sets of connections join levels), `pathways`, the blocks that some of them share (`shared`)
-        and the `totals` of both; units as in `PathwayCost`.
+        Plain values: `teacher` and `student` (`name`, `weights`, `channels` of the images, `parameters`,
+        `multiply_adds`, `levels`), `alignment` (the rule by which sets of connections join levels), `pathways`, the
+        blocks that some of them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
         Nothing is downloaded and no data is read.
 
     Raises:
@@ -113,6 +113,7 @@ def _network_report(spec: Network, network: TappedNetwork, recipe: Recipe) -> di
     return {
         "name": spec.name,
         "weights": describe_preparation(spec, network.model),
+        "channels": network.channels,
         **asdict(network_cost(network, recipe.data.image_size)),
         "levels": levels,
     }

@@ -15,6 +15,7 @@ from torch import nn
 from distpro_cli.errors import DistproError, first_line, nearest
 from distpro_cli.files import expand_path
 from distpro_cli.networks import NETWORKS
+from distpro_cli.networks.channels import COLOUR, for_channels, image_channels
 from distpro_cli.networks.heads import pretrained_new_head
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import load_weights, weights_metadata
@@ -26,6 +27,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PRETRAINED = "pretrained"
 ON_HUB = ("hf-hub:", "hf_hub:")  # timm fetches their configuration, with or without weights
+_COUNTS = {1: "one number, as the network takes grey images", 3: "three numbers, one per channel"}
 # What other keys of the recipe decide, or what would load a file past our own reader.
 _RESERVED = {
     "pretrained": "weights",
@@ -70,7 +72,8 @@ def build_network(
                 "(teacher.train, distpro train)"
             )
     file = expand_path(str(spec.weights)) if spec.weights not in (None, PRETRAINED) else None
-    mean, std = normalization(spec, data, model, {} if file is None else weights_metadata(file))
+    channels = image_channels(spec.name, model, data.image_size)
+    mean, std = normalization(spec, data, model, {} if file is None else weights_metadata(file), channels)
     network = TappedNetwork(
         model,
         levels=spec.levels,
@@ -91,21 +94,27 @@ def build_network(
 
 
 def normalization(
-    spec: schema.Network, data: schema.Data, model: nn.Module, metadata: Mapping[str, str] | None = None
+    spec: schema.Network,
+    data: schema.Data,
+    model: nn.Module,
+    metadata: Mapping[str, str] | None = None,
+    channels: int = COLOUR,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and std per channel: the recipe's, else its weights', the data's, ImageNet's.
 
     Weights are trained for what their file says, else for what timm's configuration of the network says. Of files that
-    distpro wrote before it put it into them, it is known that the network's configuration did not count.
+    distpro wrote before it put it into them, it is known that the network's configuration did not count. One number
+    counts for every channel; the average of three for the one of a network of grey images.
 
     Args:
         spec: The network's section.
         data: The data's.
         model: Where timm's configuration lies.
         metadata: Of the file of weights.
+        channels: Of the images that the network takes: 3 or 1.
 
     Raises:
-        DistproError: not three numbers each, or a std that is not above 0.
+        DistproError: not one number per channel, or a std that is not above 0.
     """
     config: Mapping[str, Any] = {}
     metadata = metadata or {}
@@ -117,13 +126,14 @@ def normalization(
     mean = spec.mean or config.get("mean") or data.mean or ((0.5,) * 3 if digits else IMAGENET_MEAN)
     std = spec.std or config.get("std") or data.std or ((0.5,) * 3 if digits else IMAGENET_STD)
     for key, values in (("mean", mean), ("std", std)):
-        wrong = len(values) != 3 or not all(math.isfinite(value) for value in values)
+        allowed = (1, channels) if values is getattr(spec, key) else (1, COLOUR)
+        wrong = len(values) not in allowed or not all(math.isfinite(value) for value in values)
         if wrong or (key == "std" and min(values) <= 0):
             raise DistproError(
-                f"network {spec.name}: {key} is three numbers, one per channel"
-                f"{', above 0' if key == 'std' else ''}; found {list(values)}"
+                f"network {spec.name}: {key} is {_COUNTS[max(allowed)]}{', above 0' if key == 'std' else ''}; "
+                f"found {list(values)}"
             )
-    return tuple(map(float, mean)), tuple(map(float, std))
+    return for_channels(mean, channels), for_channels(std, channels)
 
 
 def _numbers(text: str) -> list[float] | None:

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.activations import Point
+from distpro_cli.networks.channels import COLOUR, GREY, as_grey
 from distpro_cli.networks.dry_run import describe, dry_forward, dry_images, first_tensor, title, trace_forward, version
 from distpro_cli.networks.heads import NewHead, head_modules
 from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS, POOLED, Choice, choose_levels
@@ -120,6 +121,11 @@ class TappedNetwork(nn.Module):
         """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images that the network takes: 3, or 1 of grey ones."""
+        return self.mean.shape[1]
+
     def freeze_backbone(self) -> None:
         """Leaves only the head to training: the rest keeps its weights, stays in eval mode and draws nothing."""
         self._trained_heads = head_modules(self.model)
@@ -146,7 +152,8 @@ class TappedNetwork(nn.Module):
         """Returns output and features of images in [0, 1], which are normalised here.
 
         Args:
-            images_bchw: [B, C, H, W], float, in [0, 1].
+            images_bchw: [B, C, H, W], float, in [0, 1]; colour becomes grey for a network of grey images, and grey
+                is repeated for one of colour.
             levels: Numbers of the levels wanted.
             output: False: not wanted; the forward stops as soon as the deepest wanted level is there.
 
@@ -163,6 +170,8 @@ class TappedNetwork(nn.Module):
         final = {level for level in wanted if self._layouts[level] == LOGITS}
         if self.needs_contiguous:
             images_bchw = images_bchw.contiguous()
+        if self.channels == GREY and images_bchw.shape[1] == COLOUR:
+            images_bchw = as_grey(images_bchw)
         normalized_bchw = (images_bchw - self.mean) / self.std
         if self._distillation:
             # In train mode the classifiers part where the distillation token learns from the teacher.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, first_line
 from distpro_cli.files import write_atomically
+from distpro_cli.networks.channels import COLOUR, GREY
 from distpro_cli.networks.dry_run import title
 from distpro_cli.networks.heads import NewHead, head_names
 
@@ -249,8 +250,17 @@ def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> N
         parts.append(f"{len(differing)} of another shape ({_some(shapes)})")
     raise DistproError(
         f"weights {source}: they do not fit {title(model)}, of {len(expected)} tensors {', '.join(parts)}; "
-        f"check the network's name and options{_origin(source)}"
+        f"check the network's name and options{_colour_remark(expected, found)}{_origin(source)}"
     )
+
+
+def _colour_remark(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Says what to write where weights for images of colour meet a network of grey ones."""
+    first = next((tensor for tensor in expected.values() if tensor.ndim == 4), None)
+    theirs = next((tensor for tensor in found.values() if tensor.ndim == 4), None)
+    if first is None or theirs is None or (first.shape[1], theirs.shape[1]) != (GREY, COLOUR):
+        return ""
+    return " (a network of 3 channels takes grey images as well: leave the channels out of its options)"
 
 
 def _origin(source: Path) -> str:
