@@ -256,9 +256,10 @@ def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> N
 
 def _colour_remark(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """Says what to write where weights for images of colour meet a network of grey ones."""
-    first = next((tensor for tensor in expected.values() if tensor.ndim == 4), None)
-    theirs = next((tensor for tensor in found.values() if tensor.ndim == 4), None)
-    if first is None or theirs is None or (first.shape[1], theirs.shape[1]) != (GREY, COLOUR):
+    first = next((name for name, tensor in expected.items() if tensor.ndim == 4), "")
+    if first not in found or found[first].ndim != 4:
+        return ""
+    if (expected[first].shape[1], found[first].shape[1]) != (GREY, COLOUR):
         return ""
     return " (a network of 3 channels takes grey images as well: leave the channels out of its options)"
 
