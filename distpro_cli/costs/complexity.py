@@ -219,9 +219,14 @@ def without_computing(module: nn.Module, measure: Callable[[nn.Module, str], Mea
     """Measures a copy of the module on the meta device, or on the CPU if some operation needs values."""
     try:
         with torch.device("meta"):
-            return measure(copy.deepcopy(module).to("meta"), "meta")
-    except (NotImplementedError, RuntimeError):
-        return measure(copy.deepcopy(module).to("cpu"), "cpu")
+            return measure(_copied(module).to("meta"), "meta")
+    except (NotImplementedError, RuntimeError, AssertionError):  # the last: of TorchScript
+        return measure(_copied(module).to("cpu"), "cpu")
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    with torch.no_grad():  # else parameters of TorchScript are copied as results of an operation
+        return copy.deepcopy(module)
 
 
 def _num_parameters(module: nn.Module) -> int:

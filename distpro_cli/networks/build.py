@@ -16,6 +16,7 @@ from distpro_cli.errors import DistproError, first_line, nearest
 from distpro_cli.files import expand_path
 from distpro_cli.networks import NETWORKS
 from distpro_cli.networks.channels import COLOUR, for_channels, image_channels
+from distpro_cli.networks.compiled import without_compiling
 from distpro_cli.networks.heads import pretrained_new_head
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import load_weights, weights_metadata
@@ -174,7 +175,7 @@ def _build_own(factory: Callable[..., Any], spec: schema.Network, task_options: 
         ) from error
     if not isinstance(model, nn.Module):
         raise DistproError(f"network {spec.name}: it returns a {type(model).__name__}, a torch.nn.Module is needed")
-    return model
+    return without_compiling(model)
 
 
 def _accepted(factory: Callable[..., Any]) -> list[str] | None:

@@ -87,7 +87,7 @@ def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
     counts: dict[str, int] = defaultdict(int)
     handles = []
     for name, module in model.named_modules():
-        if not name:
+        if not name or isinstance(module, torch.jit.ScriptModule):  # that takes no hooks
             continue
 
         def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, nearest
@@ -50,14 +51,19 @@ def choose_levels(
         trace: Its dry forward.
         levels: Stage or block indices (from 0, negative from the end), module names, `pooled`, `logits`,
             `distillation-logits`; None for the last four stages (of equally deep blocks: four, equally spaced) and
-            `pooled`.
+            `pooled`. A network that cannot be looked into has its logits alone.
         feature: `output`, `before-activation` or `after-activation`; the last two hold for stages only.
         logits: Whether the default ends with the logits.
 
     Raises:
         DistproError: a level is unknown, no tensor, never executed, double, or out of order.
     """
-    entries = list(levels) if levels is not None else [*default_levels(model, trace), *([LOGITS] if logits else [])]
+    if levels is not None:
+        entries = list(levels)
+    elif logits and not _tappable(trace):
+        entries = [LOGITS]
+    else:
+        entries = [*default_levels(model, trace), *([LOGITS] if logits else [])]
     if not entries:
         raise DistproError(f"{title(model)}: levels is empty; leave it out for the default, or name a level")
     chosen = [_choose(model, trace, entry, feature) for entry in entries]
@@ -88,6 +94,12 @@ def default_levels(model: nn.Module, trace: Trace) -> list[str]:
         # Some of timm's names are no modules, or modules that return several tensors.
         names, are_blocks = find_stages(trace, _classifier_call(model, trace))
         entries = _spaced(names) if are_blocks else names[-DEFAULT_STAGES:]
+    if not entries and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise DistproError(
+            f"{title(model)}: TorchScript cannot be looked into, so that the only level is what the network returns: "
+            "set levels: [logits], and pathways with a distance between logits (kl); or build the network in Python "
+            "and give the archive as its weights"
+        )
     if not entries:
         raise DistproError(
             f"{title(model)}: no stages found; set levels to module names. There are: {_listing(_tappable(trace))}"

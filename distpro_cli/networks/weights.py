@@ -22,13 +22,15 @@ from distpro_cli.files import write_atomically
 from distpro_cli.networks.channels import COLOUR, GREY
 from distpro_cli.networks.dry_run import title
 from distpro_cli.networks.heads import NewHead, head_names
+from distpro_cli.networks.torchscript import is_script_archive, script_tensors
 
 # What training scripts wrap a state dict in; the averaged weights come first, as with timm.
 WRAPPERS = (
     "state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "state_dict", "model", "model_state",
     "model_state_dict", "net", "network", "student", "module", "weights", "params",
 )  # fmt: skip
-_PREFIXES = re.compile(r"(?:module|_orig_mod|model|student|teacher|net|network|backbone)\.")
+_COMPILED = "_orig_mod."
+_PREFIXES = re.compile(r"(?:module|model|student|teacher|net|network|backbone)\.")
 _SHOWN = 3
 
 
@@ -37,9 +39,10 @@ def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> N
 
     Args:
         model: On any device.
-        source: A safetensors file under any name, or a torch checkpoint of plain tensors, beside which there may be
-            what timm's training script adds. Wrappers such as `state_dict` and `model`, and prefixes such as
-            `module.` and `backbone.` are looked through.
+        source: A safetensors file under any name; a torch checkpoint of plain tensors, beside which there may be what
+            timm's training script adds; or a TorchScript archive, whose tensors alone are read. Wrappers such as
+            `state_dict` and `model`, prefixes such as `module.` and `backbone.`, and what `torch.compile` adds to names
+            are looked through.
         new_head: Whether the network may keep its own head where the file has none, or one of another width.
 
     Returns:
@@ -60,6 +63,9 @@ def fitting_weights(
     """Returns what `load_weights` would load, by name, and the head that it would keep; it raises as that does."""
     expected = model.state_dict()
     found = _without_prefix(_unwrapped(_read(source), source), expected)
+    for name, _ in model.named_buffers():
+        if name not in expected:  # TorchScript keeps those that a state dict leaves out
+            found.pop(name, None)
     _check_finite(found, source)
     heads = head_names(model)
     unfit = _unfit(expected, found)
@@ -118,11 +124,15 @@ def _read(source: Path) -> Any:
     try:
         if _is_safetensors(source):
             return safetensors.torch.load_file(source)
+        if is_script_archive(source):
+            return script_tensors(source)
         with warnings.catch_warnings():  # torch's remark on other pickle protocols is answered below
             warnings.simplefilter("ignore")
             # Opened here, since torch goes by the name.
             with torch.serialization.safe_globals(_harmless()), source.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
+    except DistproError:
+        raise
     except pickle.UnpicklingError as error:
         if _is_pickle(source):
             raise DistproError(
@@ -182,7 +192,8 @@ def _unwrapped(content: Any, source: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(found: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strips the prefix under which most of the expected names lie."""
+    """Strips the prefix under which most of the expected names lie, and what torch.compile adds anywhere."""
+    found = {name.replace(_COMPILED, ""): tensor for name, tensor in found.items()}
     prefixes = {""}
     for name in found:
         end = 0
