@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SIZES = (64, 96, 128, 224, 256, 384)  # of images; the first that the network takes is used
+SIZES = (64, 96, 128, 224, 240, 256, 384)  # of images; the first that the network takes is used
 SMALL = re.compile(r"femto|atto|pico|zepto|nano|micro|mini|tiny|small|xxs|xs|(?:^|_)[st]\d*(?:_|$)|lite|18|10t|14t|26t")
 MOST_BUILT = 12  # members of a family that are built, on the meta device, to find the smallest
 GROUPS = (
@@ -30,11 +30,11 @@ GROUPS = (
     "[{connections: same, transform: linear, distance: mse}]",
 )
 RECIPE = """\
-data: {{name: digits, image_size: {size}, train_images: 20, test_images: 10, workers: 0, augment: {{crop: none}}}}
-teacher: {{name: {teacher}, train: {{epochs: 1, batch_size: 20, optimizer: {{lr: 0.001}}}}}}
+data: {{name: digits, image_size: {size}, train_images: 4, test_images: 2, workers: 0, augment: {{crop: none}}}}
+teacher: {{name: {teacher}, train: {{epochs: 1, batch_size: 4, optimizer: {{lr: 0.001}}}}}}
 student: {{name: {student}}}
 pathways: {group}
-distill: {{epochs: 1, batch_size: 20, optimizer: {{lr: 0.001}}}}
+distill: {{epochs: 1, batch_size: 4, optimizer: {{lr: 0.001}}}}
 """
 PARTNER = "resnet18"  # the other network of the pair
 

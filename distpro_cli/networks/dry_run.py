@@ -50,15 +50,17 @@ class Call:
 
 @dataclass
 class Trace:
-    """All calls of one forward, in the order in which they ended, and the network's output."""
+    """All calls of one forward, in the order in which they ended, the network's output, and whether a head made it."""
 
     calls: list[Call] = field(default_factory=list)
     output: Any = None
+    has_head: bool = True
 
     @property
     def logits(self) -> Tensor | None:
-        """The network's output where it is a tensor [B, N]."""
-        return self.output if isinstance(self.output, Tensor) and self.output.ndim == 2 else None
+        """The network's output where it is a tensor [B, N] that a head made."""
+        is_logits = self.has_head and isinstance(self.output, Tensor) and self.output.ndim == 2
+        return self.output if is_logits else None
 
     def of(self, name: str) -> list[Call]:
         """Returns the executions of a module."""
@@ -129,8 +131,15 @@ def dry_forward(model: nn.Module, images_bchw: Tensor, *, training: bool) -> Any
             height, width = images_bchw.shape[-2:]
             raise DistproError(
                 f"{title(model)} cannot take images of {height}×{width} pixels and {images_bchw.shape[1]} "
-                f"channels ({first_line(error)}); set data.image_size, or the network's size in its options"
+                f"channels ({first_line(error)}); set data.image_size{_own_size(model)}, or the network's size in its "
+                "options"
             ) from error
+
+
+def _own_size(model: nn.Module) -> str:
+    """Returns the pixels of the images that timm's configuration of the network says it is for, with a word."""
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or ()
+    return f" (its own is {size[-1]})" if len(size) == 3 else ""
 
 
 def dry_images(image_size: int, mean: Tensor, std: Tensor) -> Tensor:

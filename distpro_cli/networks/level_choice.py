@@ -119,9 +119,10 @@ def feature_stages(model: nn.Module) -> list[dict[str, Any]]:
 def _choose(model: nn.Module, trace: Trace, entry: int | str, feature: str) -> Choice:
     if entry == LOGITS:
         if trace.logits is None:
+            found = f"the network returns {describe(trace.output)} and not a tensor [batch, N]"
             raise DistproError(
-                f"{title(model)}: there is no level {LOGITS}, because the network returns {describe(trace.output)} and "
-                f"not a tensor [batch, N]; leave {LOGITS} out of the levels, and distances between them (kl)"
+                f"{title(model)}: there is no level {LOGITS}, because {found if trace.has_head else 'head is false'}; "
+                f"leave {LOGITS} out of the levels, and distances between them (kl)"
             )
         return Choice(LOGITS, None)
     if entry == DISTILLATION_LOGITS:
@@ -197,13 +198,14 @@ def _single_call(model: nn.Module, trace: Trace, name: str) -> Call:
 def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
     """The last run of the classifier: what the network calls so, else its last linear or convolution.
 
-    None where the output is more than a vector per image: the last linear layer may then lie anywhere.
+    None where the output is more than a vector per image, or no head made it: the last linear layer may then lie
+    anywhere.
     """
     stated = stated_classifiers(model)[:1]
     for call in reversed(trace.calls):
         if call.module in stated and call.input is not None:
             return call
-    if not isinstance(trace.output, Tensor) or trace.output.ndim > 2:
+    if not trace.has_head or not isinstance(trace.output, Tensor) or trace.output.ndim > 2:
         return None
     width = None if trace.logits is None else trace.logits.shape[1]
     for call in reversed(trace.calls):

@@ -55,6 +55,7 @@ class TappedNetwork(nn.Module):
         image_size: int,
         check_output: Callable[[Any], object] | None = None,
         output: int | str | None = None,
+        head: bool = True,
     ) -> None:
         """Finds the levels by a dry forward, which leaves the network as it was, and taps them.
 
@@ -71,6 +72,7 @@ class TappedNetwork(nn.Module):
             image_size: Height and width of the images in pixels.
             check_output: Is given what the network returns for two images in eval mode; raises if that is wrong.
             output: Which part of what the network returns is its output, see `part_of`; None: all of it.
+            head: False: what it returns are features, of any kind, and no level.
 
         Raises:
             DistproError: the images do not fit the network, or a level cannot be tapped.
@@ -84,10 +86,10 @@ class TappedNetwork(nn.Module):
         images_bchw = dry_images(image_size, self.mean, self.std)
         trace = trace_forward(model, images_bchw)
         self._output = output
-        trace.output = self._part(trace.output)
+        trace.output, trace.has_head = self._part(trace.output), head
         if check_output is not None:
             check_output(trace.output)
-        choices = choose_levels(model, trace, levels, feature, logits=logits)
+        choices = choose_levels(model, trace, levels, feature, logits=logits and head)
         self._layouts: dict[int, str] = {}
         self._orders: dict[int, TokenOrder] = {}
         self._recorder = _Recorder()

@@ -63,7 +63,7 @@ def script_tensors(source: Path) -> dict[str, Tensor]:
 
 
 class _Scripted:
-    """Any object of an archive's own classes, as its attributes."""
+    """Any object of an archive's own types, as its attributes."""
 
     def __init__(self, *_: Any) -> None:
         self.state: Any = {}

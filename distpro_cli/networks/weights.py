@@ -34,7 +34,7 @@ _PREFIXES = re.compile(r"(?:module|model|student|teacher|net|network|backbone)\.
 _SHOWN = 3
 
 
-def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> NewHead | None:
+def load_weights(model: nn.Module, source: Path, *, new_head: bool = False, head: bool = True) -> NewHead | None:
     """Fills a network with the weights of a file, all of them or none.
 
     Args:
@@ -44,6 +44,7 @@ def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> N
             `state_dict` and `model`, prefixes such as `module.` and `backbone.`, and what `torch.compile` adds to names
             are looked through.
         new_head: Whether the network may keep its own head where the file has none, or one of another width.
+        head: False: the network has no head, and what the file has beyond the network's tensors is left out.
 
     Returns:
         The head that was kept; None if every weight comes from the file.
@@ -52,13 +53,13 @@ def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> N
         DistproError: the file is missing, broken, holds code to be unpickled or numbers that are not finite, or does
             not fit the network.
     """
-    found, kept = fitting_weights(model, source, new_head=new_head)
+    found, kept = fitting_weights(model, source, new_head=new_head, head=head)
     model.load_state_dict(found, strict=False)
     return kept
 
 
 def fitting_weights(
-    model: nn.Module, source: Path, *, new_head: bool = False
+    model: nn.Module, source: Path, *, new_head: bool = False, head: bool = True
 ) -> tuple[dict[str, Tensor], NewHead | None]:
     """Returns what `load_weights` would load, by name, and the head that it would keep; it raises as that does."""
     expected = model.state_dict()
@@ -66,6 +67,8 @@ def fitting_weights(
     for name, _ in model.named_buffers():
         if name not in expected:  # TorchScript keeps those that a state dict leaves out
             found.pop(name, None)
+    if not head:
+        found = {name: tensor for name, tensor in found.items() if name in expected}
     _check_finite(found, source)
     heads = head_names(model)
     unfit = _unfit(expected, found)

@@ -136,7 +136,8 @@ def _set_joints(
     assert isinstance(group.connections, str)
     if _between_logits(group):
         joints = [(i, j) for i, j in product(teacher, student) if i.kind == j.kind == "logits"]
-        remedy = "add logits to teacher.levels and to student.levels, or name pairs of vectors"
+        remedy = "add logits to teacher.levels and to student.levels (a teacher with head: false has none), or name "
+        remedy += "pairs of vectors"
     else:
         joins = SETS[group.connections]
         features = product(*([level for level in side if level.kind != "logits"] for side in (teacher, student)))

@@ -21,8 +21,10 @@ def ends_with_logits(recipe: Recipe, task: Task) -> bool:
     """Returns whether the default levels of the recipe's networks end with the logits."""
     if recipe.pathways is not None:
         return joins_logits(recipe.pathways)
-    return task.outputs_logits and all(
-        spec.levels is None or LOGITS in spec.levels for spec in (recipe.teacher, recipe.student)
+    return (
+        recipe.teacher.head
+        and task.outputs_logits
+        and all(spec.levels is None or LOGITS in spec.levels for spec in (recipe.teacher, recipe.student))
     )
 
 

@@ -234,6 +234,11 @@ class Network(Model):
         "logits, or an index of a tuple; default: all of it. A network that returns one tensor is taken as it is",
         examples=["logits", 0],
     )
+    head: bool = Field(
+        True,
+        description="false: a teacher without a classifier, which teaches through its features alone, by pathways that "
+        "need no logits; of timm's models the classifier is left out, a network of your own is taken as it is",
+    )
     tokens: Literal["all", "patches"] = Field(
         "all",
         description="which tokens of a transformer's level count; patches: without those before the grid (class, "
@@ -268,6 +273,12 @@ class Teacher(Network):
         0,
         description="seed of the teacher's training; the run's seed does not change it, so all runs share one teacher",
     )
+
+    @model_validator(mode="after")
+    def _without_head_is_not_trained(self) -> Self:
+        if not self.head and self.train is not None:
+            raise wrong("false: without a head there is nothing to train it by; leave train out, or head", "head")
+        return self
 
     @model_validator(mode="after")
     def _frozen_has_weights(self) -> Self:
@@ -450,6 +461,16 @@ class Recipe(Model):
     search: Search = Field(Search(), description="how the process is searched")
     schemes: Schemes = Field(Schemes(), description="settings of the built-in processes")
     distill: Training = Field(Training(), description="how the student is distilled")
+
+    @model_validator(mode="after")
+    def _student_has_a_head(self) -> Self:
+        if not self.student.head:
+            raise wrong(
+                "head: false is for a teacher, which then teaches through its features alone; a student learns the "
+                "task by its head: leave the key out",
+                "student",
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits_search(self) -> Self:
