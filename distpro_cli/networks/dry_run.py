@@ -6,7 +6,7 @@ It holds every tensor until it is dropped, so that identities (`is`) and version
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,7 @@ class Call:
         input_version: `_version` of the input when the call began.
         output: What it returned.
         output_version: `_version` of the output when the call ended, 0 if it is no tensor.
+        part_versions: Of an output of several tensors, likewise, by key or index.
         nonnegative: Whether the output was nowhere negative and not all zero when the call ended.
     """
 
@@ -45,6 +46,7 @@ class Call:
     finish: int = 0
     output: Any = None
     output_version: int = 0
+    part_versions: dict[int | str, int] = field(default_factory=dict)
     nonnegative: bool = False
 
 
@@ -70,6 +72,15 @@ class Trace:
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Returns the first tensor among a call's arguments."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+def parts_of(output: Any) -> dict[int | str, Tensor]:
+    """Returns the tensors in a tuple, list or mapping that a module returned, by index or key; of others none."""
+    if isinstance(output, Mapping):
+        items: Iterable[tuple[Any, Any]] = output.items()
+    else:
+        items = enumerate(output) if isinstance(output, (tuple, list)) else ()
+    return {key: value for key, value in items if isinstance(key, (int, str)) and isinstance(value, Tensor)}
 
 
 def version(tensor: Tensor) -> int:
@@ -105,6 +116,7 @@ def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
             if isinstance(output, Tensor) and output.is_floating_point():
                 call.output_version = version(output)
                 call.nonnegative = bool((output >= 0).all()) and bool((output > 0).any())
+            call.part_versions = {part: version(tensor) for part, tensor in parts_of(output).items()}
             trace.calls.append(call)
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -138,8 +150,8 @@ def dry_forward(model: nn.Module, images_bchw: Tensor, *, training: bool) -> Any
 
 def _own_size(model: nn.Module) -> str:
     """Returns the pixels of the images that timm's configuration of the network says it is for, with a word."""
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or ()
-    return f" (its own is {size[-1]})" if len(size) == 3 else ""
+    size: list[int] = list((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or [])
+    return f" (its own is {size[-1]})" if size else ""
 
 
 def dry_images(image_size: int, mean: Tensor, std: Tensor) -> Tensor:

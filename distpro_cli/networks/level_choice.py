@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.networks.activations import Point, after_activation, before_activation
-from distpro_cli.networks.dry_run import Call, Trace, describe, stated_classifiers, title
+from distpro_cli.networks.dry_run import Call, Trace, describe, parts_of, stated_classifiers, title
 from distpro_cli.networks.found_stages import find_stages
 
 POOLED = "pooled"
@@ -22,6 +22,7 @@ DISTILLATION_LOGITS = "distillation-logits"
 DEFAULT_STAGES = 4
 _BLOCK_LISTS = ("blocks", "stages", "layers", "encoder.layers", "transformer.layers", "features")
 _NAMES_SHOWN = 40
+_RANKS = (2, 3, 4)  # of vectors, tokens and maps
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ def choose_levels(
     Args:
         model: The traced network.
         trace: Its dry forward.
-        levels: Stage or block indices (from 0, negative from the end), module names, `pooled`, `logits`,
-            `distillation-logits`; None for the last four stages (of equally deep blocks: four, equally spaced) and
-            `pooled`. A network that cannot be looked into has its logits alone.
+        levels: Stage or block indices (from 0, negative from the end), module names (`name:part` of one that returns
+            several tensors), `pooled`, `logits`, `distillation-logits`; None for the last four stages (of equally deep
+            blocks: four, equally spaced) and `pooled`. A network that cannot be looked into has its logits alone.
         feature: `output`, `before-activation` or `after-activation`; the last two hold for stages only.
         logits: Whether the default ends with the logits.
 
@@ -74,7 +75,8 @@ def choose_levels(
                 f"{title(model)}: levels go from shallow to deep, but {before.name} comes after {after.name} "
                 "in the forward; swap them"
             )
-        if earlier == later:
+        same_part = before.point is None or after.point is None or before.point.part == after.point.part
+        if earlier == later and same_part:
             raise DistproError(f"{title(model)}: level {after.name} is given twice ({before.name} is the same tensor)")
     return chosen
 
@@ -135,8 +137,13 @@ def _choose(model: nn.Module, trace: Trace, entry: int | str, feature: str) -> C
                 f"There are: {_listing(_tappable(trace))}"
             )
         return Choice(POOLED, Point(call, "input"))
-    name = _indexed(model, trace, entry) if isinstance(entry, int) else _named(model, trace, entry)
+    name, colon, part = (_indexed(model, trace, entry), "", "") if isinstance(entry, int) else entry.partition(":")
+    name = name if isinstance(entry, int) else _named(model, trace, name)
     stage = _single_call(model, trace, name)
+    if colon or not isinstance(stage.output, Tensor):
+        return _part_choice(model, stage, part if colon else None, feature)
+    if stage.output.ndim not in _RANKS:
+        raise DistproError(_no_feature(model, name, stage.output))
     points = {"before-activation": before_activation, "after-activation": after_activation}
     point = points[feature](trace, stage) if feature in points else Point(stage, "output")
     info = next((info for info in feature_stages(model) if info["module"] == name), {})
@@ -167,7 +174,7 @@ def _named(model: nn.Module, trace: Trace, name: str) -> str:
     modules = dict(model.named_modules(remove_duplicate=False))
     if not name or name not in modules:
         names = _tappable(trace)
-        hint = nearest(name, [*names, POOLED, LOGITS])
+        hint = nearest(name, [*(call.name for call in trace.calls), POOLED, LOGITS])
         raise DistproError(
             f"{title(model)}: there is no level '{name}'{hint}. There are: {POOLED}, {LOGITS}, {_listing(names)}"
         )
@@ -187,12 +194,36 @@ def _single_call(model: nn.Module, trace: Trace, name: str) -> Call:
             f"{title(model)}: level {name} runs {len(calls)} times in a forward, so it is not one level; "
             "name a module that runs once"
         )
-    if not isinstance(calls[0].output, Tensor) or calls[0].output.ndim not in (2, 3, 4):
-        raise DistproError(
-            f"{title(model)}: level {name} returns {describe(calls[0].output)}; a map [B, C, H, W], tokens "
-            "[B, N, D] or a vector [B, D] is needed: name a module inside it or after it"
-        )
     return calls[0]
+
+
+def _part_choice(model: nn.Module, stage: Call, part: str | None, feature: str) -> Choice:
+    """Returns the level at a part of what a module returns: the one named, else the only one that can be a level."""
+    parts = {str(key): key for key, tensor in parts_of(stage.output).items() if tensor.ndim in _RANKS}
+    if part is None and len(parts) == 1:
+        (part,) = parts
+    if not parts:
+        raise DistproError(_no_feature(model, stage.name, stage.output))
+    if part not in parts:
+        shapes = (f"{stage.name}:{text} {list(parts_of(stage.output)[key].shape)}" for text, key in parts.items())
+        found = "" if part is None else f", none of them {part}"
+        raise DistproError(
+            f"{title(model)}: level {stage.name} returns {describe(stage.output)}{found}; name one of "
+            f"{_listing(list(shapes))}"
+        )
+    if feature != "output":
+        raise DistproError(
+            f"{title(model)}: level {stage.name} is a part of what its module returns, whose activation is not looked "
+            f"for; set feature: output, or name a module that returns one tensor"
+        )
+    return Choice(f"{stage.name}:{part}", Point(stage, "output", parts[part]))
+
+
+def _no_feature(model: nn.Module, name: str, output: Any) -> str:
+    return (
+        f"{title(model)}: level {name} returns {describe(output)}; a map [B, C, H, W], tokens [B, N, D] or a vector "
+        "[B, D] is needed: name a module inside it or after it"
+    )
 
 
 def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
@@ -243,7 +274,7 @@ def _spaced(names: list[str]) -> list[str]:
 
 def _is_tappable(trace: Trace, name: str) -> bool:
     calls = trace.of(name)
-    return len(calls) == 1 and isinstance(calls[0].output, Tensor) and calls[0].output.ndim in (2, 3, 4)
+    return len(calls) == 1 and isinstance(calls[0].output, Tensor) and calls[0].output.ndim in _RANKS
 
 
 def _tappable(trace: Trace) -> list[str]:

@@ -17,7 +17,16 @@ from torch.utils.hooks import RemovableHandle
 from distpro_cli.errors import DistproError
 from distpro_cli.networks.activations import Point
 from distpro_cli.networks.channels import COLOUR, GREY, as_grey
-from distpro_cli.networks.dry_run import describe, dry_forward, dry_images, first_tensor, title, trace_forward, version
+from distpro_cli.networks.dry_run import (
+    describe,
+    dry_forward,
+    dry_images,
+    first_tensor,
+    parts_of,
+    title,
+    trace_forward,
+    version,
+)
 from distpro_cli.networks.heads import NewHead, head_modules
 from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.networks.tokens import TokenOrder, rolled_block, stated_grid
@@ -279,13 +288,15 @@ class _Recorder:
         module, call_index = point.call.module, point.call.index
         if point.side == "input":
             return module.register_forward_pre_hook(partial(self._on_input, level, call_index), with_kwargs=True)
-        return module.register_forward_hook(partial(self._on_output, level, call_index))
+        return module.register_forward_hook(partial(self._on_output, level, call_index, point.part))
 
     def _on_input(self, level: int, call_index: int, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._take(level, call_index, first_tensor(args, kwargs))
 
-    def _on_output(self, level: int, call_index: int, module: nn.Module, args: Any, output: Any) -> None:
-        self._take(level, call_index, output)
+    def _on_output(
+        self, level: int, call_index: int, part: int | str | None, module: nn.Module, args: Any, output: Any
+    ) -> None:
+        self._take(level, call_index, output if part is None else parts_of(output).get(part))
 
     def start(self, wanted: Collection[int], stop: bool) -> None:
         """Asks for levels; with `stop` the forward is left when the last of them is there."""

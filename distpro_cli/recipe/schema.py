@@ -217,9 +217,9 @@ class Network(Model):
     levels: Annotated[list[int | str], Field(min_length=1)] | None = Field(
         None,
         description="levels from shallow to deep: stage or block indices (from 0, negative from the end), "
-        "module names, pooled, logits, distillation-logits (a distilled DeiT's distillation token, beside which "
-        "the class token alone learns the task); default: the last four stages, then pooled, then logits where a "
-        "distance is between logits (kl)",
+        "module names (name:part where a module returns several tensors, such as encoder:0), pooled, logits, "
+        "distillation-logits (a distilled DeiT's distillation token, beside which the class token alone learns the "
+        "task); default: the last four stages, then pooled, then logits where a distance is between logits (kl)",
         examples=[[0, 1, 2, 3, "pooled"]],
     )
     feature: Literal["output", "before-activation", "after-activation"] = Field(
