@@ -41,8 +41,8 @@ PAGE = """\
 
 `make zoo` takes the smallest member of every family (module) of timm {timm}, with random weights and default levels, \
 builds a pair with resnet18 in both roles, and runs `inspect` and one training step each, on the CPU with torch \
-{torch}. Image sizes are tried from small to large, and of the transform blocks conv1, attention and linear the first that fits \
-is taken. What to write for networks that are unlike these: [networks.md](networks.md).
+{torch}. Image sizes are tried from small to large, and of the transform blocks conv1, attention and linear the first \
+that fits is taken. What to write for networks that are unlike these: [networks.md](networks.md).
 
 {table}"""
 PARTNER = "resnet18"  # the other network of the pair
