@@ -36,7 +36,7 @@ def image_channels(name: str, model: nn.Module, image_size: int) -> int:
     if first is not None and _takes(model, first.in_channels, image_size):
         raise DistproError(
             f"network {name}: it takes images of {first.in_channels} channels, and images have 3, or 1 for a network "
-            "of grey ones; set in_chans to 3 or 1 in its options"
+            "of grey ones; set in_chans (in_channels of the CIFAR families) to 3 or 1 in its options"
         )
     return COLOUR  # what else is wrong is said when its levels are looked for
 

@@ -94,7 +94,7 @@ def test_channels_that_images_do_not_have_are_refused(distpro: Run, grey: Path) 
         result = distpro(*command, "student={name: resnet10t, options: {in_chans: 4}}")
         assert result.status == 2
         assert "resnet10t: it takes images of 4 channels" in result.err
-        assert "set in_chans to 3 or 1 in its options" in result.err
+        assert "set in_chans (in_channels of the CIFAR families) to 3 or 1 in its options" in result.err
     assert distpro("train", "grey.yaml", "--run-dir", "colour").status == 0
     weights = "student.weights=colour/student.safetensors"
     result = distpro("train", "grey.yaml", GREY, weights, "--run-dir", "other")
