@@ -62,8 +62,6 @@ def build_network(
     """
     task_options = task.network_options(data)
     _check_reserved(spec, task_options)
-    if not spec.head:
-        task_options = task.headless_options(data)
     factory = NETWORKS.find(spec.name) if is_user_file(spec.name) else NETWORKS.get(spec.name)
     if factory is None:
         model = _build_timm(spec, data, task_options, pretrained=spec.weights == PRETRAINED and pretrained_ok)
@@ -90,10 +88,12 @@ def build_network(
         check_output=(lambda output: task.check_output(spec.name, output, data)) if spec.head else None,
         head=spec.head,
     )
+    new_head = None
     if pretrained_ok and spec.weights == PRETRAINED:
-        network.new_head = pretrained_new_head(model) if spec.head else None
+        new_head = pretrained_new_head(model)
     elif pretrained_ok and file is not None:
-        network.new_head = load_weights(model, file, new_head=spec.head, head=spec.head)
+        new_head = load_weights(model, file, new_head=True, head=spec.head)
+    network.new_head = new_head if spec.head else None
     return network
 
 
@@ -154,7 +154,7 @@ def _check_reserved(spec: schema.Network, task_options: Mapping[str, Any]) -> No
     of_task = {key: f"data.{key}" if key in in_data else "what the task gives" for key in task_options}
     for key in spec.options:
         if remedy := (_RESERVED | of_task).get(key):
-            without = ", or head: false for a teacher without a classifier" if key in of_task else ""
+            without = ", or head: false for a teacher whose classifier does not count" if key in of_task else ""
             raise DistproError(f"network {spec.name}: option {key} is not set here; use {remedy}{without}")
 
 

@@ -56,8 +56,10 @@ def describe_preparation(spec: Network, model: nn.Module) -> str:
 
 def _planned_head(spec: Network, model: nn.Module) -> NewHead | None:
     if spec.weights == "pretrained":
-        return pretrained_new_head(model) if spec.head else None
-    return fitting_weights(model, expand_path(str(spec.weights)), new_head=spec.head, head=spec.head)[1]
+        new_head = pretrained_new_head(model)
+    else:
+        _, new_head = fitting_weights(model, expand_path(str(spec.weights)), new_head=True, head=spec.head)
+    return new_head if spec.head else None
 
 
 def _epochs(teacher: Teacher) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from distpro_cli.errors import DistproError, first_line
 from distpro_cli.files import write_atomically
 from distpro_cli.networks.channels import COLOUR, GREY
-from distpro_cli.networks.dry_run import title
+from distpro_cli.networks.dry_run import stated_classifiers, title
 from distpro_cli.networks.heads import NewHead, head_names
 from distpro_cli.networks.torchscript import is_script_archive, script_tensors
 
@@ -44,7 +44,8 @@ def load_weights(model: nn.Module, source: Path, *, new_head: bool = False, head
             `state_dict` and `model`, prefixes such as `module.` and `backbone.`, and what `torch.compile` adds to names
             are looked through.
         new_head: Whether the network may keep its own head where the file has none, or one of another width.
-        head: False: the network has no head, and what the file has beyond the network's tensors is left out.
+        head: False: a head does not count. What the file has beyond the network's tensors is left out, and the network
+            keeps its head only if it says which that is.
 
     Returns:
         The head that was kept; None if every weight comes from the file.
@@ -69,6 +70,7 @@ def fitting_weights(
             found.pop(name, None)
     if not head:
         found = {name: tensor for name, tensor in found.items() if name in expected}
+        new_head = new_head and bool(stated_classifiers(model))
     _check_finite(found, source)
     heads = head_names(model)
     unfit = _unfit(expected, found)

@@ -236,8 +236,8 @@ class Network(Model):
     )
     head: bool = Field(
         True,
-        description="false: a teacher without a classifier, which teaches through its features alone, by pathways that "
-        "need no logits; of timm's models the classifier is left out, a network of your own is taken as it is",
+        description="false: a teacher without a classifier, or whose classifier does not count: it teaches through its "
+        "features alone, by pathways that need no logits",
     )
     tokens: Literal["all", "patches"] = Field(
         "all",

@@ -45,10 +45,6 @@ class Classification(Task):
         return {"num_classes": known_num_classes(spec)}
 
     @override
-    def headless_options(self, spec: Data) -> dict[str, Any]:
-        return {"num_classes": 0}  # as timm has it
-
-    @override
     def check_output(self, name: str, output: Any, spec: Data) -> None:
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise DistproError(

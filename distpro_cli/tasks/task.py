@@ -131,10 +131,6 @@ class Task(ABC):
         """Returns what the networks' constructors are given, where they take it; no data is read."""
         return {}
 
-    def headless_options(self, spec: Data) -> dict[str, Any]:
-        """Returns what the constructors are given instead of a network that is to have no head (`head: false`)."""
-        return {}
-
     def check_output(self, name: str, output: Any, spec: Data) -> None:
         """Raises DistproError if what a network returns for a batch is not what the losses take.
 

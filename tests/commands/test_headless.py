@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 
+from distpro_cli.networks import NETWORKS
 from distpro_cli.networks.build import build_network
 from distpro_cli.process.file import load_process
 from distpro_cli.recipe.schema import Data, Teacher
@@ -73,14 +74,18 @@ def test_its_features_are_those_of_the_whole_network(folder: Path) -> None:
     assert torch.allclose(features[len(network.levels)], pooled_bd, atol=1e-5)
 
 
-def test_a_transformer_and_an_own_network_that_returns_no_vector(distpro: Run, folder: Path) -> None:
+def test_other_networks_and_one_that_returns_no_vector(distpro: Run, folder: Path) -> None:
     vit = timm.create_model("test_vit.r160_in1k", img_size=32, num_classes=0)
     torch.save(vit.state_dict(), "vit.pth")
     torch.manual_seed(0)
     namespace: dict[str, type[torch.nn.Module]] = {}
     exec(OWN, namespace)
     torch.save(namespace["Backbone"]().state_dict(), "backbone.pth")
-    for name, weights in (("test_vit.r160_in1k", "vit.pth"), ("own.py:Backbone", "backbone.pth")):
+    wrn = NETWORKS.get("wrn_10_1")
+    assert wrn is not None
+    torch.save(wrn(num_classes=7).state_dict(), "wrn.pth")
+    kinds = (("test_vit.r160_in1k", "vit.pth"), ("own.py:Backbone", "backbone.pth"), ("wrn_10_1", "wrn.pth"))
+    for name, weights in kinds:
         options = [f"teacher.name={name}", f"teacher.weights={weights}", "--run-dir", f"of-{weights}"]
         result = distpro("transfer", "own.yaml", "-p", "hint", *options)
         assert result.status == 0, result.err
@@ -102,6 +107,15 @@ def test_a_transformer_and_an_own_network_that_returns_no_vector(distpro: Run, f
 def test_what_needs_a_head_is_refused(distpro: Run, folder: Path, arguments: list[str], message: str) -> None:
     result = distpro("transfer", "own.yaml", *arguments)
     assert result.status == 2 and message in result.err
+
+
+def test_a_layer_that_the_file_lacks_is_no_head(distpro: Run, folder: Path) -> None:
+    namespace: dict[str, type[torch.nn.Module]] = {}
+    exec(OWN.replace("body", "other"), namespace)
+    torch.save(namespace["Backbone"]().state_dict(), "other.pth")
+    options = ["teacher.name=own.py:Backbone", "teacher.weights=other.pth"]
+    result = distpro("transfer", "own.yaml", "-p", "hint", *options)
+    assert result.status == 2 and "2 missing (body.weight, body.bias)" in result.err
 
 
 def test_it_is_not_trained(distpro: Run, folder: Path) -> None:
