@@ -61,7 +61,7 @@ def choose_levels(
     """
     if levels is not None:
         entries = list(levels)
-    elif logits and not _tappable(trace):
+    elif trace.logits is not None and not _tappable(trace):
         entries = [LOGITS]
     else:
         entries = [*default_levels(model, trace), *([LOGITS] if logits else [])]
@@ -98,9 +98,8 @@ def default_levels(model: nn.Module, trace: Trace) -> list[str]:
         entries = _spaced(names) if are_blocks else names[-DEFAULT_STAGES:]
     if not entries and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise DistproError(
-            f"{title(model)}: TorchScript cannot be looked into, so that the only level is what the network returns: "
-            "set levels: [logits], and pathways with a distance between logits (kl); or build the network in Python "
-            "and give the archive as its weights"
+            f"{title(model)}: TorchScript cannot be looked into, so that it has no levels but its logits; build the "
+            "network in Python and give the archive as its weights"
         )
     if not entries:
         raise DistproError(

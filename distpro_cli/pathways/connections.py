@@ -241,4 +241,10 @@ def _levels_text(levels: Sequence[LevelInfo]) -> str:
 
 
 def _remedy(teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]) -> str:
+    sides = (("teacher", teacher), ("student", student))
+    if alone := [role for role, levels in sides if all(level.kind == "logits" for level in levels)]:
+        return (
+            f"the logits are the only level of the {' and of the '.join(alone)}; take a distance between logits (kl), "
+            "or name other levels"
+        )
     return f"name pairs of teacher levels {_levels_text(teacher)} and student levels {_levels_text(student)}"

@@ -104,8 +104,12 @@ def test_an_archive_as_weights_and_as_a_network_teach_the_same(distpro: Run, own
     assert shown.status == 0 and "kl" in shown.out, shown.err
     result = distpro("search", "own.yaml", "student.name=own.py:scripted", "--json")
     assert result.status == 0, result.err
+    alone = ["distill.epochs=1", "--run-dir", "alone"]
+    assert distpro("train", "own.yaml", "student.name=own.py:scripted", *alone).status == 0
+    headless = distpro("inspect", "own.yaml", "teacher.name=own.py:scripted", "teacher.head=false")
+    assert headless.status == 2 and "build the network in Python and give the archive as its weights" in headless.err
     refused = distpro("inspect", "own.yaml", "student.name=own.py:scripted", "pathways=[{distance: hcl}]")
-    assert refused.status == 2 and "set levels: [logits], and pathways with a distance between logits" in refused.err
+    assert refused.status == 2 and "the logits are the only level of the student; take a distance" in refused.err
 
 
 def test_compiled_networks_are_seen_through(distpro: Run, own: Path) -> None:
