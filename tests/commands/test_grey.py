@@ -82,6 +82,20 @@ def test_a_grey_network_sees_what_pillow_makes_of_colour_and_grey_as_it_is(grey:
     assert torch.equal(network(images_bchw)[0], expected)
 
 
+@pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_resnet.r160_in1k"])
+def test_networks_of_timm_get_the_average_of_their_own_numbers(name: str, workplace: Path) -> None:
+    import timm
+    from timm.data.loader import adapt_to_chs
+
+    data, task = Data(name="digits", image_size=160), classification()
+    torch.save(timm.create_model(name, num_classes=10, in_chans=1).state_dict(), "w.pth")
+    network = build_network(Network(name=name, options={"in_chans": 1}, weights="w.pth"), data, task)
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None
+    assert np.allclose(network.mean.flatten(), adapt_to_chs(config.mean, 1))
+    assert np.allclose(network.std.flatten(), adapt_to_chs(config.std, 1))
+
+
 def test_own_networks_of_grey_images_without_a_convolution(distpro: Run, grey: Path) -> None:
     (grey / "own.py").write_text(OWN)
     options = ["student.name=own.py:Net", "student.levels=[hidden]", "teacher.levels=[pooled]"]
