@@ -70,9 +70,9 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     """Builds both networks with random weights and returns what `distpro inspect recipe.yaml` shows.
 
     Returns:
-        Plain values: `teacher` and `student` (`name`, `weights`, `parameters`, `multiply_adds`, `levels`), `alignment`
-        (the rule by which sets of connections join levels), `pathways`, the blocks that some of them share (`shared`)
-        and the `totals` of both; units as in `PathwayCost`.
+        Plain values: `teacher` and `student` (`name`, `weights`, `channels` of the images, `parameters`,
+        `multiply_adds`, `levels`), `alignment` (the rule by which sets of connections join levels), `pathways`, the
+        blocks that some of them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
         Nothing is downloaded and no data is read.
 
     Raises:
@@ -114,6 +114,7 @@ def _network_report(spec: Network, network: TappedNetwork, recipe: Recipe) -> di
     return {
         "name": spec.name,
         "weights": describe_preparation(spec, network.model),
+        "channels": network.channels,
         **asdict(network_cost(network, recipe.data.height_width)),
         "levels": levels,
     }
@@ -219,9 +220,14 @@ def without_computing(module: nn.Module, measure: Callable[[nn.Module, str], Mea
     """Measures a copy of the module on the meta device, or on the CPU if some operation needs values."""
     try:
         with torch.device("meta"):
-            return measure(copy.deepcopy(module).to("meta"), "meta")
-    except (NotImplementedError, RuntimeError):
-        return measure(copy.deepcopy(module).to("cpu"), "cpu")
+            return measure(_copied(module).to("meta"), "meta")
+    except (NotImplementedError, RuntimeError, AssertionError):  # the last: of TorchScript
+        return measure(_copied(module).to("cpu"), "cpu")
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    with torch.no_grad():  # else parameters of TorchScript are copied as results of an operation
+        return copy.deepcopy(module)
 
 
 def _num_parameters(module: nn.Module) -> int:

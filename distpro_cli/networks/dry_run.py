@@ -6,7 +6,7 @@ It holds every tensor until it is dropped, so that identities (`is`) and version
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,7 @@ class Call:
         input_version: `_version` of the input when the call began.
         output: What it returned.
         output_version: `_version` of the output when the call ended, 0 if it is no tensor.
+        part_versions: Of an output of several tensors, likewise, by key or index.
         nonnegative: Whether the output was nowhere negative and not all zero when the call ended.
     """
 
@@ -48,20 +49,23 @@ class Call:
     finish: int = 0
     output: Any = None
     output_version: int = 0
+    part_versions: dict[int | str, int] = field(default_factory=dict)
     nonnegative: bool = False
 
 
 @dataclass
 class Trace:
-    """All calls of one forward, in the order in which they ended, and the network's output."""
+    """All calls of one forward, in the order in which they ended, the network's output, and whether a head made it."""
 
     calls: list[Call] = field(default_factory=list)
     output: Any = None
+    has_head: bool = True
 
     @property
     def logits(self) -> Tensor | None:
-        """The network's output where it is a tensor [B, N]."""
-        return self.output if isinstance(self.output, Tensor) and self.output.ndim == 2 else None
+        """The network's output where it is a tensor [B, N] that a head made."""
+        is_logits = self.has_head and isinstance(self.output, Tensor) and self.output.ndim == 2
+        return self.output if is_logits else None
 
     def of(self, name: str) -> list[Call]:
         """Returns the executions of a module."""
@@ -71,6 +75,15 @@ class Trace:
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Returns the first tensor among a call's arguments."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+def parts_of(output: Any) -> dict[int | str, Tensor]:
+    """Returns the tensors in a tuple, list or mapping that a module returned, by index or key; of others none."""
+    if isinstance(output, Mapping):
+        items: Iterable[tuple[Any, Any]] = output.items()
+    else:
+        items = enumerate(output) if isinstance(output, (tuple, list)) else ()
+    return {key: value for key, value in items if isinstance(key, (int, str)) and isinstance(value, Tensor)}
 
 
 def version(tensor: Tensor) -> int:
@@ -91,7 +104,7 @@ def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
     counts: dict[str, int] = defaultdict(int)
     handles = []
     for name, module in model.named_modules():
-        if not name:
+        if not name or isinstance(module, torch.jit.ScriptModule):  # that takes no hooks
             continue
 
         def enter(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
@@ -107,6 +120,7 @@ def trace_forward(model: nn.Module, images_bchw: Tensor) -> Trace:
             if isinstance(output, Tensor) and output.is_floating_point():
                 call.output_version = version(output)
                 call.nonnegative = bool((output >= 0).all()) and bool((output > 0).any())
+            call.part_versions = {part: version(tensor) for part, tensor in parts_of(output).items()}
             trace.calls.append(call)
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -133,8 +147,8 @@ def dry_forward(model: nn.Module, images_bchw: Tensor, *, training: bool) -> Any
             size = height_width(images_bchw.shape[-2:])
             raise DistproError(
                 f"{title(model)} cannot take images of {size[0]}×{size[1]} pixels and {images_bchw.shape[1]} "
-                f"channels ({first_line(error)}); set data.image_size, or the network's size in its options"
-                f"{likely_sizes(model, size)}"
+                f"channels ({first_line(error)}); set data.image_size{_own_size(model)}, or the network's size in its "
+                f"options{likely_sizes(model, size)}"
             ) from error
 
 
@@ -145,6 +159,12 @@ def likely_sizes(model: nn.Module, image_size: Size) -> str:
     coarsest = max((number for number in reductions if isinstance(number, int)), default=1)
     near = nearest_multiples(image_size, (coarsest, coarsest))
     return f"; its coarsest cells have {coarsest}×{coarsest} pixels, the nearest multiples are {near}" if near else ""
+
+
+def _own_size(model: nn.Module) -> str:
+    """Returns the pixels of the images that timm's configuration of the network says it is for, with a word."""
+    size: list[int] = list((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or [])
+    return f" (its own is {size[-1]})" if size else ""
 
 
 def channels_last(shape: tuple[int, ...], image_size: Size) -> bool:

@@ -17,12 +17,14 @@ from torch.utils.hooks import RemovableHandle
 from distpro_cli.errors import DistproError
 from distpro_cli.image_size import ImageSize, Size, height_width, longer_side
 from distpro_cli.networks.activations import Point
+from distpro_cli.networks.channels import COLOUR, GREY, as_grey
 from distpro_cli.networks.dry_run import (
     channels_last,
     describe,
     dry_forward,
     dry_images,
     first_tensor,
+    parts_of,
     title,
     trace_forward,
     version,
@@ -64,6 +66,7 @@ class TappedNetwork(nn.Module):
         image_size: ImageSize,
         check_output: Callable[[Any], object] | None = None,
         output: int | str | None = None,
+        head: bool = True,
     ) -> None:
         """Finds the levels by a dry forward, which leaves the network as it was, and taps them.
 
@@ -80,6 +83,7 @@ class TappedNetwork(nn.Module):
             image_size: Of the images in pixels, one number or height and width.
             check_output: Is given what the network returns for two images in eval mode; raises if that is wrong.
             output: Which part of what the network returns is its output, see `part_of`; None: all of it.
+            head: False: what it returns are features, of any kind, and no level.
 
         Raises:
             DistproError: the images do not fit the network, or a level cannot be tapped.
@@ -94,10 +98,10 @@ class TappedNetwork(nn.Module):
         images_bchw = dry_images(size, self.mean, self.std)
         trace = trace_forward(model, images_bchw)
         self._output = output
-        trace.output = self._part(trace.output)
+        trace.output, trace.has_head = self._part(trace.output), head
         if check_output is not None:
             check_output(trace.output)
-        choices = choose_levels(model, trace, levels, feature, logits=logits)
+        choices = choose_levels(model, trace, levels, feature, logits=logits and head)
         self._layouts: dict[int, str] = {}
         self._orders: dict[int, TokenOrder] = {}
         self._recorder = _Recorder()
@@ -134,6 +138,11 @@ class TappedNetwork(nn.Module):
         """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images that the network takes: 3, or 1 of grey ones."""
+        return self.mean.shape[1]
+
     def freeze_backbone(self) -> None:
         """Leaves only the head to training: the rest keeps its weights, stays in eval mode and draws nothing."""
         self._trained_heads = head_modules(self.model)
@@ -160,7 +169,8 @@ class TappedNetwork(nn.Module):
         """Returns output and features of images in [0, 1], which are normalised here.
 
         Args:
-            images_bchw: [B, C, H, W], float, in [0, 1].
+            images_bchw: [B, C, H, W], float, in [0, 1]; colour becomes grey for a network of grey images, and grey
+                is repeated for one of colour.
             levels: Numbers of the levels wanted.
             output: False: not wanted; the forward stops as soon as the deepest wanted level is there.
 
@@ -177,6 +187,8 @@ class TappedNetwork(nn.Module):
         final = {level for level in wanted if self._layouts[level] == LOGITS}
         if self.needs_contiguous:
             images_bchw = images_bchw.contiguous()
+        if self.channels == GREY and images_bchw.shape[1] == COLOUR:
+            images_bchw = as_grey(images_bchw)
         normalized_bchw = (images_bchw - self.mean) / self.std
         if self._distillation:
             # In train mode the classifiers part where the distillation token learns from the teacher.
@@ -282,13 +294,15 @@ class _Recorder:
         module, call_index = point.call.module, point.call.index
         if point.side == "input":
             return module.register_forward_pre_hook(partial(self._on_input, level, call_index), with_kwargs=True)
-        return module.register_forward_hook(partial(self._on_output, level, call_index))
+        return module.register_forward_hook(partial(self._on_output, level, call_index, point.part))
 
     def _on_input(self, level: int, call_index: int, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._take(level, call_index, first_tensor(args, kwargs))
 
-    def _on_output(self, level: int, call_index: int, module: nn.Module, args: Any, output: Any) -> None:
-        self._take(level, call_index, output)
+    def _on_output(
+        self, level: int, call_index: int, part: int | str | None, module: nn.Module, args: Any, output: Any
+    ) -> None:
+        self._take(level, call_index, output if part is None else parts_of(output).get(part))
 
     def start(self, wanted: Collection[int], stop: bool) -> None:
         """Asks for levels; with `stop` the forward is left when the last of them is there."""

@@ -237,9 +237,9 @@ class Network(Model):
     levels: Annotated[list[int | str], Field(min_length=1)] | None = Field(
         None,
         description="levels from shallow to deep: stage or block indices (from 0, negative from the end), "
-        "module names, pooled, logits, distillation-logits (a distilled DeiT's distillation token, beside which "
-        "the class token alone learns the task); default: the last four stages, then pooled, then logits where a "
-        "distance is between logits (kl)",
+        "module names (name:part where a module returns several tensors, such as encoder:0), pooled, logits, "
+        "distillation-logits (a distilled DeiT's distillation token, beside which the class token alone learns the "
+        "task); default: the last four stages, then pooled, then logits where a distance is between logits (kl)",
         examples=[[0, 1, 2, 3, "pooled"]],
     )
     feature: Literal["output", "before-activation", "after-activation"] = Field(
@@ -253,6 +253,11 @@ class Network(Model):
         description="which part of what the network returns is its output: a key of a dict, an attribute such as "
         "logits, or an index of a tuple; default: all of it. A network that returns one tensor is taken as it is",
         examples=["logits", 0],
+    )
+    head: bool = Field(
+        True,
+        description="false: a teacher without a classifier, or whose classifier does not count: it teaches through its "
+        "features alone, by pathways that need no logits",
     )
     tokens: Literal["all", "patches"] = Field(
         "all",
@@ -288,6 +293,12 @@ class Teacher(Network):
         0,
         description="seed of the teacher's training; the run's seed does not change it, so all runs share one teacher",
     )
+
+    @model_validator(mode="after")
+    def _without_head_is_not_trained(self) -> Self:
+        if not self.head and self.train is not None:
+            raise wrong("false: without a head there is nothing to train it by; leave train out, or head", "head")
+        return self
 
     @model_validator(mode="after")
     def _frozen_has_weights(self) -> Self:
@@ -470,6 +481,16 @@ class Recipe(Model):
     search: Search = Field(Search(), description="how the process is searched")
     schemes: Schemes = Field(Schemes(), description="settings of the built-in processes")
     distill: Training = Field(Training(), description="how the student is distilled")
+
+    @model_validator(mode="after")
+    def _student_has_a_head(self) -> Self:
+        if not self.student.head:
+            raise wrong(
+                "head: false is for a teacher, which then teaches through its features alone; a student learns the "
+                "task by its head: leave the key out",
+                "student",
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits_search(self) -> Self:

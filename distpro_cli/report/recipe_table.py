@@ -28,7 +28,8 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
     for side in ("teacher", "student"):
         network = report[side]
         costs = f"{count(network['parameters'])} parameters, {count(network['multiply_adds'])} multiply-adds"
-        console.print(f"{side}: {network['name']}, {costs}")
+        grey = ", grey images" if network["channels"] == 1 else ""
+        console.print(f"{side}: {network['name']}, {costs}{grey}")
         console.print(f"  {network['weights']}", soft_wrap=True, markup=False)
     print_table(console, _levels(report))
     if report["alignment"] != "number":

@@ -160,7 +160,7 @@ def _training(training: Training) -> dict[str, Any]:
 def _network(spec: Network) -> dict[str, Any]:
     weights = expand_path(spec.weights) if spec.weights not in (None, "pretrained") else None
     return {
-        **spec.model_dump(exclude={"train", "freeze", "seed", "name", *({"output"} if spec.output is None else ())}),
+        **spec.model_dump(exclude={"train", "freeze", "seed", "name", *_left_out(spec)}),
         **_named(spec.name),
         "weights": spec.weights if weights is None else _content(weights) if weights.is_file() else None,
     }
@@ -171,6 +171,11 @@ def _plain(info: PathwayInfo) -> dict[str, Any]:
     for side in ("teacher", "student"):
         del values[side]["guess"]  # its outcome is among the values
     return values
+
+
+def _left_out(spec: Network) -> set[str]:
+    """Returns the keys that count only where they are set, so that runs from before there were such are found."""
+    return {key for key, unset in (("output", None), ("head", True)) if getattr(spec, key) == unset}
 
 
 def _pathway(values: dict[str, Any]) -> dict[str, Any]:

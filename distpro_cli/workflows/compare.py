@@ -111,7 +111,11 @@ class Comparison:
         ]
         return {
             "methods": methods,
-            "teacher": {"name": self.recipe.teacher.name, **self.metric.fixed(self.teacher_figure)},
+            "teacher": {
+                "name": self.recipe.teacher.name,
+                "head": self.recipe.teacher.head,
+                **self.metric.fixed(self.teacher_figure),
+            },
             "student": self.recipe.student.name,
             "epochs": self.recipe.distill.epochs,
             "seeds": self.seeds,

@@ -83,8 +83,8 @@ def search(
     parts = find_parts(session, pair, training.batch_size)
     progress = session.train(weights, training, title, folder.checkpoint, folder.metrics, resume=folder.resuming)
     figures = metric.last_and_best(progress.history)
-    measured = {"steps": progress.step, f"teacher_{metric.name}": teacher_figure}
-    measured |= {f"student_{name}": value for name, value in figures.items()}
+    known = {} if teacher_figure is None else {f"teacher_{metric.name}": teacher_figure}
+    measured = {"steps": progress.step, **known, **{f"student_{name}": value for name, value in figures.items()}}
     process = to_process(recipe, weights, pair.infos, parts, measured)
     if isinstance(weights, SearchedWeights) and (collapsed := collapse(process)):
         context.reporter.message(collapsed)

@@ -94,6 +94,8 @@ class Session:
 
     def _remark(self, spec: Network, network: TappedNetwork) -> str | None:
         """Returns what the user should know of a network's weights; of a teacher's new head its training tells."""
+        if not spec.head:
+            return None
         if network.new_head is not None:
             return None if isinstance(spec, Teacher) else f"weights {spec.weights}, with {network.new_head}"
         facts = weights_metadata(expand_path(str(spec.weights))) if spec.weights != "pretrained" else {}

@@ -34,10 +34,8 @@ def build_teacher(session: Session, *, logits: bool = False, weights: bool = Tru
     """
     spec = session.recipe.teacher
     if weights and spec.weights is None and spec.train is None:
-        raise DistproError(
-            f"teacher {spec.name} has no weights: set teacher.weights to pretrained or to a file, "
-            "or teacher.train to how it is trained"
-        )
+        ways = ", or teacher.train to how it is trained" if spec.head else ""
+        raise DistproError(f"teacher {spec.name} has no weights: set teacher.weights to pretrained or to a file{ways}")
     teacher = session.build(spec, "teacher", seed=spec.seed, logits=logits, pretrained_ok=weights)
     if spec.train is None and teacher.new_head is not None:
         raise DistproError(f"teacher {spec.name}: {refusal(teacher.new_head)}")
@@ -73,13 +71,20 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
     teacher.requires_grad_(False).eval()
 
 
-def measured_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder, figure: float | None) -> float:
+def measured_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder, figure: float | None) -> float | None:
     """Makes a teacher ready to teach; returns its figure by the task's metric, measured unless `figure` is known.
+
+    A teacher without a head has none.
 
     Raises:
         DistproError: its training diverged, or what it puts out is not finite.
     """
     prepare_teacher(session, teacher, folder, announce=figure is None)
+    if not session.recipe.teacher.head:
+        session.context.say_once(
+            f"teacher {session.recipe.teacher.name}: without a head; its {session.task.metric.label} is not known"
+        )
+        return None
     if figure is None:
         metric = session.task.metric
         result = session.evaluate(teacher)

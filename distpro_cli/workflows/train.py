@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from distpro_cli.errors import DistproError
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
@@ -27,6 +28,8 @@ def train_student(recipe: Recipe, folder: RunFolder, context: RunContext) -> dic
 
 def train_teacher_alone(recipe: Recipe, folder: RunFolder, context: RunContext) -> dict[str, Any]:
     """Trains the recipe's teacher by `teacher.train` (else `distill`) into the cache; returns the summary."""
+    if not recipe.teacher.head:
+        raise DistproError("teacher.head is false: without a head there is nothing to train it by; leave head out")
     session = Session(recipe.model_copy(update={"seed": recipe.teacher.seed}), context)
     metric = session.task.metric
     teacher = session.build(recipe.teacher, "teacher")

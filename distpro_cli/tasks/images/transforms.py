@@ -74,7 +74,8 @@ class TrainTransform:
     def __init__(self, data: schema.Data) -> None:
         self._augment = augment = data.augment
         self._rows, self._columns = data.height_width
-        self._fill = np.array([round(255 * value) for value in data.mean or IMAGENET_DEFAULT_MEAN], dtype=np.uint8)
+        mean = data.mean or IMAGENET_DEFAULT_MEAN
+        self._fill = np.array([round(255 * value) for value in (mean * 3 if len(mean) == 1 else mean)], dtype=np.uint8)
         self._on_pil: list[Callable[[Image.Image], Image.Image]] = []
         if augment.auto_augment:
             self._on_pil.append(_policy(augment.auto_augment, min(data.height_width), self._fill))
