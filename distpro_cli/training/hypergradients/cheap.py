@@ -78,7 +78,10 @@ class CheapHypergradient(Hypergradient):
         """Takes the step, and runs the student once more a little along u."""
         distiller, start_of = self.distiller, self.distiller.pathways.start_of
         gradients: dict[int, Tensor] = {}
-        losses, starts = distiller.backward(inner, weights_k, step, gradients)
+        rounded = distiller.precision != "float32" or rounds_float32(distiller.device)
+        # The difference of two rounded forwards has no digits left, so then both ends are run in full float32.
+        starts: Starts | None = None if rounded else {}
+        losses = distiller.backward(inner, weights_k, step, gradients, starts=starts)
         own_k = self._own_products(weights_k)
         # v is known only after the update; then both the student and the shared blocks go back to where they were.
         update = Update(distiller, list(distiller.pathways.shared.parameters()))
@@ -90,12 +93,14 @@ class CheapHypergradient(Hypergradient):
         return Differentiated(losses, outer_losses, pairs, shift, pulled, own_k)
 
     def _changes(
-        self, inner: Batch, starts: Starts, before: list[Tensor], direction: list[Tensor], step: int
+        self, inner: Batch, starts: Starts | None, before: list[Tensor], direction: list[Tensor], step: int
     ) -> tuple[Starts, Tensor]:
-        """Returns F(w_t + ξ u) - F(w_t) of every start in float32, and ξ; all parameters end at step t + 1."""
+        """Returns F(w_t + ξ u) - F(w_t) of every start in float32, and ξ; all parameters end at step t + 1.
+
+        `starts` is F(w_t); None: it is run again.
+        """
         distiller = self.distiller
         moved = [*distiller.student_parameters, *distiller.pathways.shared.parameters()]
-        rounded = distiller.precision != "float32" or rounds_float32(distiller.device)
         shift = shift_along(direction, self.shift_length)
         after = [p.detach().clone() for p in moved]
         with (
@@ -105,8 +110,7 @@ class CheapHypergradient(Hypergradient):
             unmoved_buffers(distiller.pathways.shared),
         ):
             torch._foreach_copy_(moved, before)
-            if rounded:
-                # The difference of two rounded forwards has no digits left, so both ends are run in full float32.
+            if starts is None:
                 starts = self._starts(inner, step)
             torch._foreach_add_(moved[: len(direction)], torch._foreach_mul(direction, shift))
             shifted = self._starts(inner, step)
