@@ -28,6 +28,18 @@ Features = dict[int, Tensor]
 Starts = dict[Start, Tensor]
 
 
+class PathwayGradients(dict[int, Tensor]):
+    """g_k = ∂D_k/∂start by pathway, kept in `dtype`; None: as it comes."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def keep(self, k: int, gradient: Tensor) -> None:
+        """Takes the gradient of pathway k."""
+        self[k] = gradient if self.dtype is None else gradient.to(self.dtype)
+
+
 @dataclass(frozen=True)
 class StepLosses:
     """What a step computed, by name; tensors without gradient, still on the device.
@@ -215,7 +227,7 @@ class Distiller(Stepper):
         batch: Batch,
         weights: Sequence[float] | Tensor,
         step: int,
-        gradients: dict[int, Tensor] | None = None,
+        gradients: PathwayGradients | None = None,
         at_student: dict[int, FeatureGradients] | None = None,
         starts: Starts | None = None,
     ) -> StepLosses:
@@ -230,17 +242,17 @@ class Distiller(Stepper):
             batch: On the device.
             weights: As in `step`.
             step: Number of the step.
-            gradients: Is given g_k = ∂D_k/∂start, by pathway, where that is wanted.
+            gradients: Is given g_k of every pathway, where that is wanted.
             at_student: Is given the task's gradient and g_k at the student's level of each pathway, where that is
                 wanted; the task then goes back to the levels once more, without the gradients of parameters.
             starts: Is given what the pathways start from, without graph, where that is wanted.
         """
         found: list[tuple[StepLosses, float]] = []
         of_starts: list[Starts] = []
-        at_starts: list[dict[int, Tensor]] = []
+        at_starts: list[PathwayGradients] = []
         at_levels: list[dict[int, FeatureGradients]] = []
         for place, (part, share) in enumerate(self.micro_batches(batch)):
-            own: dict[int, Tensor] | None = {} if gradients is not None else None
+            own = PathwayGradients(gradients.dtype) if gradients is not None else None
             of_levels: dict[int, FeatureGradients] | None = {} if at_student is not None else None
             plain: Starts | None = {} if starts is not None else None
             losses = self._backward_part(part, weights, (step, place, share), own, of_levels, plain)
@@ -249,11 +261,11 @@ class Distiller(Stepper):
             of_starts += [] if plain is None else [plain]
             found.append((losses, share))
         if gradients is not None:
-            gradients |= _joined(at_starts)
+            gradients |= joined(at_starts)
         if at_student is not None:
             at_student |= joined_gradients(at_levels)
         if starts is not None:
-            starts |= _joined(of_starts)
+            starts |= joined(of_starts)
         return weighted_losses(found)
 
     def _backward_part(
@@ -261,7 +273,7 @@ class Distiller(Stepper):
         batch: Batch,
         weights: Sequence[float] | Tensor,
         which: tuple[int, int, float],
-        gradients: dict[int, Tensor] | None = None,
+        gradients: PathwayGradients | None = None,
         at_student: dict[int, FeatureGradients] | None = None,
         plain_starts: Starts | None = None,
     ) -> StepLosses:
@@ -277,7 +289,7 @@ class Distiller(Stepper):
             starts = self.pathways.starts(features, active)
         parts, task = self.task_loss(output, batch.targets)
         if gradients is None and at_student is not None:
-            gradients = {}
+            gradients = PathwayGradients()
         distances: dict[int, Tensor] = {}
         pulls: Starts = {}
         last = {self.pathways.infos[k].teacher.number: k for k in active}
@@ -289,7 +301,7 @@ class Distiller(Stepper):
             start = self.pathways.start_of[k]
             pulls[start] = pulls[start].add_(pull) if start in pulls else pull
             if gradients is not None:
-                gradients[k] = gradient
+                gradients.keep(k, gradient)
         if at_student is not None:
             assert gradients is not None
             at_student |= feature_gradients(self.pathways, _shared(task, share), features, starts, gradients)
@@ -336,9 +348,10 @@ def _shared(loss: Tensor, share: float) -> Tensor:
     return loss if share == 1.0 else loss * share
 
 
-def _joined(parts: Sequence[dict[Any, Tensor]]) -> dict[Any, Tensor]:
-    """Returns tensors of micro-batches by key as those of the batch, [B, ...]."""
-    return parts[0] if len(parts) == 1 else {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+def joined(parts: Sequence[dict[Any, Tensor]]) -> dict[Any, Tensor]:
+    """Returns tensors of micro-batches by key as those of the batch, [B, ...]; takes them out, so that each is held
+    once."""
+    return parts[0] if len(parts) == 1 else {key: torch.cat([part.pop(key) for part in parts]) for key in [*parts[0]]}
 
 
 def weighted_losses(found: Sequence[tuple[StepLosses, float]]) -> StepLosses:
