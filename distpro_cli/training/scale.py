@@ -146,12 +146,15 @@ def distances(distiller: Distiller, batch: Batch, step: int) -> Tensor:
     """Returns D_k of every pathway on a batch, float32 [K]; nothing else changes."""
     pathways = distiller.pathways
     active = range(len(pathways.infos))
+    means: list[Tensor] = []
     with torch.no_grad(), unmoved_buffers(distiller.student), unmoved_buffers(pathways):
-        teacher_features = distiller.teacher_features(batch.images_bchw, active)
-        _, features = distiller.student_forward(batch, pathways.student_levels(active), step)
-        with autocast(distiller.device, distiller.precision):
-            found = pathways(features, teacher_features, active)
-    return torch.stack([found[k].float() for k in active])
+        for place, (part, share) in enumerate(distiller.micro_batches(batch)):
+            teacher_features = distiller.teacher_features(part.images_bchw, active)
+            _, features = distiller.student_forward(part, pathways.student_levels(active), step, place)
+            with autocast(distiller.device, distiller.precision):
+                found = pathways(features, teacher_features, active)
+            means.append(torch.stack([found[k].float() for k in active]) * share)
+    return torch.stack(means).sum(0)
 
 
 def measure(distiller: Distiller, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
