@@ -139,9 +139,12 @@ def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:
     from distpro_cli.recipe.load import load_recipe
 
     recipe = load_recipe(source, overrides)  # first: what is wrong with it is said before torch is imported
-    from distpro_cli.costs.complexity import recipe_report
+    from distpro_cli.costs.complexity import build_for_costs, recipe_report
+    from distpro_cli.training.step import Pair
+    from distpro_cli.workflows.step_memory import memory_report
 
-    return recipe_report(recipe)
+    teacher, student, pathways = built = build_for_costs(recipe)
+    return {**recipe_report(recipe, built), "memory": memory_report(recipe, Pair(student, teacher, pathways))}
 
 
 def _recipe_entry(name: str, path: Path) -> dict[str, Any]:

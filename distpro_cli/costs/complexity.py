@@ -66,14 +66,11 @@ class NetworkCost:
     multiply_adds: int
 
 
-def recipe_report(recipe: Recipe) -> dict[str, Any]:
-    """Builds both networks with random weights and returns what `distpro inspect recipe.yaml` shows.
+Built = tuple[TappedNetwork, TappedNetwork, Pathways]  # teacher, student, what is between them
 
-    Returns:
-        Plain values: `teacher` and `student` (`name`, `weights`, `channels` of the images, `parameters`,
-        `multiply_adds`, `levels`), `alignment` (the rule by which sets of connections join levels), `pathways`, the
-        blocks that some of them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
-        Nothing is downloaded and no data is read.
+
+def build_for_costs(recipe: Recipe) -> Built:
+    """Builds both networks of a recipe and its pathways with random weights; nothing is downloaded, no data is read.
 
     Raises:
         DistproError: a network or a pathway that the recipe asks for cannot be built.
@@ -83,7 +80,22 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     teacher = build_network(recipe.teacher, recipe.data, task, logits=logits, pretrained_ok=False)
     student = build_network(recipe.student, recipe.data, task, logits=logits, pretrained_ok=False)
     groups = groups_for(recipe, task, teacher.levels, student.levels)
-    pathways = Pathways(resolve_pathways(groups, teacher.levels, student.levels))
+    return teacher, student, Pathways(resolve_pathways(groups, teacher.levels, student.levels))
+
+
+def recipe_report(recipe: Recipe, built: Built | None = None) -> dict[str, Any]:
+    """Returns what `distpro inspect recipe.yaml` shows of networks and pathways.
+
+    Args:
+        recipe: Of the pair.
+        built: What `build_for_costs` makes of it; None: it is built here.
+
+    Returns:
+        Plain values: `teacher` and `student` (`name`, `weights`, `channels` of the images, `parameters`, `multiply_adds`,
+        `levels`), `alignment` (the rule by which sets of connections join levels), `pathways`, the blocks that some of
+        them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
+    """
+    teacher, student, pathways = build_for_costs(recipe) if built is None else built
     costs, shared = pathway_costs(pathways), shared_costs(pathways)
     all_costs = [*costs, *shared]
     return {

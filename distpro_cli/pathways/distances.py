@@ -114,16 +114,22 @@ class HierarchicalContext(_OnGrid):
         super().__init__(prefix=prefix)
 
     @override
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        with without_autocast(prediction.device):
+            return self.measure(prediction, target.float())
+
+    @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
+        # The prediction may be of half precision: its difference to float32 is float32, and no copy is held.
         if prediction.ndim == 4:
             return hierarchical_mse(prediction - target)
         if prediction.ndim != 3 or self.layout is None:
-            return F.mse_loss(prediction, target)
+            return F.mse_loss(prediction.float(), target)
         num_prefix, num_tokens = self.layout.prefix, target.shape[1]
         on_grid = hierarchical_mse(to_map(prediction - target, self.layout).contiguous())
         if num_prefix == 0 or not self.prefix:
             return on_grid
-        before_grid = F.mse_loss(prediction[:, :num_prefix], target[:, :num_prefix])
+        before_grid = F.mse_loss(prediction[:, :num_prefix].float(), target[:, :num_prefix])
         return on_grid + (before_grid - on_grid) * (num_prefix / num_tokens)
 
 

@@ -52,6 +52,7 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
     pathways.add_row(f"{totals['pathways']} in all", "", "", *_costs(totals), style="bold")
     print_table(console, pathways)
     console.print("multiply-adds: forward, one image; memory: kept for the backward pass, one image")
+    console.print(_memory(report["memory"]), soft_wrap=True, markup=False)
 
 
 def print_recipe_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -86,3 +87,13 @@ def _levels(report: Mapping[str, Any]) -> Table:
 
 def _costs(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return count(row["parameters"]), count(row["multiply_adds"]), size(row["backward_bytes"])
+
+
+def _memory(memory: Mapping[str, Any]) -> str:
+    """What a step takes in memory, in one line."""
+    if "error" in memory:
+        return f"memory of a step: cannot be estimated ({memory['error']})"
+    return "peak memory, estimated, and over plain training of the student beside the teacher: " + ", ".join(
+        f"{name} {size(memory[f'{kind}_bytes'])} ({memory[f'{kind}_over_plain_student']:.2f}x)"
+        for name, kind in (("search", "search"), ("distillation", "distil"))
+    )

@@ -40,6 +40,26 @@ def run_context(device_name: str | None, reporter: Reporter, interruption: Inter
     return RunContext(choose_device(device_name), reporter, interruption)
 
 
+def make_stepper(recipe: Recipe, trained: Solo, training: Training, device: torch.device) -> Stepper:
+    """Makes the steps of a network on the device that is trained alone."""
+    return Stepper(trained, *_step_parts(recipe, trained, training), **_step_options(recipe, training, device))
+
+
+def make_distiller(recipe: Recipe, pair: Pair, training: Training, device: torch.device) -> Distiller:
+    """Makes the steps of a pair on the device; labels are smoothed in training, and not where a search judges."""
+    judge = find_task(recipe.task)(recipe, training.model_copy(update={"label_smoothing": 0.0}))
+    return Distiller(pair, *_step_parts(recipe, pair, training), judge=judge, **_step_options(recipe, training, device))
+
+
+def _step_parts(recipe: Recipe, trained: Solo | Pair, training: Training) -> tuple[torch.optim.Optimizer, Task]:
+    return make_optimizer(trained.modules(), training.optimizer), find_task(recipe.task)(recipe, training)
+
+
+def _step_options(recipe: Recipe, training: Training, device: torch.device) -> dict[str, Any]:
+    own = {"device": device, "precision": recipe.precision, "seed": recipe.seed}
+    return {**own, **{key: getattr(training, key) for key in ("clip_grad", "micro_batch_size", "ema_decay")}}
+
+
 class Session:
     """A recipe with its task and its data on a device.
 
@@ -197,12 +217,11 @@ class Session:
 
     def stepper(self, trained: Solo, training: Training) -> Stepper:
         """Makes the steps of a network that is trained alone."""
-        return Stepper(trained, *self._step_parts(trained, training), **self._step_options(training))
+        return make_stepper(self.recipe, trained, training, self.device)
 
     def distiller(self, pair: Pair, training: Training) -> Distiller:
-        """Makes the steps of a pair; labels are smoothed in training, and not where a search judges."""
-        judge = self.task_under(training.model_copy(update={"label_smoothing": 0.0}))
-        return Distiller(pair, *self._step_parts(pair, training), judge=judge, **self._step_options(training))
+        """Makes the steps of a pair."""
+        return make_distiller(self.recipe, pair, training, self.device)
 
     def train(
         self,
@@ -252,14 +271,6 @@ class Session:
     @property
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.recipe.channels_last else torch.contiguous_format
-
-    def _step_parts(self, trained: Solo | Pair, training: Training) -> tuple[torch.optim.Optimizer, Task]:
-        return make_optimizer(trained.modules(), training.optimizer), self.task_under(training)
-
-    def _step_options(self, training: Training) -> dict[str, Any]:
-        recipe = self.recipe
-        own = {"device": self.device, "precision": recipe.precision, "seed": recipe.seed}
-        return {**own, **{key: getattr(training, key) for key in ("clip_grad", "micro_batch_size", "ema_decay")}}
 
 
 def _check_repeats(source: Callable[..., Iterator[Batch]]) -> None:
