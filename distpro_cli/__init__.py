@@ -13,7 +13,7 @@ Importing this is light: torch and timm come in when something runs. Errors of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,8 @@ def distil(
     *,
     threshold: float | None = None,
     keep: float | None = None,
-    match: str = "strict",
+    match: str = "level",
+    allow: Collection[str] = (),
     trust: bool = False,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -120,7 +121,8 @@ def distil(
         recipe: The pair to distil; None: the recipe inside the process.
         threshold: Drop what lies below this, alpha scaled to [0, 1].
         keep: Keep only the strongest share of the entries, in (0, 1].
-        match: How pathways are matched, see `distpro_cli.process.matching`.
+        match: How pathways are matched: exact, level, reduction, depth, or `path/to/file.py:Name` (docs/library.md).
+        allow: What may differ: lost, new, count, kind, transform, distance.
         trust: Whether Python that the process names may run, and places that it names may be read, though `recipe`
             does not name them (docs/security.md).
         run_dir: As in `search`; so are `resume`, `force`, `device` and `quiet`.
@@ -139,23 +141,25 @@ def distil(
         KeyboardInterrupt: Ctrl-C; with a `run_dir` the run can be resumed.
     """
     from distpro_cli.errors import DistproError
+    from distpro_cli.process.fitting import How
     from distpro_cli.process.trust import check_trusted
     from distpro_cli.recipe.load import parse_recipe
     from distpro_cli.runs.identity import transfer_inputs
     from distpro_cli.workflows.sources import source_of
     from distpro_cli.workflows.transfer import Dropping, transfer
 
-    source, given = source_of(process), recipe
+    how = How(match, frozenset(allow))
+    source, given = source_of(process, how), recipe
     if recipe is None:
         if isinstance(process, str):
             raise DistproError(f"the scheme {process} names no networks; give a recipe, too")
         recipe = parse_recipe(process.recipe, filename="recipe inside the process")
     if not trust and not isinstance(process, str):
         check_trusted("the process", process, recipe, given=given)
-    inputs = transfer_inputs(process, threshold, keep, match)
+    inputs = transfer_inputs(process, threshold, keep, how)
     options = {"resume": resume, "force": force, "quiet": quiet}
     with _running("transfer", recipe, run_dir, device, inputs=inputs, **options) as (folder, context):
-        return transfer(recipe, source, Dropping(threshold, keep), folder, context, mode=match)
+        return transfer(recipe, source, Dropping(threshold, keep), folder, context, how=how)
 
 
 def compare(

@@ -6,13 +6,17 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import Force, Json, Quiet, parse_shares, parse_thresholds
+from distpro_cli.commands.options import Allow, Force, Json, Match, Quiet, parse_shares, parse_thresholds, to_how
 from distpro_cli.commands.running import print_json
-from distpro_cli.errors import DistproError, escaped
+from distpro_cli.errors import DistproError, ProcessError, escaped
+
+if TYPE_CHECKING:
+    from distpro_cli.process.fitting import How
+    from distpro_cli.process.process import Process
 
 # The thresholds and the shares kept under which a process is shown: `thresholds` and `keeps` of `summarize`.
 Marks = Mapping[str, tuple[float, ...]]
@@ -36,12 +40,15 @@ def inspect(
     keep: Annotated[
         str | None, typer.Option("--keep", help="Shares of the entries for which the cost is shown: 0.8,0.5.")
     ] = None,
+    match: Match = "level",
+    allow: Allow = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show processes, one in full or several side by side, and what a recipe resolves to."""
+    """Show processes, what a recipe resolves to and, given both, what of the process drives what of the pair."""
     _import_numpy()
+    how = to_how(match, allow)
     marks = {"thresholds": parse_thresholds(thresholds), "keeps": parse_shares(keep) if keep is not None else ()}
     if plot is not None:
         from distpro_cli.report.plots import check_plot_path
@@ -50,7 +57,7 @@ def inspect(
     if not paths:
         _inspect_all(marks, plot, force=force, json=json)
     else:
-        _inspect_paths(paths, marks, plot, force=force, json=json)
+        _inspect_paths(paths, marks, plot, how, force=force, json=json)
     if plot is not None and not quiet:
         print(escaped(f"plot: {plot}"), file=sys.stderr)
 
@@ -66,7 +73,7 @@ def _import_numpy() -> None:
         del os.environ[name]
 
 
-def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, force: bool, json: bool) -> None:
+def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, how: How, *, force: bool, json: bool) -> None:
     from distpro_cli.commands.targets import find_targets
 
     overrides = [text for text in paths if "=" in text and not os.path.lexists(text)]
@@ -75,12 +82,21 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, for
     if overrides and not targets.recipes:
         raise DistproError(f"{overrides[0]}: an override applies only to recipes, and none is given; give a RECIPE")
     reports = [(source, _recipe_report(source, overrides)) for source in targets.recipes]
+    fits = [
+        {"process": label, "recipe": source, **_fit(process, source, overrides, how)}
+        for source in targets.recipes
+        for label, process in targets.sound
+    ]
     _plot(targets.sound, plot, force=force)
     listed = any(Path(path).is_dir() for path in paths)
     if json:
         processes = _summaries(targets.processes, marks)
         recipes = [{"path": source, **report} for source, report in reports]
-        several = {"processes": processes, **({"recipes": recipes} if recipes else {})}
+        several = {
+            "processes": processes,
+            **({"recipes": recipes} if recipes else {}),
+            **({"fits": fits} if fits else {}),
+        }
         print_json([*processes, *recipes][0] if len(paths) == 1 and not listed else several)
         return
     from distpro_cli.report.process_table import print_process_list, print_process_table, print_side_by_side
@@ -97,6 +113,10 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, for
 
         for source, report in reports:
             print_recipe_table(source, report)
+    for entry in fits:
+        from distpro_cli.report.recipe_table import print_fit
+
+        print_fit(entry["process"], entry["recipe"], entry)
 
 
 def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) -> None:
@@ -142,6 +162,16 @@ def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:
     from distpro_cli.costs.complexity import recipe_report
 
     return recipe_report(recipe)
+
+
+def _fit(process: Process, source: str, overrides: Sequence[str], how: How) -> dict[str, Any]:
+    from distpro_cli.recipe.load import load_recipe
+    from distpro_cli.workflows.explain import explain_fit
+
+    try:
+        return explain_fit(process, load_recipe(source, overrides), how)
+    except ProcessError as error:
+        return {"fits": None, "error": str(error)}
 
 
 def _recipe_entry(name: str, path: Path) -> dict[str, Any]:

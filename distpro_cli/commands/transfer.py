@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import Overrides, RunOptions, Trust, with_run_options
+from distpro_cli.commands.options import Allow, Match, Overrides, RunOptions, Trust, to_how, with_run_options
 from distpro_cli.commands.running import print_figures, print_json, read_recipe, run, with_seed
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.recipe.scheme_names import SCHEME_NAMES
@@ -39,9 +39,8 @@ def transfer(
     keep: Annotated[
         float | None, typer.Option("--keep", min=0, max=1, help="Keep only the strongest share of the entries.")
     ] = None,
-    match: Annotated[
-        str, typer.Option("--match", help="How pathways are matched: strict, or path/to/file.py:Name.")
-    ] = "strict",
+    match: Match = "level",
+    allow: Allow = None,
     trust: Trust = False,
     *,
     options: RunOptions,
@@ -49,7 +48,7 @@ def transfer(
     """Distil a student with the weights over time of a process, for a run of any length."""
     from distpro_cli.runs.identity import transfer_inputs
 
-    loaded = _load(process)
+    loaded, how = _load(process), to_how(match, allow)
     name, resolved, check = _resolve(recipe, overrides, loaded, Path(process), options.seed)
     if not trust:
         check()
@@ -60,9 +59,9 @@ def transfer(
         from distpro_cli.workflows.transfer import transfer as transfer_process
 
         dropping = Dropping(threshold, keep)
-        return transfer_process(resolved, source_of(loaded), dropping, folder, context, mode=match).summary
+        return transfer_process(resolved, source_of(loaded, how), dropping, folder, context, how=how).summary
 
-    inputs = transfer_inputs(loaded, threshold, keep, match)
+    inputs = transfer_inputs(loaded, threshold, keep, how)
     summary = run("transfer", name, resolved, options, work, inputs)
     if options.json:
         print_json(summary)

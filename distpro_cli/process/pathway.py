@@ -25,6 +25,8 @@ class LevelInfo:
         prefix: tokens before the grid (class token and its like).
         grid: height and width in cells, (1, 1) for vectors and logits, None for tokens that form no grid.
             Where it is not given, it follows from the shape; that of tokens, and their prefix, from `guess_grid`.
+        feature: where a stage is tapped (`output`, `before-activation`, `after-activation`); None for what is no
+            stage, and where it is not known. It tells no two levels apart.
     """
 
     number: int
@@ -35,6 +37,7 @@ class LevelInfo:
     shape: tuple[int, ...]
     prefix: int = 0
     grid: Grid | None = None
+    feature: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.grid is not None:
