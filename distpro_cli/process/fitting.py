@@ -8,9 +8,20 @@ from typing import Any
 
 from distpro_cli.errors import DistproError, ProcessError, nearest
 from distpro_cli.process.cost import Part
-from distpro_cli.process.matching import DEFAULT, MATCHINGS, Exact, Levels, Matching, Numbers, differences, mapped
+from distpro_cli.process.matching import (
+    DEFAULT,
+    MATCHINGS,
+    Exact,
+    Levels,
+    Matching,
+    Numbers,
+    differences,
+    level_differences,
+    levels_for,
+    mapped,
+)
 from distpro_cli.process.pathway import PathwayInfo
-from distpro_cli.process.process import SIDES, Process
+from distpro_cli.process.process import SIDES, Process, levels_of
 
 LOST, NEW = "lost", "new"
 # What `--allow` takes, and what it allows.
@@ -68,6 +79,7 @@ class Match:
         pair: Pathways of the pair.
         columns: For each of the pair's pathways the column, from 0; None: the process has none for it.
         numbers: Which level of the process corresponds to which of the pair.
+        levels: Of the pair's teacher and student.
     """
 
     how: How
@@ -75,6 +87,7 @@ class Match:
     pair: tuple[PathwayInfo, ...]
     columns: tuple[int | None, ...]
     numbers: Numbers
+    levels: tuple[Levels, Levels]
 
     @property
     def lost(self) -> list[PathwayInfo]:
@@ -157,13 +170,14 @@ def find_match(
     Raises:
         DistproError: there is no such mode, or one of the user's returns no columns.
     """
+    levels = levels or (levels_of(pathways, "teacher"), levels_of(pathways, "student"))
     matching = how.matching(levels)
     columns = tuple(matching.columns(process, pathways))
     own = range(len(process.pathways))
     if len(columns) != len(pathways) or not all(column is None or column in own for column in columns):
         expected = f"one per pathway of the pair ({len(pathways)}), each from 0 to {own[-1]}, or None"
         raise ProcessError(f"--match {how.mode} returned the columns {list(columns)}; expected {expected}")
-    return Match(how, process.pathways, tuple(pathways), columns, matching.both_numbers(process, pathways))
+    return Match(how, process.pathways, tuple(pathways), columns, matching.both_numbers(process), levels)
 
 
 def fit(
@@ -231,12 +245,20 @@ def moved_parts(parts: Sequence[Part], columns: Sequence[int]) -> tuple[Part, ..
 
 def unfit(match: Match, again: Callable[[How], Match]) -> list[str]:
     """Returns what `check_fits` says."""
+    return [*_misfits(match), *_hints(match, again)]
+
+
+def _misfits(match: Match) -> list[str]:
+    """Returns a line per difference with the pathways it concerns."""
     concerned: dict[str, list[str]] = {}
     rest = list(match.new)
     asked = match.how.matching().asked
     for own in match.lost:
         partner = next((other for other in rest if other.connection == mapped(own, match.numbers)), None)
-        differing = differences(own, partner) if partner is not None else {}
+        if partner is not None:
+            differing = differences(own, partner)
+        else:
+            differing = level_differences(own, *levels_for(own, match.numbers, match.levels))
         keys = ["count"] if "count" in differing and "count" in asked else sorted(differing.keys() & asked)
         texts = [text for key in keys for text in differing[key]]
         if partner is not None and texts:
@@ -245,7 +267,7 @@ def unfit(match: Match, again: Callable[[How], Match]) -> list[str]:
             concerned.setdefault(text, []).append(own.id)
     for other in rest:
         concerned.setdefault("only in the pair", []).append(other.id)
-    return [*(f"{text}: {', '.join(ids)}" for text, ids in concerned.items()), *_hints(match, again)]
+    return [f"{text}: {', '.join(ids)}" for text, ids in concerned.items()]
 
 
 def _hints(match: Match, again: Callable[[How], Match]) -> list[str]:

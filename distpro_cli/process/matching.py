@@ -137,6 +137,12 @@ def _of_same_rank(ranks: Sequence[Mapping[int, int]], of_process: Levels, of_pai
     return found | dict(zip(*map(reversed, logits), strict=False))
 
 
+def levels_for(info: PathwayInfo, numbers: Numbers, levels: tuple[Levels, Levels]) -> list[LevelInfo | None]:
+    """Returns the levels of the pair, teacher's and student's, that a pathway of a process is for, or None."""
+    wanted = zip(mapped(info, numbers), levels, strict=True)
+    return [next((level for level in side if level.number == number), None) for number, side in wanted]
+
+
 def mapped(info: PathwayInfo, numbers: Numbers) -> tuple[int | None, int | None]:
     """Returns the levels of the pair, teacher's and student's, that a pathway of a process is for."""
     return numbers[0].get(info.teacher.number), numbers[1].get(info.student.number)
@@ -147,23 +153,29 @@ def differences(own: PathwayInfo, of_pair: PathwayInfo) -> dict[str, list[str]]:
 
     The keys are `count`, `kind` and `shape` of the levels, `transform`, `distance`, and the `options` of equal ones.
     """
-    found: dict[str, list[str]] = {}
-
-    def compare(key: str, what: str, before: object, after: object) -> None:
-        if before != after:
-            found.setdefault(key, []).append(f"{what} {before} in the process, {after} in the pair")
-
-    for side in SIDES:
-        one, other = getattr(own, side), getattr(of_pair, side)
-        compare("count", f"{side} levels", one.count, other.count)
-        compare("kind", f"kind of the {side}'s level", one.kind, other.kind)
-        compare("shape", f"{side}'s level", _sizes(one.shape), _sizes(other.shape))
+    found = level_differences(own, of_pair.teacher, of_pair.student)
     for name in ("transform", "distance"):
-        compare(name, name, getattr(own, name), getattr(of_pair, name))
+        _compare(found, name, name, getattr(own, name), getattr(of_pair, name))
         if name not in found:
             key = f"{name}_options"
-            compare("options", f"options of the {name}", getattr(own, key), getattr(of_pair, key))
+            _compare(found, "options", f"options of the {name}", getattr(own, key), getattr(of_pair, key))
     return found
+
+
+def level_differences(own: PathwayInfo, teacher: LevelInfo | None, student: LevelInfo | None) -> dict[str, list[str]]:
+    """Returns what `differences` does, of the levels alone; there is nothing to say of a side without a level."""
+    found: dict[str, list[str]] = {}
+    for side, one, other in (("teacher", own.teacher, teacher), ("student", own.student, student)):
+        if other is not None:
+            _compare(found, "count", f"{side} levels", one.count, other.count)
+            _compare(found, "kind", f"kind of the {side}'s level", one.kind, other.kind)
+            _compare(found, "shape", f"{side}'s level", _sizes(one.shape), _sizes(other.shape))
+    return found
+
+
+def _compare(found: dict[str, list[str]], key: str, what: str, before: object, after: object) -> None:
+    if before != after:
+        found.setdefault(key, []).append(f"{what} {before} in the process, {after} in the pair")
 
 
 def _sizes(shape: Iterable[int]) -> str:

@@ -30,11 +30,8 @@ def explain_fit(process: Process, recipe: Recipe, how: How) -> dict[str, Any]:
         ProcessError: the process names Python that the recipe does not; nothing of it was run.
         DistproError: a network or a pathway that the recipe asks for cannot be built.
     """
-    try:
-        check_trusted("the process", process, recipe, given=recipe)
-    except ProcessError as error:
-        remedy = "inspect runs nothing that a process names; to see the match, name it in the recipe's pathways"
-        raise ProcessError(*error.lines[:-1], remedy) from None
+    if recipe.pathways is None:  # else those of the process are not built
+        _check_trusted(process, recipe)
     task = find_task(recipe.task)(recipe, recipe.distill)
     logits = ends_with_logits(recipe_for(process, recipe), task)
     specs = recipe.teacher, recipe.student
@@ -48,6 +45,14 @@ def explain_fit(process: Process, recipe: Recipe, how: How) -> dict[str, Any]:
         "says": [] if match.fits else unfit(match, find),
         "taps": other_taps(process, match),
     }
+
+
+def _check_trusted(process: Process, recipe: Recipe) -> None:
+    try:
+        check_trusted("the process", process, recipe, given=recipe)
+    except ProcessError as error:
+        remedy = "inspect runs nothing that a process names; to see the match, name it in the recipe's pathways"
+        raise ProcessError(*error.lines[:-1], remedy) from None
 
 
 def _joined(own: PathwayInfo, of_pair: PathwayInfo) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import Part
 from distpro_cli.process.fitting import How, Match, find_match
-from distpro_cli.process.matching import Levels, Numbers, mapped
+from distpro_cli.process.matching import Levels, level_differences, levels_for, mapped
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.randomness import derived_seed
@@ -83,33 +83,32 @@ def match_pair(process: Process, recipe: Recipe, task: Task, teacher: Levels, st
     if recipe.pathways is not None:
         infos = resolve_pathways(recipe.pathways, *levels)
         return find_match(process, infos, how, levels)
-    groups = pathway_groups(process, how.matching(levels).both_numbers(process))
-    infos = resolve_pathways(groups, *levels) if groups else ()
-    return find_match(process, infos, how, levels)
-
-
-def pathway_groups(process: Process, numbers: Numbers | None = None) -> list[PathwayGroup]:
-    """Returns the process's own pathways as groups of a recipe, one per pathway.
-
-    Args:
-        process: Whose.
-        numbers: Which of its levels corresponds to which of a pair, whose pathways are then returned; what has no
-            level there is left out. None: its own.
-    """
-    found = []
+    matching = how.matching(levels)
+    numbers = matching.both_numbers(process)
+    groups = []
     for info in process.pathways:
-        teacher, student = info.connection if numbers is None else mapped(info, numbers)
-        if teacher is None or student is None:
-            continue
-        group = PathwayGroup(
-            connections=[[teacher, student]],
-            transform=info.transform,
-            transform_options=info.transform_options,
-            distance=info.distance,
-            distance_options=info.distance_options,
-        )
-        found.append(group)
-    return found
+        there = levels_for(info, numbers, levels)
+        if None not in there and not level_differences(info, *there).keys() & matching.asked:
+            groups.append(_group(info, mapped(info, numbers)))
+    return find_match(process, resolve_pathways(groups, *levels) if groups else (), how, levels)
+
+
+def pathway_groups(process: Process) -> list[PathwayGroup]:
+    """Returns the process's own pathways as groups of a recipe, one per pathway."""
+    return [_group(info, info.connection) for info in process.pathways]
+
+
+def _group(info: PathwayInfo, connection: tuple[int | None, int | None]) -> PathwayGroup:
+    """Returns a group of one pathway, between these levels of teacher and student."""
+    return PathwayGroup.model_validate(
+        {
+            "connections": [list(connection)],
+            "transform": info.transform,
+            "transform_options": info.transform_options,
+            "distance": info.distance,
+            "distance_options": info.distance_options,
+        }
+    )
 
 
 class PartsOnce:
