@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distpro_cli.workflows.search import Searched
     from distpro_cli.workflows.transfer import Distilled
 
-__all__ = ["compare", "distil", "load_process", "load_recipe", "search"]
+__all__ = ["compare", "distil", "edit", "load_process", "load_recipe", "save_process", "search"]
 
 
 def load_recipe(source: str | Path, *overrides: str) -> Recipe:
@@ -45,10 +45,11 @@ def load_recipe(source: str | Path, *overrides: str) -> Recipe:
 
 
 def load_process(path: str | Path) -> Process:
-    """Reads a process file, without torch.
+    """Reads a process, without torch.
 
     Args:
-        path: A `.safetensors` file that a search wrote.
+        path: A `.safetensors` file; else the name of one that ships or lies in ./processes, or
+            `hf://owner/repo/file.safetensors`.
 
     Returns:
         The process; its `weights` and `alpha` are numpy tables [T, K], `pathways` names their columns.
@@ -56,9 +57,61 @@ def load_process(path: str | Path) -> Process:
     Raises:
         ProcessError: it is missing, damaged, of a newer version, or no process.
     """
-    from distpro_cli.process.file import load_process as load
+    from distpro_cli.process.library import load_named
 
-    return load(Path(path))
+    return load_named(str(path))
+
+
+def save_process(process: Process, path: str | Path, *, force: bool = False) -> None:
+    """Writes a process file; equal processes give equal bytes.
+
+    Args:
+        process: What to write.
+        path: Where; missing folders are made.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        DistproError: it is there already, or cannot be written.
+    """
+    from distpro_cli.process.file import save_process as save
+
+    save(process, Path(path), force=force)
+
+
+def edit(
+    *processes: Process,
+    table: str | Path | None = None,
+    pathways: Sequence[str] | None = None,
+    time: tuple[float, float] | None = None,
+    smooth: float | None = None,
+    factor: float | None = None,
+    rows: int | None = None,
+) -> Process:
+    """Makes a process of one or several, as `distpro edit` does, in the order of the arguments.
+
+    Args:
+        processes: Several are averaged.
+        table: A `.csv` or `.yaml` as `distpro inspect --export` writes it, whose numbers are taken.
+        pathways: Ids of those to keep.
+        time: Start and end, in [0, 1], of what is kept and stretched over the whole run.
+        smooth: Share of the run over which every entry is averaged.
+        factor: By which all weights are multiplied.
+        rows: Moments to keep, evenly spread.
+
+    Returns:
+        The process, whose `history` says what was done.
+
+    Raises:
+        DistproError: a value is out of range, or the processes do not fit each other.
+    """
+    from distpro_cli.errors import DistproError
+    from distpro_cli.process.editing import edit as make
+    from distpro_cli.process.tables import read_table
+
+    if not processes:
+        raise DistproError("there is no process to edit")
+    read = None if table is None else read_table(Path(table))
+    return make(processes, table=read, pathways=pathways, time=time, smooth=smooth, factor=factor, rows=rows)
 
 
 def search(

@@ -15,6 +15,7 @@ from distpro_cli.commands.running import print_json
 from distpro_cli.errors import DistproError, ProcessError, escaped
 
 if TYPE_CHECKING:
+    from distpro_cli.commands.targets import Targets
     from distpro_cli.process.fitting import How
     from distpro_cli.process.process import Process
 
@@ -33,6 +34,10 @@ def inspect(
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the weights over time into this .png, .svg or .pdf.")
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", help="Write the tables of a process into this .csv or .yaml; edit --table reads it."),
     ] = None,
     thresholds: Annotated[
         str, typer.Option("--thresholds", help="Thresholds for which the entries left and the cost are shown.")
@@ -54,6 +59,11 @@ def inspect(
         from distpro_cli.report.plots import check_plot_path
 
         check_plot_path(plot, force=force)
+    if export is not None:
+        _export(paths or [], export, force=force)
+        if not quiet:
+            print(escaped(f"table: {export}"), file=sys.stderr)
+        return
     if not paths:
         _inspect_all(marks, plot, force=force, json=json)
     else:
@@ -90,7 +100,7 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, how: H
     _plot(targets.sound, plot, force=force)
     listed = any(Path(path).is_dir() for path in paths)
     if json:
-        processes = _summaries(targets.processes, marks)
+        processes = _summaries(targets, marks)
         recipes = [{"path": source, **report} for source, report in reports]
         several = {
             "processes": processes,
@@ -102,7 +112,7 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, how: H
     from distpro_cli.report.process_table import print_process_list, print_process_table, print_side_by_side
 
     if listed:
-        print_process_list("processes", _summaries(targets.processes, marks))
+        print_process_list("processes", _summaries(targets, marks))
     elif len(targets.sound) == 1:
         label, process = targets.sound[0]
         print_process_table(label, process, **marks)
@@ -133,7 +143,7 @@ def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) ->
             targets.processes.append((name, load_process(path)))
     recipes = [_recipe_entry(name, path) for name, path in shipped_recipes().items()]
     _plot(targets.sound, plot, force=force)
-    summaries = _summaries(targets.processes, marks)
+    summaries = _summaries(targets, marks)
     if json:
         print_json({"recipes": recipes, "processes": summaries})
         return
@@ -144,14 +154,25 @@ def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) ->
     print_process_list("processes", summaries)
 
 
-def _summaries(processes: Sequence[tuple[str, Any]], marks: Marks) -> list[dict[str, Any]]:
+def _export(paths: Sequence[str], export: Path, *, force: bool) -> None:
+    from distpro_cli.commands.targets import find_targets
+    from distpro_cli.process.tables import export_table
+
+    found = find_targets(paths).sound
+    if len(found) != 1:
+        raise DistproError(f"--export writes the tables of one process, and {len(found)} are given")
+    export_table(found[0][1], export, force=force)
+
+
+def _summaries(targets: Targets, marks: Marks) -> list[dict[str, Any]]:
+    from distpro_cli.process.library import about
     from distpro_cli.process.summary import summarize
 
     return [
         {"path": label, "error": process}
         if isinstance(process, str)
-        else {"path": label, **summarize(process, **marks)}
-        for label, process in processes
+        else {"path": label, **summarize(process, **marks), "about": about(process, targets.files.get(label))}
+        for label, process in targets.processes
     ]
 
 

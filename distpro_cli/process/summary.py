@@ -55,6 +55,9 @@ def summarize(
         "seed": process.seed,
         "versions": dict(process.versions),
         "measured": dict(process.measured),
+        "searched": dict(process.searched),
+        "gained": dict(process.gained),
+        "history": list(process.history),
     }
 
 

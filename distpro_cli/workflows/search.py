@@ -15,6 +15,7 @@ from distpro_cli.pathways.connections import groups_of
 from distpro_cli.pathways.defaults import groups_for
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
+from distpro_cli.process.library import data_name
 from distpro_cli.process.process import Facts, Process
 from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import Recipe, Training
@@ -199,8 +200,3 @@ def searched_facts(session: Session, training: Training, steps: int) -> Facts:
         "image_size": data.image_size,
     }
     return {key: escaped(value)[:80] if isinstance(value, str) else value for key, value in facts.items()}
-
-
-def data_name(name: str, root: str | None) -> str:
-    """Returns what data are called: their name, of a folder its own, without the way there and a variable's `$`."""
-    return name if name != "folder" or root is None else Path(root).name.strip("${}") or name
