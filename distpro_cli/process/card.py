@@ -76,17 +76,22 @@ def card(process: Process, filename: str, repo: str) -> str:
 
 def _gained(gained: Mapping[str, float | int | str]) -> str:
     if not gained:
-        return "Not measured yet: `distpro compare` does, `distpro edit --gained` notes it."
-    unit = f" {gained.get('unit', '')}".rstrip()
-    lines = [
-        f"{gained['metric']} {_number(gained['last'])}{unit} after the last of {gained['epochs']} epochs, "
-        f"{gained['teacher']} → {gained['student']}, mean of {gained['seeds']} seed(s)"
-    ]
-    if "over_student" in gained:
-        interval = f" (95 % interval {gained['low']:+.2f} to {gained['high']:+.2f})" if "low" in gained else ""
-        lines.append(f"{gained['over_student']:+.2f} over the student alone{interval}")
-    if "best_other" in gained:
-        lines.append(f"{gained['over_best_other']:+.2f} over {gained['best_other']}, the best of the other methods")
+        return "Not measured yet."
+    lines = []
+    numbers = {key: value for key, value in gained.items() if isinstance(value, int | float)}
+    if "last" in numbers:
+        lines.append(
+            f"{gained.get('metric', 'figure')} {numbers['last']:.6g} {gained.get('unit', '')} after the last of "
+            f"{gained.get('epochs', '?')} epochs, {gained.get('teacher', '?')} → {gained.get('student', '?')}, mean "
+            f"over {gained.get('seeds', '?')} seeds"
+        )
+    if "over_student" in numbers:
+        known = "low" in numbers and "high" in numbers
+        interval = f" (95 % interval {numbers['low']:+.2f} to {numbers['high']:+.2f})" if known else ""
+        lines.append(f"{numbers['over_student']:+.2f} over the student alone{interval}")
+    if "over_best_other" in numbers:
+        best = gained.get("best_other", "?")
+        lines.append(f"{numbers['over_best_other']:+.2f} over {best}, the best of the other methods")
     return "\n".join(f"- {_text(line)}" for line in lines)
 
 
