@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 Marks = Mapping[str, tuple[float, ...]]
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A plot to draw: where, in which form, whether of shares, whether over a file that is there."""
+
+    path: Path
+    form: str
+    normalized: bool
+    force: bool
+
+
 def inspect(
     paths: Annotated[
         list[str] | None,
@@ -35,6 +46,12 @@ def inspect(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the weights over time into this .png, .svg or .pdf.")
     ] = None,
+    form: Annotated[
+        str, typer.Option("--form", help="Of the plot: overlaid lines, columns (one per process), or heat-map.")
+    ] = "overlaid",
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="Plot shares of all weight at each moment, not the weights.")
+    ] = False,
     export: Annotated[
         Path | None,
         typer.Option("--export", help="Write the tables of a process into this .csv or .yaml; edit --table reads it."),
@@ -56,18 +73,22 @@ def inspect(
     how = to_how(match, allow)
     marks = {"thresholds": parse_thresholds(thresholds), "keeps": parse_shares(keep) if keep is not None else ()}
     if plot is not None:
-        from distpro_cli.report.plots import check_plot_path
+        from distpro_cli.report.plots import check_form, check_plot_path
 
+        check_form(form)
         check_plot_path(plot, force=force)
+    elif form != "overlaid" or normalized:
+        raise DistproError("--form and --normalized say how to plot; give --plot FILE")
+    picture = Picture(plot, form, normalized, force) if plot is not None else None
     if export is not None:
         _export(paths or [], export, force=force)
         if not quiet:
             print(escaped(f"table: {export}"), file=sys.stderr)
         return
     if not paths:
-        _inspect_all(marks, plot, force=force, json=json)
+        _inspect_all(marks, picture, json=json)
     else:
-        _inspect_paths(paths, marks, plot, how, force=force, json=json)
+        _inspect_paths(paths, marks, picture, how, json=json)
     if plot is not None and not quiet:
         print(escaped(f"plot: {plot}"), file=sys.stderr)
 
@@ -83,7 +104,7 @@ def _import_numpy() -> None:
         del os.environ[name]
 
 
-def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, how: How, *, force: bool, json: bool) -> None:
+def _inspect_paths(paths: Sequence[str], marks: Marks, picture: Picture | None, how: How, *, json: bool) -> None:
     from distpro_cli.commands.targets import find_targets
 
     overrides = [text for text in paths if "=" in text and not os.path.lexists(text)]
@@ -97,7 +118,7 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, how: H
         for source in targets.recipes
         for label, process in targets.sound
     ]
-    _plot(targets.sound, plot, force=force)
+    _plot(targets.sound, picture)
     listed = any(Path(path).is_dir() for path in paths)
     if json:
         processes = _summaries(targets, marks)
@@ -129,7 +150,7 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, how: H
         print_fit(entry["process"], entry["recipe"], entry)
 
 
-def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) -> None:
+def _inspect_all(marks: Marks, picture: Picture | None, *, json: bool) -> None:
     from distpro_cli.commands.targets import Targets, add_folder
     from distpro_cli.process.file import load_process
     from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
@@ -142,7 +163,7 @@ def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) ->
         if path.read_bytes() not in seen:
             targets.processes.append((name, load_process(path)))
     recipes = [_recipe_entry(name, path) for name, path in shipped_recipes().items()]
-    _plot(targets.sound, plot, force=force)
+    _plot(targets.sound, picture)
     summaries = _summaries(targets, marks)
     if json:
         print_json({"recipes": recipes, "processes": summaries})
@@ -206,12 +227,12 @@ def _recipe_entry(name: str, path: Path) -> dict[str, Any]:
     return {**entry, "teacher": recipe.teacher.name, "student": recipe.student.name, "data": recipe.data.name}
 
 
-def _plot(processes: Sequence[tuple[str, Any]], plot: Path | None, *, force: bool) -> None:
-    if plot is None:
+def _plot(processes: Sequence[tuple[str, Any]], picture: Picture | None) -> None:
+    if picture is None:
         return
     if not processes:
         raise DistproError("--plot draws processes, and there is none; give a process file or a folder of them")
     from distpro_cli.report.plots import plot_processes
 
     named = [(Path(label).stem if label.endswith(".safetensors") else label, process) for label, process in processes]
-    plot_processes(named, plot, force=force)
+    plot_processes(named, picture.path, force=picture.force, form=picture.form, normalized=picture.normalized)
