@@ -121,7 +121,7 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, picture: Picture | None, 
     _plot(targets.sound, picture)
     listed = any(Path(path).is_dir() for path in paths)
     if json:
-        processes = _summaries(targets, marks)
+        processes = _summaries(targets, marks, listed=listed)
         recipes = [{"path": source, **report} for source, report in reports]
         several = {
             "processes": processes,
@@ -133,7 +133,7 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, picture: Picture | None, 
     from distpro_cli.report.process_table import print_process_list, print_process_table, print_side_by_side
 
     if listed:
-        print_process_list("processes", _summaries(targets, marks))
+        print_process_list("processes", _summaries(targets, marks, listed=True))
     elif len(targets.sound) == 1:
         label, process = targets.sound[0]
         print_process_table(label, process, **marks)
@@ -164,7 +164,7 @@ def _inspect_all(marks: Marks, picture: Picture | None, *, json: bool) -> None:
             targets.processes.append((name, load_process(path)))
     recipes = [_recipe_entry(name, path) for name, path in shipped_recipes().items()]
     _plot(targets.sound, picture)
-    summaries = _summaries(targets, marks)
+    summaries = _summaries(targets, marks, listed=True)
     if json:
         print_json({"recipes": recipes, "processes": summaries})
         return
@@ -185,16 +185,21 @@ def _export(paths: Sequence[str], export: Path, *, force: bool) -> None:
     export_table(found[0][1], export, force=force)
 
 
-def _summaries(targets: Targets, marks: Marks) -> list[dict[str, Any]]:
-    from distpro_cli.process.library import about
+def _summaries(targets: Targets, marks: Marks, *, listed: bool) -> list[dict[str, Any]]:
+    """Returns what there is to say of every process; in a list also `about`, for which a recipe may have to be read."""
     from distpro_cli.process.summary import summarize
 
-    return [
-        {"path": label, "error": process}
-        if isinstance(process, str)
-        else {"path": label, **summarize(process, **marks), "about": about(process, targets.files.get(label))}
-        for label, process in targets.processes
-    ]
+    found: list[dict[str, Any]] = []
+    for label, process in targets.processes:
+        if isinstance(process, str):
+            found.append({"path": label, "error": process})
+            continue
+        found.append({"path": label, **summarize(process, **marks)})
+        if listed:
+            from distpro_cli.process.library import about
+
+            found[-1]["about"] = about(process, targets.files.get(label))
+    return found
 
 
 def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def find_process(name: str, schemes: Sequence[str] = ()) -> Path:
     if not found:
         what = f"process or scheme of that name{nearest(name, [*schemes, *known])}; schemes: {', '.join(schemes)}"
         hint = what if schemes else f"process of that name{nearest(name, known)}"
-        raise DistproError(f"{name}: there is no such file, and no {hint}; distpro inspect lists the processes")
+        raise DistproError(f"{name}: no such file, and no {hint}; distpro inspect lists the processes")
     return known[found[0]]
 
 

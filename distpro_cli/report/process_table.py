@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distpro_cli.errors import escaped
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _LONGEST_SPARKLINE = 32
 _SHORTEST_SPARKLINE = 8
 _COLUMN_OF_A_FILE = 26
+_LONGEST_NAME = 34
 
 
 def print_process_table(
@@ -65,16 +68,18 @@ def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None
     """
     console = make_console()
     table = make_table(title=title)
-    table.add_column("process", no_wrap=True)  # a name to copy is never folded
-    add_columns(table, "pair", "pathways", "searched", "gained")
     sound = [entry for entry in entries if "error" not in entry]
-    for entry in sound:
+    names = [_name_of(entry["path"]) for entry in sound]
+    # A name to copy is not folded, unless little room would be left.
+    table.add_column("process", no_wrap=max(map(len, names), default=0) <= _LONGEST_NAME, overflow="fold")
+    add_columns(table, "pair", "pathways", "searched", "gained")
+    for name, entry in zip(names, sound, strict=True):
         facts = entry["about"]
         pair = [one_line(facts[side] or "?") for side in ("teacher", "student")]
         images = f", {facts['train_images']} images" if facts["train_images"] else ""
         lengths = [f"{facts[key]} {key}" for key in ("epochs", "steps") if facts[key] is not None]
         table.add_row(
-            escaped(entry["path"]).removeprefix("processes/").removesuffix(".safetensors"),
+            name,
             encodable(" → ".join(pair), console.encoding),
             f"{len(entry['pathways'])}: {one_line(', '.join(facts['transforms']))}",
             ", ".join(
@@ -89,6 +94,13 @@ def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None
     for entry in entries:
         if "error" in entry:
             console.print(f"unreadable: {entry['error']}", style="red", soft_wrap=True)
+
+
+def _name_of(path: str) -> str:
+    """Returns what `--process` takes: the name of what lies in processes/, else the path, the shorter way."""
+    path = min(path, os.path.relpath(path), key=len) if Path(path).is_absolute() else path
+    own = path.startswith("processes/") and path.endswith(".safetensors")
+    return escaped(path.removeprefix("processes/").removesuffix(".safetensors") if own else path)
 
 
 def gain_text(gained: Mapping[str, Any]) -> str:
