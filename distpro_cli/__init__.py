@@ -55,7 +55,7 @@ def load_process(path: str | Path) -> Process:
         The process; its `weights` and `alpha` are numpy tables [T, K], `pathways` names their columns.
 
     Raises:
-        ProcessError: it is missing, damaged, of a newer version, or no process.
+        DistproError: there is none, or it is damaged, of a newer version, or no process.
     """
     from distpro_cli.process.library import load_named
 

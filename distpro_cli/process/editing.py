@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distpro_cli.errors import DistproError, ProcessError, nearest
+from distpro_cli.process.fields import MAX_NAME
 from distpro_cli.process.file import MAX_ROWS, to_bytes
 from distpro_cli.process.fitting import fit, moved_parts
 from distpro_cli.process.library import facts_of
@@ -89,7 +90,7 @@ def average(processes: Sequence[Process]) -> Process:
     common = {key: value for key, value in facts[0].items() if all(one.get(key) == value for one in facts)}
     named = ", ".join(digest(process) for process in processes)
     note = f"average of {len(processes)} processes: {named}"
-    return replace(first, progress=progress, **tables, searched=common, measured={}, gained={}, history=(note,))
+    return replace(first, progress=progress, **tables, searched=common, measured={}, gained={}, history=(_cut(note),))
 
 
 def smoothed(process: Process, width: float) -> Process:
@@ -242,7 +243,11 @@ def digest(process: Process) -> str:
 
 def _noted(process: Process, text: str) -> Process:
     """Returns the process with one more line of history; what it gained before, this one did not."""
-    return replace(process, searched=facts_of(process), history=(*process.history, text), gained={})
+    return replace(process, searched=facts_of(process), history=(*process.history, _cut(text)), gained={})
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 3]}..."
 
 
 def _tables(process: Process) -> dict[str, Float32]:

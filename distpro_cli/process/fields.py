@@ -19,7 +19,7 @@ MAX_PATHWAYS = 10_000
 MAX_PARTS = 50_000
 MAX_LEVELS = 10_000
 KINDS = ("map", "tokens", "vector", "logits")
-_MAX_NAME = 500
+MAX_NAME = 500
 _MAX_NUMBER = 2**53
 # Prefix and grid of a level are left to `LevelInfo`; where it is tapped stands in `levels`.
 _LEVEL_KEYS = {"number", "count", "name", "kind", "reduction", "shape"}
@@ -186,7 +186,7 @@ def _positive(value: Any, where: str) -> int:
 
 def _name(value: Any, where: str) -> str:
     # Names go to the terminal: no control characters, nothing endless.
-    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME or not value.isprintable():
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME or not value.isprintable():
         raise ProcessError(f"{where} is {_shown(value)}; expected a printable name")
     return value
 
@@ -252,5 +252,5 @@ _DECODERS: dict[str, Callable[[str], Any]] = {
     "levels": _levels,
     "searched": lambda text: _facts(text, "searched"),
     "gained": lambda text: _facts(text, "gained"),
-    "history": lambda text: _items(text, "history entry", MAX_HISTORY, _name),
+    "history": lambda text: _items(text, "history line", MAX_HISTORY, _name),
 }

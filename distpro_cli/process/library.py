@@ -78,6 +78,8 @@ def about(process: Process, path: Path | None = None) -> dict[str, Any]:
     facts = facts_of(process)
     keys = ("teacher", "student", "data", "train_images", "epochs", "steps", "images", "kappa", "scale", "date")
     found: dict[str, Any] = {key: facts.get(key) for key in keys}
+    for key in ("teacher", "student", "data", "date"):  # a stranger's file may hold numbers here
+        found[key] = None if found[key] is None else str(found[key])
     found["steps"] = found["steps"] or process.measured.get("steps")
     if found["date"] is None and path is not None:
         found["date"] = time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))

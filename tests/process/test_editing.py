@@ -222,3 +222,10 @@ def test_names_with_commas_and_spaces_survive(tmp_path: Path) -> None:
     for name in ("t.csv", "t.yaml"):
         export_table(process, tmp_path / name)
         assert to_bytes(with_table(process, read_table(tmp_path / name))) == to_bytes(process)
+
+
+def test_a_note_is_no_longer_than_a_file_may_hold(tmp_path: Path) -> None:
+    many = [replace(info, id=f"{info.id}:{'x' * 60}") for info in lower_pathways()]
+    made = only(make_process(3, pathways=many), [info.id for info in many[1:]])
+    save_process(made, tmp_path / "p.safetensors")
+    assert load_process(tmp_path / "p.safetensors").history == made.history and made.history[0].endswith("...")

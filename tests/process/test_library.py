@@ -88,6 +88,12 @@ def test_the_list_says_what_there_is(distpro: Run, workplace: Path, monkeypatch:
     shown = distpro("inspect").out
     assert "big → small" in shown and "10: conv2" in shown and "+3.50" in shown and "2026-11-30" in shown
     assert max(map(len, shown.splitlines())) <= 80
+    odd = replace(
+        full(), searched={"teacher": 7, "student": 1.5, "data": 3, "date": 4}, gained={"over_student": "x", "low": 1}
+    )
+    save_process(odd, workplace / "processes" / "odd.safetensors")
+    assert "7 → 1.5" in distpro("inspect").out
+    assert distpro("inspect", "odd").status == distpro("publish", "odd", "me/mine", "--dry-run").status == 0
     alone = distpro("inspect", "mine").out
     assert "searched: data CIFAR10, kappa 10, scale loss" in alone and "gained: +3.50 over student" in alone
     assert "then: smoothed over 0.1 of the run" in alone
