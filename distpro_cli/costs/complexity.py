@@ -91,9 +91,9 @@ def recipe_report(recipe: Recipe, built: Built | None = None) -> dict[str, Any]:
         built: What `build_for_costs` makes of it; None: it is built here.
 
     Returns:
-        Plain values: `teacher` and `student` (`name`, `weights`, `channels` of the images, `parameters`, `multiply_adds`,
-        `levels`), `alignment` (the rule by which sets of connections join levels), `pathways`, the blocks that some of
-        them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
+        Plain values: `teacher` and `student` (`name`, `weights`, `channels` of the images, `parameters`,
+        `multiply_adds`, `levels`), `alignment` (the rule by which sets of connections join levels), `pathways`, the
+        blocks that some of them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
     """
     teacher, student, pathways = build_for_costs(recipe) if built is None else built
     costs, shared = pathway_costs(pathways), shared_costs(pathways)

@@ -106,12 +106,12 @@ class TappedNetwork(nn.Module):
         self._orders: dict[int, TokenOrder] = {}
         self._recorder = _Recorder()
         self._taps: list[RemovableHandle] = []
-        self.levels = tuple(self._tapped(choices, trace.output, tokens, size))
+        self.levels = tuple(self._tapped(choices, trace.output, tokens, size, feature))
         self.points = tuple("the network's output" if c.point is None else c.point.text for c in choices)
         self._distillation = {info.number for info in self.levels if info.name == DISTILLATION_LOGITS}
         self._find_writes_in_training(images_bchw)
 
-    def _tapped(self, choices: Sequence[Choice], output: Any, tokens: str, size: Size) -> list[LevelInfo]:
+    def _tapped(self, choices: Sequence[Choice], output: Any, tokens: str, size: Size, feature: str) -> list[LevelInfo]:
         """Taps the chosen levels, each in the layout and order of its dry tensor, and returns what they are."""
         infos: list[LevelInfo] = []
         for number, choice in enumerate(choices, start=1):
@@ -128,6 +128,8 @@ class TappedNetwork(nn.Module):
             if tokens == "patches" and info.kind == "tokens" and info.prefix:
                 self._orders[number] = replace(self._orders[number], prefix=info.prefix)
                 info = replace(info, shape=(shape[0] - info.prefix, shape[1]), prefix=0)
+            if info.kind != LOGITS and choice.name != POOLED:
+                info = replace(info, feature=feature)
             infos.append(info)
             if point is not None:
                 self._taps.append(self._recorder.tap(number, point))

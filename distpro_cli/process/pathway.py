@@ -28,6 +28,8 @@ class LevelInfo:
         grid: height and width in cells, (1, 1) for vectors and logits, None for tokens that form no grid.
             Where it is not given, it follows from the shape; that of tokens, and their prefix, from `guess_grid`.
         guess: False: tokens without a grid form none, whatever their number says.
+        feature: where a stage is tapped (`output`, `before-activation`, `after-activation`); None for what is no
+            stage, and where it is not known. It tells no two levels apart.
     """
 
     number: int
@@ -39,6 +41,7 @@ class LevelInfo:
     prefix: int = 0
     grid: Grid | None = None
     guess: bool = field(default=True, compare=False, repr=False)
+    feature: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.grid is not None or not self.guess:

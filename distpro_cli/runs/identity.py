@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from distpro_cli.files import expand_path
 from distpro_cli.process.file import to_bytes
+from distpro_cli.process.fitting import How
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.schema import Network, Recipe, Training
@@ -132,11 +133,12 @@ class Identity:
 
 
 def transfer_inputs(
-    process: Process | str, threshold: float | None, keep: float | None, match: str
+    process: Process | str, threshold: float | None, keep: float | None, how: How
 ) -> dict[str, str | float | None]:
     """Returns what determines a transfer besides its recipe; `process` may be the name of a scheme."""
     named = process if isinstance(process, str) else hashlib.sha256(to_bytes(process)).hexdigest()
-    return {"process": named, "threshold": threshold, "keep": keep, "match": match}
+    allow = ",".join(sorted(how.allow)) or None
+    return {"process": named, "threshold": threshold, "keep": keep, "match": how.mode, "allow": allow}
 
 
 def differences(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:
@@ -179,7 +181,13 @@ def _left_out(spec: Network) -> set[str]:
 
 
 def _pathway(values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "transform": _named(values["transform"]), "distance": _named(values["distance"])}
+    # Where levels are tapped is said by the networks' sections.
+    levels: dict[str, Any] = {
+        side: {key: value for key, value in values[side].items() if key != "feature"}
+        for side in ("teacher", "student")
+        if side in values
+    }
+    return {**values, **levels, "transform": _named(values["transform"]), "distance": _named(values["distance"])}
 
 
 def _named(name: str) -> dict[str, Any]:
