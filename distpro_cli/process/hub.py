@@ -113,7 +113,7 @@ def _reason(error: Exception) -> str:
 
 
 def _is_offline(error: Exception) -> bool:
-    """Tells whether there was no answer; the classes go by name, as the libraries behind the hub's client change."""
+    """Tells whether there was no answer; the types go by name, as the libraries behind the hub's client change."""
     known = {"OfflineModeIsEnabled", "TransportError", "LocalEntryNotFoundError", "ConnectionError", "TimeoutError"}
     return _status(error) is None and bool(_kinds(error) & known)
 
