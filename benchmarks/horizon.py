@@ -23,8 +23,8 @@ float64 and ends.
 Reliability is the correlation of the mean truths of two halves of the seeds, its mean over random halvings, corrected
 from half to all seeds by Spearman-Brown, 2r / (1 + r). `reliability_in_detail` has it uncorrected, centred over
 pathways, over time, per window, with every window at norm 1 (the first steps of a run can outweigh all others), and
-with every seed at norm 1 (one seed can outweigh all others). The first steps of a run can be chaotic: then their derivative
-has no mean to speak of, more seeds do not help, and --from-step leaves them out.
+with every seed at norm 1 (one seed can outweigh all others). The first steps of a run can be chaotic: then their
+derivative has no mean to speak of, more seeds do not help, and --from-step leaves them out.
 
 BatchNorm takes the batch's statistics throughout, in the held-out losses too, as the outer loss of a search does.
 The derivative is that of autograd: what a ReLU does to a gradient when it switches is a jump that it does not see.
