@@ -17,6 +17,7 @@ test:
 bench:
 	python benchmarks/step_cost.py
 	python benchmarks/dropping.py
+	python benchmarks/memory.py
 
 # Mutated files and killed runs, about an hour; the tests hold a short form.
 soak:

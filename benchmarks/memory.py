@@ -19,7 +19,7 @@ batch by overrides: `precision=float32`, `--batch-size 64 distill.micro_batch_si
 
 Plain training is the student's by the same optimiser, with the teacher's forward for the same images before it.
 Peaks count all tensors alive: weights and buffers of student, teacher and transform blocks, gradients, the optimiser's
-state, the inner and the outer batch, and what lives between forward and backward; on the CPU by torch's profiler, on
+state, the batch (of a search both), and what lives between forward and backward; on the CPU by torch's profiler, on
 CUDA by its allocator. A running average of the weights, which a search has not, is left out. The first four pathways
 join equal levels, so that all levels are seen; the rest goes from deeper to shallower levels, then the other way.
 """
@@ -30,12 +30,13 @@ import argparse
 from collections.abc import Callable, Sequence
 from itertools import product
 
+import torch
 from step_cost import Bench, peak_bytes, report, time_interleaved
 
 from distpro_cli.recipe.schema import LEAST_INTERVAL, MOST_INTERVAL
 from distpro_cli.training.device import describe_device
 from distpro_cli.training.hypergradients import make_hypergradient
-from distpro_cli.training.step import Distiller, Solo
+from distpro_cli.training.step import Solo, Stepper
 from distpro_cli.workflows.step_memory import plain_step, step_memory
 
 RECIPE = (
@@ -78,10 +79,11 @@ class MemoryBench(Bench):
         }
 
     def peak(self, name: str) -> int:
-        """Returns the peak of the step of that name, in bytes; it has run before."""
+        """Returns the peak of the step of that name, in bytes."""
         stepper = self.alone if name in ("student", "plain") else self.distiller
         beside = [] if name == "student" else [self.pair.teacher]
-        return peak_bytes(self, stepper, self.steps()[name], beside)
+        batches = [self.inner, self.outer] if name == "search" else [self.inner]
+        return peak_bytes(self, stepper, self.steps()[name], batches, beside)
 
 
 def connections(num_pathways: int) -> list[list[int]]:
@@ -99,21 +101,20 @@ def connections(num_pathways: int) -> list[list[int]]:
 def measure(
     device: str | None, batch_size: int, num_pathways: int, repetitions: int, overrides: Sequence[str] = ()
 ) -> dict[str, object]:
-    """Returns all ratios, with the bytes and seconds they come from."""
+    """Returns all ratios, with the bytes and seconds they come from; no times without repetitions."""
     bench = MemoryBench(device, batch_size, num_pathways, overrides)
-    seconds = time_interleaved(bench, bench.steps(), repetitions)
+    make_state(bench.alone)
+    make_state(bench.distiller)
+    times = time_ratios(bench, repetitions) if repetitions else {}
     peaks = {name: bench.peak(name) for name in bench.steps()}
     estimate = step_memory(bench.recipe, bench.pair)
     few = few_pathways_peak(device, batch_size, overrides)
     search, distil = (peaks[name] / peaks["plain"] for name in ("search", "distil"))
-    between, move = (seconds[name] / seconds["plain"] for name in ("distil", "search"))
     return {
         "search_over_plain_student": search,
         "distil_over_plain_student": distil,
         "growth_per_pathway": (peaks["search"] - few) / (num_pathways - FEWEST) / peaks["student"],
-        "time_search_over_plain_student": between + (move - between) / LEAST_INTERVAL,
-        "time_long_search_over_plain_student": between + (move - between) / MOST_INTERVAL,
-        "time_distil_over_plain_student": between,
+        **times,
         "estimate_over_measured": {
             "search_over_plain_student": estimate.search_over_plain_student / search,
             "distil_over_plain_student": estimate.distil_over_plain_student / distil,
@@ -125,8 +126,19 @@ def measure(
         "micro_batch_size": bench.recipe.distill.micro_batch_size,
         "precision": bench.recipe.precision,
         **{f"{name}_peak_bytes": value for name, value in peaks.items()},
-        **{f"{name}_seconds": value for name, value in seconds.items()},
         "device": describe_device(bench.device),
+    }
+
+
+def time_ratios(bench: MemoryBench, repetitions: int) -> dict[str, float]:
+    """Returns the ratios of times, with the seconds they come from."""
+    seconds = time_interleaved(bench, bench.steps(), repetitions)
+    between, move = (seconds[name] / seconds["plain"] for name in ("distil", "search"))
+    return {
+        "time_search_over_plain_student": between + (move - between) / LEAST_INTERVAL,
+        "time_long_search_over_plain_student": between + (move - between) / MOST_INTERVAL,
+        "time_distil_over_plain_student": between,
+        **{f"{name}_seconds": value for name, value in seconds.items()},
     }
 
 
@@ -137,11 +149,11 @@ def few_pathways_peak(device: str | None, batch_size: int, overrides: Sequence[s
     return bench.peak("search")
 
 
-def make_state(distiller: Distiller) -> None:
+def make_state(stepper: Stepper) -> None:
     """Makes the optimiser's state by an update without gradient."""
-    for parameter in distiller.trained_parameters:
-        parameter.grad = parameter.new_zeros(parameter.shape)
-    distiller.update()
+    for parameter in stepper.trained_parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    stepper.update()
 
 
 def main() -> None:
@@ -151,7 +163,7 @@ def main() -> None:
     parser.add_argument("--device", help="default: the best there is")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--pathways", type=int, default=10, metavar="K")
-    parser.add_argument("--repetitions", type=int, default=1, help="of each step, for the times")
+    parser.add_argument("--repetitions", type=int, default=1, help="of each step, for the times; 0: memory alone")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe")
     arguments = parser.parse_args()
     result = measure(

@@ -150,17 +150,24 @@ def time_interleaved(bench: Bench, steps: dict[str, Callable[[], object]], repet
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_bytes(bench: Bench, stepper: Stepper, step: Callable[[], object], beside: Sequence[nn.Module] = ()) -> int:
+def peak_bytes(
+    bench: Bench,
+    stepper: Stepper,
+    step: Callable[[], object],
+    batches: Sequence[Batch],
+    beside: Sequence[nn.Module] = (),
+) -> int:
     """Returns the most memory that tensors hold at once in a step, in bytes.
 
     Args:
-        bench: Whose batches count.
+        bench: Where it runs.
         stepper: What it trains and its optimiser count; the optimiser's state exists already.
         step: Is run once.
+        batches: What it is given; their images count.
         beside: What else stands in memory: the teacher.
     """
     tensors = list(standing_tensors([*stepper.trained.modules().values(), *beside], stepper.optimizer))
-    tensors += [bench.inner.images_bchw, bench.outer.images_bchw]
+    tensors += [batch.images_bchw for batch in batches]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values()) + _rise(bench, step)
 
@@ -262,8 +269,12 @@ def measure(
     }
     seconds = time_interleaved(bench, steps, repetitions)
     memory = {
-        name: peak_bytes(bench, stepper, steps[name], [bench.pair.teacher])
-        for name, stepper in (("student", alone), ("plain", distiller), ("search", distiller))
+        name: peak_bytes(bench, stepper, steps[name], batches, [bench.pair.teacher])
+        for name, stepper, batches in (
+            ("student", alone, [bench.inner]),
+            ("plain", distiller, [bench.inner]),
+            ("search", distiller, [bench.inner, bench.outer]),
+        )
     }
     search_step = seconds["search"] / seconds["plain"]
     result: dict[str, float | int | str] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -58,11 +59,16 @@ class StepMemory:
 
 def memory_report(recipe: Recipe, pair: Pair) -> dict[str, Any]:
     """Returns what `distpro inspect` shows of a pair's memory: bytes and ratios, or why there are none (`error`)."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # it tells of every failure with a traceback
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         found = step_memory(recipe, pair)
     except Exception as error:
         # An estimate: a network that needs values, or its own device, is no reason not to show the rest.
         return {"error": first_line(error)}
+    finally:
+        log.setLevel(level)
     return {
         "distil_bytes": found.distil_bytes,
         "distil_over_plain_student": found.distil_over_plain_student,

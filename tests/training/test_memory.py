@@ -85,6 +85,7 @@ def test_the_teachers_feature_is_held_until_its_last_pathway(monkeypatch: pytest
 def test_the_first_look_of_a_scale_goes_by_micro_batches() -> None:
     found = distiller(dropout=0.0)
     found.student.eval()
+    found.pathways.eval()  # BatchNorm, of vectors, would take a part's statistics
     whole_k = distances(found, batches()[0], 0)
     seen: list[int] = []
     found.student.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
