@@ -25,4 +25,4 @@ soak:
 
 # Every timm family, its smallest member, as teacher and as student; resumes where it stopped.
 zoo:
-	python benchmarks/zoo.py
+	python benchmarks/zoo.py --page docs/zoo.md

@@ -143,7 +143,7 @@ class Stepper:
         for place, (part, share) in enumerate(self.micro_batches(batch)):
             output, _ = self.student_forward(part, (), step, place)
             parts, task = self.task_loss(output, part.targets)
-            _shared(task, share).backward()
+            shared(task, share).backward()
             found.append((self.named(parts, task, {}, output, part), share))
         self.update()
         return weighted_losses(found)
@@ -304,10 +304,10 @@ class Distiller(Stepper):
                 gradients.keep(k, gradient)
         if at_student is not None:
             assert gradients is not None
-            at_student |= feature_gradients(self.pathways, _shared(task, share), features, starts, gradients)
+            at_student |= feature_gradients(self.pathways, shared(task, share), features, starts, gradients)
         reached = [start for start in pulls if starts[start].requires_grad]
         torch.autograd.backward(
-            [_shared(task, share), *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]
+            [shared(task, share), *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]
         )
         if plain_starts is not None:
             plain_starts |= {start: tensor.detach() for start, tensor in starts.items()}
@@ -324,7 +324,7 @@ class Distiller(Stepper):
         copy = starts[self.pathways.start_of[k]].detach().requires_grad_()
         with autocast(self.device, self.precision):
             distance = self.pathways.distance(k, copy, teacher_features[self.pathways.infos[k].teacher.number])
-        _shared(distance, share).backward()
+        shared(distance, share).backward()
         block_gradients = [p.grad for p in parameters if p.grad is not None]
         if block_gradients:
             torch._foreach_mul_(block_gradients, weight)
@@ -344,7 +344,8 @@ class Distiller(Stepper):
         return features
 
 
-def _shared(loss: Tensor, share: float) -> Tensor:
+def shared(loss: Tensor, share: float) -> Tensor:
+    """Returns a micro-batch's share of a loss; that of a whole batch is the very same tensor."""
     return loss if share == 1.0 else loss * share
 
 

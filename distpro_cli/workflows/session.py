@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from distpro_cli.errors import DistproError
 from distpro_cli.files import expand_path
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
@@ -113,6 +114,8 @@ class Session:
 
     def _remark(self, spec: Network, network: TappedNetwork) -> str | None:
         """Returns what the user should know of a network's weights; of a teacher's new head its training tells."""
+        if not spec.head:
+            return None
         if network.new_head is not None:
             return None if isinstance(spec, Teacher) else f"weights {spec.weights}, with {network.new_head}"
         facts = weights_metadata(expand_path(str(spec.weights))) if spec.weights != "pretrained" else {}
@@ -162,6 +165,7 @@ class Session:
         num_steps: int,
         task: Task | None = None,
         inner: tuple[int, int] | None = None,
+        repeats: int = 1,
     ) -> Batches:
         """Returns the maker of the batches of the `train` or the `outer` part, on the device.
 
@@ -171,13 +175,20 @@ class Session:
             num_steps: Of the whole run.
             task: Augments whole batches; None: nothing does.
             inner: Of outer batches, see `TaskData`.
+            repeats: Of an image in the train batches of an epoch.
+
+        Raises:
+            DistproError: the data of the user's own task cannot repeat images.
         """
         source = self.data.train_batches if part == "train" else self.data.outer_batches
-        if part == "outer" and not self.data.outer_size:
-            source = partial(self.data.outer_batches, inner=inner)
+        beside_train = part == "outer" and not self.data.outer_size
+        options: dict[str, Any] = {"inner": inner} if beside_train else {}
+        if repeats > 1 and (part == "train" or beside_train):
+            _check_repeats(source)
+            options["repeats"] = repeats
 
         def make(start_step: int) -> Iterator[Batch]:
-            for step, batch in enumerate(source(batch_size, num_steps, start_step), start=start_step):
+            for step, batch in enumerate(source(batch_size, num_steps, start_step, **options), start_step):
                 changed = batch if task is None else task.augment(batch, step)
                 yield changed.to(self.device, self._memory_format)
 
@@ -246,7 +257,9 @@ class Session:
             plan,
             weights,
             make_schedule(stepper.optimizer, training.schedule, plan.total_steps, steps_per_epoch),
-            self.batches("train", training.batch_size, plan.total_steps, stepper.task),
+            self.batches(
+                "train", training.batch_size, plan.total_steps, stepper.task, repeats=training.augment_repeats
+            ),
             self.evaluate,
             metrics,
             self.context,
@@ -258,6 +271,14 @@ class Session:
     @property
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+
+
+def _check_repeats(source: Callable[..., Iterator[Batch]]) -> None:
+    if "repeats" not in inspect.signature(source).parameters:
+        raise DistproError(
+            f"augment_repeats: the data of this task cannot repeat images, because {source.__name__} takes no "
+            "argument repeats; set augment_repeats to 1, or write it (see TaskData)"
+        )
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

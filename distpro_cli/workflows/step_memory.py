@@ -158,10 +158,9 @@ def _peak_of(
     stepper.task = _SumOfOutput(recipe, training)
     if isinstance(stepper, Distiller):
         stepper.judge = stepper.task
-    size = recipe.data.image_size
     judged = prepare is _search and recipe.search.method in ("hypergradient", "cosine-outer")
     outer_size = recipe.search.images_per_outer_batch(training.batch_size) if judged else 0
-    inner, outer = (Batch(torch.zeros(count, 3, size, size), ()) for count in (batch_size, outer_size))
+    inner, outer = (Batch(torch.zeros(count, 3, *recipe.data.height_width), ()) for count in (batch_size, outer_size))
     with LiveTensors():  # the optimiser's state exists from the first step on
         for parameter in stepper.trained_parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

@@ -1,6 +1,6 @@
 """Batches of a source in a given order, in this process or in workers; the result is the same.
 
-Shape legend: b images, c channels, h height, w width, s image size.
+Shape legend: b images, c channels, h height, w width; H, W those of the networks' input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,22 @@ from distpro_cli.randomness import derived_seed, global_states_kept, seed_global
 from distpro_cli.tasks.images.sources import Indices, Pixels, Source
 from distpro_cli.tasks.task import Batch
 
-Order = Iterable[tuple[int, Indices]]  # epoch and image numbers of every batch
+
+class Draw(NamedTuple):
+    """What a batch is made of.
+
+    Attributes:
+        epoch: From 0.
+        indices: Image numbers, [B].
+        repeats: Of each, which of its augmentations in this epoch, from 0, [B].
+    """
+
+    epoch: int
+    indices: Indices
+    repeats: Indices
+
+
+Order = Iterable[Draw]  # of every batch
 
 
 @dataclass(frozen=True)
@@ -37,8 +52,8 @@ class Samples(Dataset[Any]):
 
     Attributes:
         source: The images.
-        transform: From uint8 [H, W, 3] to uint8 [S, S, 3].
-        seed: With it, the global generators are seeded from (seed, epoch, index) before each sample.
+        transform: From uint8 [h, w, 3] to uint8 [H, W, 3].
+        seed: With it, the global generators are seeded from (seed, epoch, index, repeat) before each sample.
     """
 
     source: Source
@@ -49,33 +64,33 @@ class Samples(Dataset[Any]):
         """Reads one batch of an `Order` for torch's loader; leaves global random states as they were.
 
         Returns:
-            Images uint8 [B, 3, S, S] and targets [B, ...]; or the error of an image that cannot be decoded, because
+            Images uint8 [B, 3, H, W] and targets [B, ...]; or the error of an image that cannot be decoded, because
             one that a worker raises would carry its traceback as its message.
         """
-        epoch, indices = ordered
+        draw: Draw = ordered
         images = []
         with global_states_kept():
-            for index in indices.tolist():
+            for index, repeat in zip(draw.indices.tolist(), draw.repeats.tolist(), strict=True):
                 try:
                     image_hwc = self.source.load(index)
                 except DistproError as error:
                     return error
                 if self.seed is not None:
-                    seed_globals(derived_seed(self.seed, epoch, index))
+                    seed_globals(derived_seed(self.seed, draw.epoch, index, *([repeat] if repeat else [])))
                 images.append(self.transform(image_hwc))
         images_bchw = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
-        return torch.from_numpy(images_bchw), torch.from_numpy(self.source.targets[indices])
+        return torch.from_numpy(images_bchw), torch.from_numpy(self.source.targets[draw.indices])
 
 
 def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
-    """Returns images float32 [B, 3, S, S] in [0, 1] and targets [B, ...], batch by batch of the order.
+    """Returns images float32 [B, 3, H, W] in [0, 1] and targets [B, ...], batch by batch of the order.
 
     Workers start at the first batch, live until the order ends or the iterator is closed, and leave this
     process's random states alone.
 
     Args:
         samples: What to read from.
-        order: Epoch and image numbers of every batch.
+        order: What every batch is made of.
         workers: Processes; 0 reads in this one.
 
     Raises:
