@@ -95,7 +95,7 @@ class Classification(Task):
 
     @override
     @torch.no_grad()
-    def evaluate(self, forward: Callable[[Tensor], Any], batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, forward: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
         """Measures a network on test batches; see `Task.evaluate`.
 
         Returns:

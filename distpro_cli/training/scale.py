@@ -147,10 +147,10 @@ def distances(distiller: Distiller, batch: Batch, step: int) -> Tensor:
     pathways = distiller.pathways
     active = range(len(pathways.infos))
     with torch.no_grad(), unmoved_buffers(distiller.student), unmoved_buffers(pathways):
-        teacher_features = distiller.teacher_features(batch.images_bchw, active)
+        teacher_features = distiller.teacher_features(batch, active)
         _, features = distiller.student_forward(batch, pathways.student_levels(active), step)
         with autocast(distiller.device, distiller.precision):
-            found = pathways(features, teacher_features, active)
+            found = pathways(features, teacher_features, active, batch.filled)
     return torch.stack([found[k].float() for k in active])
 
 

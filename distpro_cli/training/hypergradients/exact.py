@@ -30,11 +30,11 @@ class ExactHypergradient(Hypergradient):
         distiller, pathways = self.distiller, self.distiller.pathways
         blocks = list(pathways.parameters())
         active = range(len(pathways.infos))
-        teacher_features = distiller.teacher_features(inner.images_bchw, active)
+        teacher_features = distiller.teacher_features(inner, active)
         output, features = distiller.student_forward(inner, pathways.student_levels(active), step)
         parts, task = distiller.task_loss(output, inner.targets)
         with autocast(distiller.device, distiller.precision):
-            distances = pathways(features, teacher_features, active)
+            distances = pathways(features, teacher_features, active, inner.filled)
         moved = [*distiller.student_parameters, *blocks]
         per_pathway = [torch.autograd.grad(distances[k], moved, retain_graph=True, allow_unused=True) for k in active]
         total = task + sum(weights_k[k] * distances[k] for k in active)
