@@ -65,10 +65,7 @@ def build_network(
     else:
         model = _build_own(factory, spec, task_options)
         if spec.weights == PRETRAINED:
-            raise DistproError(
-                f"network {spec.name}: weights: pretrained is for timm's models; give a file, or train it "
-                "(teacher.train, distpro train)"
-            )
+            _load_pretrained(spec, model, pretrained_ok=pretrained_ok)
     file = expand_path(str(spec.weights)) if spec.weights not in (None, PRETRAINED) else None
     mean, std = normalization(spec, data, model, {} if file is None else weights_metadata(file))
     network = TappedNetwork(
@@ -79,7 +76,7 @@ def build_network(
         tokens=spec.tokens,
         mean=mean,
         std=std,
-        image_size=data.image_size,
+        image_size=_seen_size(model, data.image_size),
         output=spec.output,
         check_output=lambda output: task.check_output(spec.name, output, data),
     )
@@ -88,6 +85,24 @@ def build_network(
     elif pretrained_ok and file is not None:
         network.new_head = load_weights(model, file, new_head=True)
     return network
+
+
+def _seen_size(model: nn.Module, image_size: int) -> int:
+    """Returns the side of the images that the network sees: a multiple of its `size_multiple`, where it states one."""
+    multiple = int(getattr(model, "size_multiple", 1))
+    return -(-image_size // multiple) * multiple
+
+
+def _load_pretrained(spec: schema.Network, model: nn.Module, *, pretrained_ok: bool) -> None:
+    """Fills in the published weights of a network that is not timm's, where it has any."""
+    load = getattr(model, "load_pretrained", None)
+    if not callable(load):
+        raise DistproError(
+            f"network {spec.name}: weights: pretrained is for timm's models; give a file, or train it "
+            "(teacher.train, distpro train)"
+        )
+    if pretrained_ok:
+        load()
 
 
 def normalization(

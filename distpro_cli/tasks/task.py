@@ -195,8 +195,8 @@ class Task(ABC):
         """Measures a network, which the caller has put into eval mode, on test batches.
 
         Args:
-            forward: Images float32 [B, C, H, W] in [0, 1] on the CPU, and the batch's `sizes` where it has any, to the
-                network's output, whose tensors are float32 on the CPU.
+            forward: Images float32 [B, C, H, W] in [0, 1] on the CPU, and the batch's `sizes` where images are padded,
+                to the network's output, whose tensors are float32 on the CPU.
             batches: On the CPU.
 
         Returns:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_convert
+from torch.utils.data import DataLoader, Dataset
 
 from distpro_cli.errors import DistproError, first_line
 from distpro_cli.randomness import derived_seed, global_states_kept, seed_globals
@@ -67,14 +67,15 @@ class Samples(Dataset[Any]):
         return torch.from_numpy(images_bchw), torch.from_numpy(self.source.targets[indices])
 
 
-def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
-    """Returns images float32 [B, 3, S, S] in [0, 1] and targets [B, ...], batch by batch of the order.
+def load_batches(samples: Dataset[Any], order: Order, workers: int) -> Iterator[Batch]:
+    """Returns images float32 [B, 3, H, W] in [0, 1] and their targets, batch by batch of the order.
 
     Workers start at the first batch, live until the order ends or the iterator is closed, and leave this
     process's random states alone.
 
     Args:
-        samples: What to read from.
+        samples: What to read from, such as `Samples`: `__getitems__` returns the parts of a `Batch`, the images as
+            uint8, or the error of an image that cannot be decoded.
         order: Epoch and image numbers of every batch.
         workers: Processes; 0 reads in this one.
 
@@ -86,7 +87,7 @@ def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch
     return batches
 
 
-def _load(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
+def _load(samples: Dataset[Any], order: Order, workers: int) -> Iterator[Batch]:
     batch = batches = None
     try:
         with _death_found_here():
@@ -94,8 +95,8 @@ def _load(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
         for batch in batches:
             if isinstance(batch, DistproError):
                 raise batch
-            images_bchw, targets = batch
-            yield Batch(images_bchw.to(torch.float32).div_(255), targets)
+            images_bchw, *others = batch
+            yield Batch(images_bchw.to(torch.float32).div_(255), *others)
     except (RuntimeError, OSError, EOFError) as error:  # the last: it died while it handed over a batch
         if not workers or str(error).startswith("Caught "):  # raised by a worker that lives
             raise
@@ -141,7 +142,7 @@ def _death_found_here() -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _start(samples: Samples, order: Order, workers: int) -> Iterator[tuple[Tensor, Tensor] | DistproError]:
+def _start(samples: Dataset[Any], order: Order, workers: int) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total.*")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
@@ -149,12 +150,16 @@ def _start(samples: Samples, order: Order, workers: int) -> Iterator[tuple[Tenso
             samples,
             batch_sampler=order,  # type: ignore[arg-type]  # __getitems__ takes what the order yields
             num_workers=workers,
-            collate_fn=default_convert,
+            collate_fn=_as_it_is,
             worker_init_fn=partial(_start_worker, os.getpid()),
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # else a seed is drawn from the global one
         )
         return iter(loader)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _start_worker(parent: int, _worker: int) -> None:
