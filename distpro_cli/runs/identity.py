@@ -17,7 +17,7 @@ from distpro_cli.files import expand_path
 from distpro_cli.process.file import to_bytes
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
-from distpro_cli.recipe.schema import Network, Recipe
+from distpro_cli.recipe.schema import Data, Network, Recipe
 from distpro_cli.registry import is_user_file
 from distpro_cli.versions import installed_versions
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Keys by section that change nothing of what a run computes.
 FREE = {"": {"checkpoint_seconds"}, "data": {"root", "workers", "cache"}}
+_NEWER_OF_DATA = ("longest_side", "skip_bad")
 _FREE_OF_TEACHER = {"test_split", "test_images"}  # it is trained without them
 
 
@@ -58,7 +59,7 @@ class Identity:
             **({"timm": installed_versions()["timm"]} if spec.weights == "pretrained" else {}),
             "seed": spec.seed,
             "task": _named(recipe.task),
-            "data": recipe.data.model_dump(exclude=free),
+            "data": _data(recipe.data, free),
             "images": self.data["train"],
             "precision": recipe.precision,
             "version": installed_versions()["distpro-cli"],
@@ -115,7 +116,7 @@ class Identity:
             "task": _named(recipe.task),
             "precision": recipe.precision,
             "channels_last": recipe.channels_last,
-            "data": recipe.data.model_dump(exclude=FREE["data"]),
+            "data": _data(recipe.data, FREE["data"]),
             "images": self.data,
             "student": _network(recipe.student),
             "versions": installed_versions(),
@@ -157,6 +158,18 @@ def _network(spec: Network) -> dict[str, Any]:
         **_named(spec.name),
         "weights": spec.weights if weights is None else _content(weights) if weights.is_file() else None,
     }
+
+
+def _data(spec: Data, free: set[str]) -> dict[str, Any]:
+    """Returns the section without what does not count, and newer keys that are not set: runs keep theirs."""
+    values: dict[str, Any] = spec.model_dump(exclude=free)
+    default = Data()
+    for key in _NEWER_OF_DATA:
+        if getattr(spec, key) == getattr(default, key):
+            values.pop(key, None)
+    if spec.augment.resize == default.augment.resize:
+        del values["augment"]["resize"]
+    return values
 
 
 def _pathway(values: dict[str, Any]) -> dict[str, Any]:
