@@ -8,6 +8,7 @@ Shape legend: n objects, h height, w width, c channels.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -134,7 +135,9 @@ def run_lengths(mask: Any, size: tuple[int, int]) -> Any:
 def _decoded(mask: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
     from pycocotools import mask as coco_masks
 
-    decoded: NDArray[np.uint8] = coco_masks.decode(run_lengths(mask, size))
+    with warnings.catch_warnings():  # pycocotools 2.0 does not know an argument of numpy 2's
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        decoded: NDArray[np.uint8] = coco_masks.decode(run_lengths(mask, size))
     return decoded
 
 
