@@ -47,7 +47,7 @@ def fake_batch(task: str, size: int) -> Batch:
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None:
     torch.manual_seed(0)
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, ["student.options.regions=32"] if name.startswith("coco") else [])
     size = recipe.data.image_size if recipe.data.image_size <= 32 else 64
     data = recipe.data.model_copy(update={"image_size": size})
     training = recipe.search_training

@@ -260,6 +260,17 @@ class Network(Model):
     _normalization_fits = model_validator(mode="after")(check_normalization)
 
 
+class Student(Network):
+    """The student: a network, and what of the teacher it starts with."""
+
+    inherit: list[str] = Field(
+        [],
+        description="parts of the teacher whose weights the student starts with where names and shapes agree, when it "
+        "is distilled: neck and heads of detectors, or modules of both networks by name",
+        examples=[["neck", "heads"]],
+    )
+
+
 class Teacher(Network):
     """The teacher: a network with weights, or with a `train` section by which it is trained first.
 
@@ -455,7 +466,7 @@ class Recipe(Model):
     )
     data: Data = Field(..., description="images")
     teacher: Teacher = Field(..., description="the network to learn from")
-    student: Network = Field(..., description="the network to train")
+    student: Student = Field(..., description="the network to train")
     pathways: Annotated[list[PathwayGroup], Field(min_length=1)] | None = Field(
         None,
         description="groups of pathways; K is their sum; default: chosen for the pair, same levels by conv2, by review "

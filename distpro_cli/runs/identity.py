@@ -154,10 +154,15 @@ def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, A
 def _network(spec: Network) -> dict[str, Any]:
     weights = expand_path(spec.weights) if spec.weights not in (None, "pretrained") else None
     return {
-        **spec.model_dump(exclude={"train", "freeze", "seed", "name", *({"output"} if spec.output is None else ())}),
+        **spec.model_dump(exclude={"train", "freeze", "seed", "name", *_unset(spec)}),
         **_named(spec.name),
         "weights": spec.weights if weights is None else _content(weights) if weights.is_file() else None,
     }
+
+
+def _unset(spec: Network) -> set[str]:
+    """Returns the newer keys of a network that are not set; networks without them keep their keys."""
+    return {key for key in ("output", "inherit") if getattr(spec, key, None) in (None, [])}
 
 
 def _data(spec: Data, free: set[str]) -> dict[str, Any]:

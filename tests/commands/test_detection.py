@@ -30,6 +30,7 @@ search: {epochs: 2, interval: 1}
 distill: *training
 """
 SIZES = [(48, 64), (64, 48), (60, 64), (64, 64), (64, 50), (40, 64)]
+INHERIT = "student.inherit=[neck, heads]"
 OUTPUT = ("--output", "p.safetensors", "--run-dir")
 
 
@@ -69,8 +70,9 @@ def test_search_resume_transfer_and_compare(detector: Path, distpro: Run, monkey
     assert Path("p.safetensors").read_bytes() == first
     assert (detector / "part/student.safetensors").read_bytes() == (detector / "whole/student.safetensors").read_bytes()
 
-    moved = distpro("transfer", "r.yaml", "-p", "p.safetensors", "--threshold", "0.5", "--json", "-q")
+    moved = distpro("transfer", "r.yaml", "-p", "p.safetensors", "--threshold", "0.5", "--json", INHERIT)
     assert moved.status == 0, moved.err
+    assert "the student starts with the teacher's neck, heads: " in moved.err
     assert 0 < moved.json["remaining_percent"] < 100
     methods = "student,pkd"
     compared = distpro("compare", "r.yaml", "--methods", methods, "--run-dir", "c", "--json", "-q")

@@ -20,6 +20,7 @@ from distpro_cli.networks.detectors.detector import Detector
 from distpro_cli.networks.detectors.published import COCO_IDS, fill, published_detector
 from distpro_cli.networks.detectors.sampling import StepSampler
 from distpro_cli.networks.heads import NewHead
+from distpro_cli.networks.inheritance import inherit, inherited
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.recipe.load import parse_recipe
 from distpro_cli.tasks.task import find_task
@@ -243,3 +244,29 @@ def test_pretrained_fills_the_backbone_and_leaves_new_heads(monkeypatch: pytest.
 def test_a_backbone_needs_stages() -> None:
     with pytest.raises(DistproError, match="vit_tiny_patch16_224 has no stages of 4, 8, 16 and 32 pixels per cell"):
         make("faster_rcnn", num_classes=2, backbone="vit_tiny_patch16_224")
+
+
+def test_a_student_starts_with_the_teachers_neck_and_heads() -> None:
+    student = make("faster_rcnn", num_classes=2, backbone="mobilenetv2_035")
+    teacher = make("mask_rcnn", num_classes=2)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(1)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    tensors = inherited(student, teacher, ["neck", "heads"])
+    inherit(student, tensors)
+    theirs, own = teacher.state_dict(), student.state_dict()
+    for name, value in own.items():
+        taken = not name.startswith("backbone.body") and before[name].shape == theirs[name].shape
+        assert torch.equal(value, theirs[name] if taken else before[name]), name
+        assert taken == (name in tensors)
+    # Lateral convolutions are as wide as the stages of their backbone.
+    assert "backbone.fpn.inner_blocks.3.0.weight" not in tensors and "backbone.fpn.layer_blocks.3.0.weight" in tensors
+    with pytest.raises(
+        DistproError, match=r"Detector has no part 'nek' \(did you mean 'neck'\?\); there are: neck, heads"
+    ):
+        inherited(student, teacher, ["nek"])
+    with pytest.raises(
+        DistproError, match=r"roi_heads\.box_head: none of its 4 tensors has the teacher's name and shape"
+    ):
+        inherited(make("faster_rcnn", num_classes=3, channels=8, head_width=8), teacher, ["roi_heads.box_head"])

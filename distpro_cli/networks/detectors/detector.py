@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +53,11 @@ class Detector(nn.Module):
         pyramid: Passes every map on; the levels p2, p3, ... are tapped there.
         default_levels: Their names.
         size_multiple: Of which the sides of padded batches are.
+        parts: Modules that a student may start with, by the names of a recipe.
     """
 
     size_multiple = 32
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"neck": ("backbone.fpn",), "heads": ("rpn", "roi_heads")}
 
     def __init__(
         self,
