@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +15,7 @@ from distpro_cli.recipe.schema import Data
 from distpro_cli.tasks.detection.data import DetectionData
 from distpro_cli.tasks.detection.evaluation import average_precisions, check_pycocotools, judged
 from distpro_cli.tasks.detection.source import DetectionSource
+from distpro_cli.tasks.images.class_names import other_names
 from distpro_cli.tasks.task import Batch, Sizes, Task, TaskData, register_task
 
 COCO_CLASSES = 80
@@ -111,10 +111,7 @@ class Detection(Task):
     @override
     def doubt(self, facts: Mapping[str, str], data: TaskData) -> str | None:
         """Compares the class names."""
-        own, theirs = self.describe(data).get("class_names"), facts.get("class_names")
-        if own is None or theirs is None or theirs == json.dumps(own):
-            return None
-        return f"they were trained on other classes, or in another order: {theirs[:60]} for {json.dumps(own)[:60]}"
+        return other_names(facts, self.describe(data).get("class_names"))
 
     @override
     def losses(self, output: Any, targets: Any) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class ImageData:
         """
         self._spec = spec
         self._seed = seed
-        self._train_transform = TrainTransform(spec)
+        self._train_transform = self.transform(training=True)
         self.train_source = self.test_source = open_source(spec, spec.train_split)
         train = np.arange(len(self.train_source))
         if spec.test_on == "held-out":
@@ -108,7 +108,7 @@ class ImageData:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the batches in one pass over the train images: at least one, and none that is not full."""
-        return _steps_per_epoch(self.train_size, batch_size)
+        return _num_batches(self.train_size, batch_size)
 
     def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]:
         """Returns the batches of steps start_step..num_steps-1 of a run of `num_steps`.
@@ -156,26 +156,42 @@ class ImageData:
                 f"batch of {inner_size}: set a smaller batch_size, or outer: held-out"
             )
         steps = range(start_step * interval, num_steps * interval, interval)
-        order = _order_beside(self._train, derived_seed(self._seed, "train"), inner_size, batch_size, steps)
+        order = self.order_beside(self._train, derived_seed(self._seed, "train"), inner_size, batch_size, steps)
         return self._loaded(self._train, order, derived_seed(self._seed, "outer"))
 
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Returns all test images once, in a fixed order, unaugmented; the last batch may be smaller."""
         spec = self._spec
-        samples = Samples(self.test_source, TestTransform(spec))
+        samples = self.samples(self.test_source, self.transform(training=False))
         order = [(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
         if spec.cache:
             self.test_source.keep(self._test.tolist())
         return load_batches(samples, order, 0 if spec.cache else min(spec.workers, len(order)))
 
+    def transform(self, *, training: bool) -> Callable[..., Any]:
+        """Makes what changes an image in training or in a test."""
+        return TrainTransform(self._spec) if training else TestTransform(self._spec)
+
+    def samples(self, source: Source, transform: Callable[..., Any], seed: int | None = None) -> Samples:
+        """Makes what reads the batches of a split."""
+        return Samples(source, transform, seed)
+
+    def order(self, part: Indices, seed: int, batch_size: int, steps: range) -> Order:
+        """Yields epoch and image numbers of the batch of each step."""
+        return _order(part, seed, batch_size, steps)
+
+    def order_beside(self, part: Indices, seed: int, inner_size: int, batch_size: int, steps: range) -> Order:
+        """Yields, for each step, epoch and the numbers of images that its batch of `inner_size` does not hold."""
+        return _order_beside(part, seed, inner_size, batch_size, steps)
+
     def _augmented(self, part: Indices, name: str, batch_size: int, num_steps: int, start: int) -> Iterator[Batch]:
-        order = _order(part, derived_seed(self._seed, name), batch_size, num_steps, start)
+        order = self.order(part, derived_seed(self._seed, name), batch_size, range(start, num_steps))
         return self._loaded(part, order, self._seed)
 
     def _loaded(self, part: Indices, order: Order, seed: int) -> Iterator[Batch]:
         if self._spec.cache:
             self.train_source.keep(part.tolist())
-        samples = Samples(self.train_source, self._train_transform, seed)
+        samples = self.samples(self.train_source, self._train_transform, seed)
         return load_batches(samples, order, self._spec.workers)
 
     def _split(self, indices: Indices, share: float, name: str) -> tuple[Indices, Indices]:
@@ -193,27 +209,26 @@ class ImageData:
         return indices[draw_evenly(source.strata_of(indices), count, self._spec.subset_seed, key)]
 
 
-def _steps_per_epoch(size: int, batch_size: int) -> int:
+def _num_batches(size: int, batch_size: int) -> int:
     return max(size // batch_size, 1)
 
 
-def _order(part: Indices, seed: int, batch_size: int, num_steps: int, start_step: int) -> Order:
-    """Yields epoch and image numbers of each batch."""
-    for epoch, order, start in _places(part, seed, batch_size, range(start_step, num_steps)):
+def _order(part: Indices, seed: int, batch_size: int, steps: range) -> Order:
+    for epoch, order, start in places(part, seed, batch_size, steps):
         yield epoch, order[start : start + batch_size]
 
 
 def _order_beside(part: Indices, seed: int, inner_size: int, batch_size: int, steps: range) -> Order:
-    """Yields, for each step, epoch and the numbers of images that are farthest from its batch of `inner_size`."""
-    for epoch, order, start in _places(part, seed, inner_size, steps):
+    """Yields the images that are farthest from each step's batch of `inner_size`."""
+    for epoch, order, start in places(part, seed, inner_size, steps):
         others = np.roll(order, -(start + inner_size))[:-inner_size]
         first = max((len(others) - batch_size) // 2, 0)
         yield epoch, others[first : first + batch_size]
 
 
-def _places(part: Indices, seed: int, batch_size: int, steps: range) -> Iterator[tuple[int, Indices, int]]:
+def places(part: Indices, seed: int, batch_size: int, steps: range) -> Iterator[tuple[int, Indices, int]]:
     """Yields, for each step, its epoch, that epoch's permutation, from (seed, epoch), and where its batch starts."""
-    per_epoch = _steps_per_epoch(len(part), batch_size)
+    per_epoch = _num_batches(len(part), batch_size)
     order, ordered_epoch = part, -1
     for step in steps:
         epoch, within = divmod(step, per_epoch)

@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distpro_cli.errors import DistproError, first_line
@@ -37,23 +36,23 @@ class Samples(Dataset[Any]):
 
     Attributes:
         source: The images.
-        transform: From uint8 [H, W, 3] to uint8 [S, S, 3].
+        transform: From uint8 [H, W, 3] to uint8 [S, S, 3]; a subclass may have one of another kind.
         seed: With it, the global generators are seeded from (seed, epoch, index) before each sample.
     """
 
     source: Source
-    transform: Callable[[Pixels], Pixels]
+    transform: Callable[..., Any]
     seed: int | None = None
 
-    def __getitems__(self, ordered: Any) -> tuple[Tensor, Tensor] | DistproError:
+    def __getitems__(self, ordered: Any) -> tuple[Any, ...] | DistproError:
         """Reads one batch of an `Order` for torch's loader; leaves global random states as they were.
 
         Returns:
-            Images uint8 [B, 3, S, S] and targets [B, ...]; or the error of an image that cannot be decoded, because
-            one that a worker raises would carry its traceback as its message.
+            What `batch` makes; or the error of an image that cannot be decoded, because one that a worker raises would
+            carry its traceback as its message.
         """
         epoch, indices = ordered
-        images = []
+        made = []
         with global_states_kept():
             for index in indices.tolist():
                 try:
@@ -62,20 +61,27 @@ class Samples(Dataset[Any]):
                     return error
                 if self.seed is not None:
                     seed_globals(derived_seed(self.seed, epoch, index))
-                images.append(self.transform(image_hwc))
-        images_bchw = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+                made.append(self.sample(image_hwc, index))
+        return self.batch(made, indices)
+
+    def sample(self, image_hwc: Pixels, index: int) -> Any:
+        """Changes an image as `transform` does."""
+        return self.transform(image_hwc)
+
+    def batch(self, made: Sequence[Any], indices: Indices) -> tuple[Any, ...]:
+        """Returns the parts of a `Batch`: images uint8 [B, 3, S, S] and targets [B, ...]."""
+        images_bchw = np.ascontiguousarray(np.stack(made).transpose(0, 3, 1, 2))
         return torch.from_numpy(images_bchw), torch.from_numpy(self.source.targets[indices])
 
 
-def load_batches(samples: Dataset[Any], order: Order, workers: int) -> Iterator[Batch]:
+def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
     """Returns images float32 [B, 3, H, W] in [0, 1] and their targets, batch by batch of the order.
 
     Workers start at the first batch, live until the order ends or the iterator is closed, and leave this
     process's random states alone.
 
     Args:
-        samples: What to read from, such as `Samples`: `__getitems__` returns the parts of a `Batch`, the images as
-            uint8, or the error of an image that cannot be decoded.
+        samples: What to read from.
         order: Epoch and image numbers of every batch.
         workers: Processes; 0 reads in this one.
 
@@ -87,7 +93,7 @@ def load_batches(samples: Dataset[Any], order: Order, workers: int) -> Iterator[
     return batches
 
 
-def _load(samples: Dataset[Any], order: Order, workers: int) -> Iterator[Batch]:
+def _load(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
     batch = batches = None
     try:
         with _death_found_here():
@@ -142,7 +148,7 @@ def _death_found_here() -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _start(samples: Dataset[Any], order: Order, workers: int) -> Iterator[Any]:
+def _start(samples: Samples, order: Order, workers: int) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total.*")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)

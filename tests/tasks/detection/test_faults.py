@@ -89,8 +89,8 @@ def test_faults_can_be_left_out_and_are_counted(faulty: Path) -> None:
     labels = [own.labels_n.tolist() for own in data.train_source.objects]
     assert labels == [[2], [], [1]]
     assert data.train_source.objects[2].boxes_n4.tolist() == [[0, 4, 19.5, 64]]
-    assert "left out of train: 3 objects without a mask, 2 boxes outside" in data.found
-    assert data.found.endswith("left out of test: 1 broken images")
+    assert "skipped in train: 3 objects without a mask, 2 boxes outside" in data.found
+    assert data.found.endswith("skipped in test: 1 broken images")
 
 
 def test_without_masks_none_are_asked_for(faulty: Path) -> None:
