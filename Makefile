@@ -17,6 +17,7 @@ test:
 bench:
 	python benchmarks/step_cost.py
 	python benchmarks/dropping.py
+	python benchmarks/memory.py
 
 # Mutated files and killed runs, about an hour; the tests hold a short form.
 soak:
@@ -24,4 +25,4 @@ soak:
 
 # Every timm family, its smallest member, as teacher and as student; resumes where it stopped.
 zoo:
-	python benchmarks/zoo.py
+	python benchmarks/zoo.py --page docs/zoo.md

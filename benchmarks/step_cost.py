@@ -20,8 +20,9 @@ Another pair, size or precision by overrides of the recipe, here that of ImageNe
 | memory_plain_over_student | peak memory of a plain step over that of a step of the student alone, likewise |
 | busy_plain, busy_search | on CUDA: time that the step's kernels take over the time that the step takes |
 
-Times are medians of interleaved repetitions. Peak memory is what CUDA's allocator says; on the CPU, the most that
-live tensors held at once.
+Times are medians of interleaved repetitions. Peak memory is that of all tensors alive: both networks, transform blocks,
+the optimiser's state and the batches, and above them the most that the step holds at once, which CUDA's allocator
+says and, on the CPU, torch's profiler.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from distpro_cli import load_recipe
@@ -49,8 +50,9 @@ from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import describe_device, full_float32
 from distpro_cli.training.hypergradients import Hypergradient, make_hypergradient
-from distpro_cli.training.step import Distiller, Pair, Solo
+from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
 from distpro_cli.workflows.session import Session, run_context
+from distpro_cli.workflows.step_memory import standing_tensors
 
 # In place of the quickstart's own sections.
 RECIPE = (
@@ -75,8 +77,16 @@ WEIGHT_CHANGE = 1e-3
 class Bench:
     """A pair on a device, with steps that can be run and timed."""
 
-    def __init__(self, device: str | None, batch_size: int, *overrides: str, num_batches: int = NUM_BATCHES) -> None:
-        self.recipe = recipe = load_recipe("quickstart", *RECIPE, f"distill.batch_size={batch_size}", *overrides)
+    def __init__(
+        self,
+        device: str | None,
+        batch_size: int,
+        *overrides: str,
+        num_batches: int = NUM_BATCHES,
+        recipe: str = "quickstart",
+        own: Sequence[str] = RECIPE,
+    ) -> None:
+        self.recipe = recipe = load_recipe(recipe, *own, f"distill.batch_size={batch_size}", *overrides)
         self.session = Session(self.recipe, run_context(device, Reporter(), Interruption()))
         self.device, task = self.session.device, self.session.task
         torch.manual_seed(0)
@@ -140,15 +150,36 @@ def time_interleaved(bench: Bench, steps: dict[str, Callable[[], object]], repet
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_bytes(bench: Bench, step: Callable[[], object]) -> int:
-    """Returns the most memory that `step` holds at once, networks and optimiser included."""
-    step()  # the optimiser's state exists from the first step on
+def peak_bytes(
+    bench: Bench,
+    stepper: Stepper,
+    step: Callable[[], object],
+    batches: Sequence[Batch],
+    beside: Sequence[nn.Module] = (),
+) -> int:
+    """Returns the most memory that tensors hold at once in a step, in bytes.
+
+    Args:
+        bench: Where it runs.
+        stepper: What it trains and its optimiser count; the optimiser's state exists already.
+        step: Is run once.
+        batches: What it is given; their images count.
+        beside: What else stands in memory: the teacher.
+    """
+    tensors = list(standing_tensors([*stepper.trained.modules().values(), *beside], stepper.optimizer))
+    tensors += [batch.images_bchw for batch in batches]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values()) + _rise(bench, step)
+
+
+def _rise(bench: Bench, step: Callable[[], object]) -> int:
+    """Returns by how many bytes the memory held rises while `step` runs."""
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
+        before = torch.cuda.memory_allocated(bench.device)
         step()
         bench.synchronize()
-        return torch.cuda.max_memory_allocated(bench.device)
-    standing = sum(t.numel() * t.element_size() for m in bench.pair.modules().values() for t in m.parameters()) * 2
+        return torch.cuda.max_memory_allocated(bench.device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
@@ -157,7 +188,7 @@ def peak_bytes(bench: Bench, step: Callable[[], object]) -> int:
     for _, change in sorted(changes, key=lambda pair: pair[0]):
         held += change
         peak = max(peak, held)
-    return standing + peak
+    return peak
 
 
 def kernel_seconds(step: Callable[[], object]) -> float:
@@ -237,7 +268,14 @@ def measure(
         "central": lambda: searches["central-difference"].step(bench.inner, bench.outer, bench.weights_k, 0),
     }
     seconds = time_interleaved(bench, steps, repetitions)
-    memory = {name: peak_bytes(bench, steps[name]) for name in ("student", "plain", "search")}
+    memory = {
+        name: peak_bytes(bench, stepper, steps[name], batches, [bench.pair.teacher])
+        for name, stepper, batches in (
+            ("student", alone, [bench.inner]),
+            ("plain", distiller, [bench.inner]),
+            ("search", distiller, [bench.inner, bench.outer]),
+        )
+    }
     search_step = seconds["search"] / seconds["plain"]
     result: dict[str, float | int | str] = {
         "search_over_plain": 1 + (search_step - 1) / bench.recipe.search.steps_per_update(total_steps=0),
@@ -261,6 +299,16 @@ def measure(
     return result
 
 
+def report(result: Mapping[str, object], *, as_json: bool) -> None:
+    """Prints figures, one a line or as one JSON object."""
+    if as_json:
+        json.dump(result, sys.stdout, indent=2)
+        print()
+        return
+    for name, value in result.items():
+        print(f"{name:26} {value:.4g}" if isinstance(value, float) else f"{name:26} {value}")
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -273,12 +321,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with_cosines = not arguments.no_cosines
     result = measure(arguments.device, arguments.batch_size, arguments.repetitions, arguments.overrides, with_cosines)
-    if arguments.json:
-        json.dump(result, sys.stdout, indent=2)
-        print()
-        return
-    for name, value in result.items():
-        print(f"{name:26} {value:.4g}" if isinstance(value, float) else f"{name:26} {value}")
+    report(result, as_json=arguments.json)
 
 
 if __name__ == "__main__":

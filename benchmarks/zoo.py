@@ -1,9 +1,9 @@
 """Every family of timm's, its smallest member with random weights: inspect, one step as teacher, one as student.
 
-    python benchmarks/zoo.py [--output runs/zoo.jsonl] [--families resnet vision_transformer ...]
+    python benchmarks/zoo.py [--output runs/zoo.jsonl] [--families resnet vision_transformer ...] [--page docs/zoo.md]
 
 Each family runs in a process of its own, with a time limit. Results are appended to the output, one JSON object a
-line; families that are in it are not run again. Prints a Markdown table and how many work.
+line; families that are in it are not run again. Prints a Markdown table and how many work, or writes a page of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SIZES = (64, 96, 128, 224, 256, 384)  # of images; the first that the network takes is used
+SIZES = (64, 96, 128, 224, 240, 256, 384)  # of images; the first that the network takes is used
 SMALL = re.compile(r"femto|atto|pico|zepto|nano|micro|mini|tiny|small|xxs|xs|(?:^|_)[st]\d*(?:_|$)|lite|18|10t|14t|26t")
 MOST_BUILT = 12  # members of a family that are built, on the meta device, to find the smallest
 GROUPS = (
@@ -30,12 +30,21 @@ GROUPS = (
     "[{connections: same, transform: linear, distance: mse}]",
 )
 RECIPE = """\
-data: {{name: digits, image_size: {size}, train_images: 20, test_images: 10, workers: 0, augment: {{crop: none}}}}
-teacher: {{name: {teacher}, train: {{epochs: 1, batch_size: 20, optimizer: {{lr: 0.001}}}}}}
+data: {{name: digits, image_size: {size}, train_images: 4, test_images: 2, workers: 0, augment: {{crop: none}}}}
+teacher: {{name: {teacher}, train: {{epochs: 1, batch_size: 4, optimizer: {{lr: 0.001}}}}}}
 student: {{name: {student}}}
 pathways: {group}
-distill: {{epochs: 1, batch_size: 20, optimizer: {{lr: 0.001}}}}
+distill: {{epochs: 1, batch_size: 4, optimizer: {{lr: 0.001}}}}
 """
+PAGE = """\
+# Every family of timm
+
+`make zoo` takes the smallest member of every family (module) of timm {timm}, with random weights and default levels, \
+builds a pair with resnet18 in both roles, and runs `inspect` and one training step each, on the CPU with torch \
+{torch}. Image sizes are tried from small to large, and of the transform blocks conv1, attention and linear the first \
+that fits is taken. What to write for networks that are unlike these: [networks.md](networks.md).
+
+{table}"""
 PARTNER = "resnet18"  # the other network of the pair
 
 
@@ -136,17 +145,21 @@ def run_apart(family: str, seconds: float) -> dict[str, Any]:
     return result
 
 
-def print_table(results: Sequence[dict[str, Any]]) -> None:
-    """Prints what works as Markdown, what does not with the first thing that was said."""
-    print("| family | smallest member | pixels | transform as student, as teacher | result |")
-    print("| --- | --- | ---: | --- | --- |")
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Returns what works as Markdown, what does not with the first thing that was said."""
+    works = sum(one["ok"] for one in results)
+    lines = [
+        f"{works} of {len(results)} families work ({100 * works / max(len(results), 1):.1f} %).",
+        "",
+        "| family | smallest member | pixels | transform as student, as teacher | result |",
+        "| --- | --- | ---: | --- | --- |",
+    ]
     for one in results:
         said = next((one[key] for key in ("inspect", "student", "teacher") if one.get(key)), "")
-        text = "works" if one["ok"] else said.splitlines()[0][:160].replace("|", "\\|")
+        text = "works" if one["ok"] else said.splitlines()[0][:240].replace("|", "\\|")
         blocks = f"{one.get('student_transform', '')}, {one.get('teacher_transform', '')}"
-        print(f"| {one['family']} | {one.get('name', '')} | {one.get('size', '')} | {blocks} | {text} |")
-    works = sum(one["ok"] for one in results)
-    print(f"\n{works} of {len(results)} families work ({100 * works / max(len(results), 1):.1f} %)")
+        lines.append(f"| {one['family']} | {one.get('name', '')} | {one.get('size', '')} | {blocks} | {text} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -155,6 +168,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/zoo.jsonl"))
     parser.add_argument("--families", nargs="*", help="only these; default: all")
     parser.add_argument("--seconds", type=float, default=600.0, help="limit for a family")
+    parser.add_argument("--page", type=Path, help="write the table into this page")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     known = families()
@@ -173,7 +187,15 @@ def main() -> None:
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(results[family]) + "\n")
         print(f"{family}: {'works' if results[family]['ok'] else 'does not'}", file=sys.stderr, flush=True)
-    print_table([results[family] for family in options.families or known])
+    found = table([results[family] for family in options.families or known])
+    if options.page is None:
+        print(found, end="")
+    else:
+        import timm
+        import torch
+
+        text = PAGE.format(timm=timm.__version__, torch=torch.__version__.partition("+")[0], table=found)
+        options.page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ Importing this is light: torch and timm come in when something runs. Errors of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distpro_cli.workflows.search import Searched
     from distpro_cli.workflows.transfer import Distilled
 
-__all__ = ["compare", "distil", "load_process", "load_recipe", "search"]
+__all__ = ["compare", "distil", "edit", "load_process", "load_recipe", "save_process", "search"]
 
 
 def load_recipe(source: str | Path, *overrides: str) -> Recipe:
@@ -45,20 +45,73 @@ def load_recipe(source: str | Path, *overrides: str) -> Recipe:
 
 
 def load_process(path: str | Path) -> Process:
-    """Reads a process file, without torch.
+    """Reads a process, without torch.
 
     Args:
-        path: A `.safetensors` file that a search wrote.
+        path: A `.safetensors` file; else the name of one that ships or lies in ./processes, or
+            `hf://owner/repo/file.safetensors`.
 
     Returns:
         The process; its `weights` and `alpha` are numpy tables [T, K], `pathways` names their columns.
 
     Raises:
-        ProcessError: it is missing, damaged, of a newer version, or no process.
+        DistproError: there is none, or it is damaged, of a newer version, or no process.
     """
-    from distpro_cli.process.file import load_process as load
+    from distpro_cli.process.library import load_named
 
-    return load(Path(path))
+    return load_named(str(path))
+
+
+def save_process(process: Process, path: str | Path, *, force: bool = False) -> None:
+    """Writes a process file; equal processes give equal bytes.
+
+    Args:
+        process: What to write.
+        path: Where; missing folders are made.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        DistproError: it is there already, or cannot be written.
+    """
+    from distpro_cli.process.file import save_process as save
+
+    save(process, Path(path), force=force)
+
+
+def edit(
+    *processes: Process,
+    table: str | Path | None = None,
+    pathways: Sequence[str] | None = None,
+    time: tuple[float, float] | None = None,
+    smooth: float | None = None,
+    factor: float | None = None,
+    rows: int | None = None,
+) -> Process:
+    """Makes a process of one or several, as `distpro edit` does, in the order of the arguments.
+
+    Args:
+        processes: Several are averaged.
+        table: A `.csv` or `.yaml` as `distpro inspect --export` writes it, whose numbers are taken.
+        pathways: Ids of those to keep.
+        time: Start and end, in [0, 1], of what is kept and stretched over the whole run.
+        smooth: Share of the run over which every entry is averaged.
+        factor: By which all weights are multiplied.
+        rows: Moments to keep, evenly spread.
+
+    Returns:
+        The process, whose `history` says what was done.
+
+    Raises:
+        DistproError: a value is out of range, or the processes do not fit each other.
+    """
+    from distpro_cli.errors import DistproError
+    from distpro_cli.process.editing import edit as make
+    from distpro_cli.process.tables import read_table
+
+    if not processes:
+        raise DistproError("there is no process to edit")
+    read = None if table is None else read_table(Path(table))
+    return make(processes, table=read, pathways=pathways, time=time, smooth=smooth, factor=factor, rows=rows)
 
 
 def search(
@@ -104,7 +157,8 @@ def distil(
     *,
     threshold: float | None = None,
     keep: float | None = None,
-    match: str = "strict",
+    match: str = "level",
+    allow: Collection[str] = (),
     trust: bool = False,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -120,7 +174,8 @@ def distil(
         recipe: The pair to distil; None: the recipe inside the process.
         threshold: Drop what lies below this, alpha scaled to [0, 1].
         keep: Keep only the strongest share of the entries, in (0, 1].
-        match: How pathways are matched, see `distpro_cli.process.matching`.
+        match: How pathways are matched: exact, level, reduction, depth, or `path/to/file.py:Name` (docs/library.md).
+        allow: What may differ: lost, new, count, kind, transform, distance.
         trust: Whether Python that the process names may run, and places that it names may be read, though `recipe`
             does not name them (docs/security.md).
         run_dir: As in `search`; so are `resume`, `force`, `device` and `quiet`.
@@ -139,23 +194,25 @@ def distil(
         KeyboardInterrupt: Ctrl-C; with a `run_dir` the run can be resumed.
     """
     from distpro_cli.errors import DistproError
+    from distpro_cli.process.fitting import How
     from distpro_cli.process.trust import check_trusted
     from distpro_cli.recipe.load import parse_recipe
     from distpro_cli.runs.identity import transfer_inputs
     from distpro_cli.workflows.sources import source_of
     from distpro_cli.workflows.transfer import Dropping, transfer
 
-    source, given = source_of(process), recipe
+    how = How(match, frozenset(allow))
+    source, given = source_of(process, how), recipe
     if recipe is None:
         if isinstance(process, str):
             raise DistproError(f"the scheme {process} names no networks; give a recipe, too")
         recipe = parse_recipe(process.recipe, filename="recipe inside the process")
     if not trust and not isinstance(process, str):
         check_trusted("the process", process, recipe, given=given)
-    inputs = transfer_inputs(process, threshold, keep, match)
+    inputs = transfer_inputs(process, threshold, keep, how)
     options = {"resume": resume, "force": force, "quiet": quiet}
     with _running("transfer", recipe, run_dir, device, inputs=inputs, **options) as (folder, context):
-        return transfer(recipe, source, Dropping(threshold, keep), folder, context, mode=match)
+        return transfer(recipe, source, Dropping(threshold, keep), folder, context, how=how)
 
 
 def compare(

@@ -13,7 +13,9 @@ import typer
 
 from distpro_cli.commands.compare import compare
 from distpro_cli.commands.doctor import doctor
+from distpro_cli.commands.edit import edit
 from distpro_cli.commands.inspect import inspect
+from distpro_cli.commands.publish import publish
 from distpro_cli.commands.running import InterruptedRunError
 from distpro_cli.commands.schema import schema
 from distpro_cli.commands.search import search
@@ -32,7 +34,7 @@ app = typer.Typer(
     help="Learn how a student network should be distilled from a teacher, and distil it that way.",
     epilog="--debug, anywhere, shows the traceback of an error. --version prints the version.",
 )
-for command in (search, transfer, compare, inspect, train, schema, doctor):
+for command in (search, transfer, compare, inspect, edit, publish, train, schema, doctor):
     app.command()(command)
 
 

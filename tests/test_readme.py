@@ -64,7 +64,7 @@ def test_every_command_runs(distpro: Run, workplace: Path, monkeypatch: pytest.M
 def test_its_usage_lines_name_every_command(distpro: Run) -> None:
     usage = set(re.findall(r"^distpro (\w+) .*(?:RECIPE|\[)", README, flags=re.M))
     help_text = distpro("--help").out
-    assert usage == {"search", "transfer", "compare", "train", "inspect", "schema", "doctor"}
+    assert usage == {"search", "transfer", "compare", "train", "inspect", "edit", "publish", "schema", "doctor"}
     assert all(verb in help_text for verb in usage)
 
 

@@ -30,7 +30,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "registers": ("vit_small_patch16_dinov3", PLAIN),
     "deit": ("deit_tiny_distilled_patch16_224", {**PLAIN, "patch_size": 8}),
     "beit": ("beit_base_patch16_224", PLAIN),
-    "eva": ("eva02_tiny_patch14_224", {**PLAIN, "patch_size": 14}),
+    "eva": ("eva02_tiny_patch14_224", PLAIN),
     "cait": ("cait_xxs24_224", {}),
     "xcit": ("xcit_nano_12_p16_224", {}),
     "swin": (

@@ -38,8 +38,12 @@ Methods = Annotated[
     ),
 ]
 Processes = Annotated[
-    list[Path] | None,
-    typer.Option("--process", "-p", help="Process file; may be repeated. Without it a process is searched first."),
+    list[str] | None,
+    typer.Option(
+        "--process",
+        "-p",
+        help="Process file, or a name as transfer takes it; may be repeated. Without it a process is searched first.",
+    ),
 ]
 Thresholds = Annotated[
     str | None, typer.Option("--thresholds", help="Each process also under these thresholds, such as 0.3,0.5.")
@@ -157,18 +161,18 @@ def _checked_names(text: str) -> list[str]:
     return names
 
 
-def _load(paths: Sequence[Path]) -> list[tuple[str, Process]]:
+def _load(names: Sequence[str]) -> list[tuple[str, Process]]:
     """Returns every process with a unique label: its file's name, with a number where that is taken."""
-    from distpro_cli.process.file import load_process
+    from distpro_cli.process.library import load_named
 
     loaded: dict[str, Process] = {}
     problems: list[str] = []
-    for path in paths:
-        stem = escaped(path.stem)
-        labels = [stem, *(f"{stem}-{number}" for number in range(2, len(paths) + 1))]
+    for name in names:
+        stem = escaped(Path(name).stem)
+        labels = [stem, *(f"{stem}-{number}" for number in range(2, len(names) + 1))]
         label = next(label for label in labels if label not in loaded)
         try:
-            loaded[label] = load_process(path)
+            loaded[label] = load_named(name)
         except DistproError as error:
             problems += error.lines
     if problems:
@@ -183,7 +187,7 @@ def _check_trusted(loaded: Sequence[tuple[str, Process]], recipe: Recipe) -> Non
         check_trusted(label, process, recipe, given=recipe)
 
 
-def _refuse_unused(processes: list[Path] | None, thresholds: str | None, keep: str | None) -> None:
+def _refuse_unused(processes: list[str] | None, thresholds: str | None, keep: str | None) -> None:
     for option, value in (("--process", processes), ("--thresholds", thresholds), ("--keep", keep)):
         if value:
             raise DistproError(f"{option} applies only to processes, and --methods names none; add process to it")

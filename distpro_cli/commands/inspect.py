@@ -5,17 +5,33 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import Force, Json, Quiet, parse_shares, parse_thresholds
+from distpro_cli.commands.options import Allow, Force, Json, Match, Quiet, parse_shares, parse_thresholds, to_how
 from distpro_cli.commands.running import print_json
-from distpro_cli.errors import DistproError, escaped
+from distpro_cli.errors import DistproError, ProcessError, escaped
+
+if TYPE_CHECKING:
+    from distpro_cli.commands.targets import Targets
+    from distpro_cli.process.fitting import How
+    from distpro_cli.process.process import Process
 
 # The thresholds and the shares kept under which a process is shown: `thresholds` and `keeps` of `summarize`.
 Marks = Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot to draw: where, in which form, whether of shares, whether over a file that is there."""
+
+    path: Path
+    form: str
+    normalized: bool
+    force: bool
 
 
 def inspect(
@@ -30,27 +46,49 @@ def inspect(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the weights over time into this .png, .svg or .pdf.")
     ] = None,
+    form: Annotated[
+        str, typer.Option("--form", help="Of the plot: overlaid lines, columns (one per process), or heat-map.")
+    ] = "overlaid",
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="Plot shares of all weight at each moment, not the weights.")
+    ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", help="Write the tables of a process into this .csv or .yaml; edit --table reads it."),
+    ] = None,
     thresholds: Annotated[
         str, typer.Option("--thresholds", help="Thresholds for which the entries left and the cost are shown.")
     ] = "0.3,0.5,0.6,0.7",
     keep: Annotated[
         str | None, typer.Option("--keep", help="Shares of the entries for which the cost is shown: 0.8,0.5.")
     ] = None,
+    match: Match = "level",
+    allow: Allow = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show processes, one in full or several side by side, and what a recipe resolves to."""
+    """Show processes, what a recipe resolves to and, given both, what of the process drives what of the pair."""
     _import_numpy()
+    how = to_how(match, allow)
     marks = {"thresholds": parse_thresholds(thresholds), "keeps": parse_shares(keep) if keep is not None else ()}
     if plot is not None:
-        from distpro_cli.report.plots import check_plot_path
+        from distpro_cli.report.plots import check_form, check_plot_path
 
+        check_form(form)
         check_plot_path(plot, force=force)
+    elif form != "overlaid" or normalized:
+        raise DistproError("--form and --normalized say how to plot; give --plot FILE")
+    picture = Picture(plot, form, normalized, force) if plot is not None else None
+    if export is not None:
+        _export(paths or [], export, force=force)
+        if not quiet:
+            print(escaped(f"table: {export}"), file=sys.stderr)
+        return
     if not paths:
-        _inspect_all(marks, plot, force=force, json=json)
+        _inspect_all(marks, picture, json=json)
     else:
-        _inspect_paths(paths, marks, plot, force=force, json=json)
+        _inspect_paths(paths, marks, picture, how, json=json)
     if plot is not None and not quiet:
         print(escaped(f"plot: {plot}"), file=sys.stderr)
 
@@ -66,7 +104,7 @@ def _import_numpy() -> None:
         del os.environ[name]
 
 
-def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, force: bool, json: bool) -> None:
+def _inspect_paths(paths: Sequence[str], marks: Marks, picture: Picture | None, how: How, *, json: bool) -> None:
     from distpro_cli.commands.targets import find_targets
 
     overrides = [text for text in paths if "=" in text and not os.path.lexists(text)]
@@ -75,18 +113,27 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, for
     if overrides and not targets.recipes:
         raise DistproError(f"{overrides[0]}: an override applies only to recipes, and none is given; give a RECIPE")
     reports = [(source, _recipe_report(source, overrides)) for source in targets.recipes]
-    _plot(targets.sound, plot, force=force)
+    fits = [
+        {"process": label, "recipe": source, **_fit(process, source, overrides, how)}
+        for source in targets.recipes
+        for label, process in targets.sound
+    ]
+    _plot(targets.sound, picture)
     listed = any(Path(path).is_dir() for path in paths)
     if json:
-        processes = _summaries(targets.processes, marks)
+        processes = _summaries(targets, marks, listed=listed)
         recipes = [{"path": source, **report} for source, report in reports]
-        several = {"processes": processes, **({"recipes": recipes} if recipes else {})}
+        several = {
+            "processes": processes,
+            **({"recipes": recipes} if recipes else {}),
+            **({"fits": fits} if fits else {}),
+        }
         print_json([*processes, *recipes][0] if len(paths) == 1 and not listed else several)
         return
     from distpro_cli.report.process_table import print_process_list, print_process_table, print_side_by_side
 
     if listed:
-        print_process_list("processes", _summaries(targets.processes, marks))
+        print_process_list("processes", _summaries(targets, marks, listed=True))
     elif len(targets.sound) == 1:
         label, process = targets.sound[0]
         print_process_table(label, process, **marks)
@@ -97,9 +144,13 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, plot: Path | None, *, for
 
         for source, report in reports:
             print_recipe_table(source, report)
+    for entry in fits:
+        from distpro_cli.report.recipe_table import print_fit
+
+        print_fit(entry["process"], entry["recipe"], entry)
 
 
-def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) -> None:
+def _inspect_all(marks: Marks, picture: Picture | None, *, json: bool) -> None:
     from distpro_cli.commands.targets import Targets, add_folder
     from distpro_cli.process.file import load_process
     from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
@@ -112,8 +163,8 @@ def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) ->
         if path.read_bytes() not in seen:
             targets.processes.append((name, load_process(path)))
     recipes = [_recipe_entry(name, path) for name, path in shipped_recipes().items()]
-    _plot(targets.sound, plot, force=force)
-    summaries = _summaries(targets.processes, marks)
+    _plot(targets.sound, picture)
+    summaries = _summaries(targets, marks, listed=True)
     if json:
         print_json({"recipes": recipes, "processes": summaries})
         return
@@ -124,24 +175,53 @@ def _inspect_all(marks: Marks, plot: Path | None, *, force: bool, json: bool) ->
     print_process_list("processes", summaries)
 
 
-def _summaries(processes: Sequence[tuple[str, Any]], marks: Marks) -> list[dict[str, Any]]:
+def _export(paths: Sequence[str], export: Path, *, force: bool) -> None:
+    from distpro_cli.commands.targets import find_targets
+    from distpro_cli.process.tables import export_table
+
+    found = find_targets(paths).sound
+    if len(found) != 1:
+        raise DistproError(f"--export writes the tables of one process, and {len(found)} are given")
+    export_table(found[0][1], export, force=force)
+
+
+def _summaries(targets: Targets, marks: Marks, *, listed: bool) -> list[dict[str, Any]]:
+    """Returns what there is to say of every process; in a list also `about`, for which a recipe may have to be read."""
     from distpro_cli.process.summary import summarize
 
-    return [
-        {"path": label, "error": process}
-        if isinstance(process, str)
-        else {"path": label, **summarize(process, **marks)}
-        for label, process in processes
-    ]
+    found: list[dict[str, Any]] = []
+    for label, process in targets.processes:
+        if isinstance(process, str):
+            found.append({"path": label, "error": process})
+            continue
+        found.append({"path": label, **summarize(process, **marks)})
+        if listed:
+            from distpro_cli.process.library import about
+
+            found[-1]["about"] = about(process, targets.files.get(label))
+    return found
 
 
 def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:
     from distpro_cli.recipe.load import load_recipe
 
     recipe = load_recipe(source, overrides)  # first: what is wrong with it is said before torch is imported
-    from distpro_cli.costs.complexity import recipe_report
+    from distpro_cli.costs.complexity import build_for_costs, recipe_report
+    from distpro_cli.training.step import Pair
+    from distpro_cli.workflows.step_memory import memory_report
 
-    return recipe_report(recipe)
+    teacher, student, pathways = built = build_for_costs(recipe)
+    return {**recipe_report(recipe, built), "memory": memory_report(recipe, Pair(student, teacher, pathways))}
+
+
+def _fit(process: Process, source: str, overrides: Sequence[str], how: How) -> dict[str, Any]:
+    from distpro_cli.recipe.load import load_recipe
+    from distpro_cli.workflows.explain import explain_fit
+
+    try:
+        return explain_fit(process, load_recipe(source, overrides), how)
+    except ProcessError as error:
+        return {"fits": None, "error": str(error)}
 
 
 def _recipe_entry(name: str, path: Path) -> dict[str, Any]:
@@ -155,12 +235,12 @@ def _recipe_entry(name: str, path: Path) -> dict[str, Any]:
     return {**entry, "teacher": recipe.teacher.name, "student": recipe.student.name, "data": recipe.data.name}
 
 
-def _plot(processes: Sequence[tuple[str, Any]], plot: Path | None, *, force: bool) -> None:
-    if plot is None:
+def _plot(processes: Sequence[tuple[str, Any]], picture: Picture | None) -> None:
+    if picture is None:
         return
     if not processes:
         raise DistproError("--plot draws processes, and there is none; give a process file or a folder of them")
     from distpro_cli.report.plots import plot_processes
 
     named = [(Path(label).stem if label.endswith(".safetensors") else label, process) for label, process in processes]
-    plot_processes(named, plot, force=force)
+    plot_processes(named, picture.path, force=picture.force, form=picture.form, normalized=picture.normalized)

@@ -8,16 +8,35 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distpro_cli.errors import DistproError
 
+if TYPE_CHECKING:
+    from distpro_cli.process.fitting import How
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages; errors only.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files and runs.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the Python and read the places that a process file names.")]
+Match = Annotated[
+    str,
+    typer.Option(
+        "--match",
+        help="How pathways are matched: level (by the levels' numbers), exact (same sizes, too), reduction (by "
+        "resolution), depth (by relative depth), or path/to/file.py:Name.",
+    ),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        help="What may differ: lost (pathways of the process that drive nothing), new (pathways of the pair that it "
+        "does not have; left out), count (of levels), kind (of a level), transform, distance; may be repeated.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of recipe keys, such as search.epochs=5."),
@@ -40,6 +59,17 @@ class RunOptions:
     force: Force = False
     json: Json = False
     quiet: Quiet = False
+
+
+def to_how(match: str, allow: list[str] | None) -> How:
+    """Returns what `--match` and `--allow` say; several allowances may stand in one text, with commas.
+
+    Raises:
+        DistproError: there is no such allowance.
+    """
+    from distpro_cli.process.fitting import How
+
+    return How(match, frozenset(name.strip() for text in allow or () for name in text.split(",") if name.strip()))
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:

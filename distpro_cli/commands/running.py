@@ -126,6 +126,8 @@ def print_figures(summary: Mapping[str, Any], recipe: Recipe) -> None:
         elif last is not None:
             shown = f"{metric.with_unit(last)} after the last epoch, {metric.with_unit(best)} at best"
             say(f"{role} {metric.label} {shown}")
+        if (of_average := figures.get("ema", {}).get(f"{metric.name}_last")) is not None:
+            say(f"{role}, running average: {metric.label} {metric.with_unit(of_average)} after the last epoch")
 
 
 def print_json(value: dict[str, Any]) -> None:

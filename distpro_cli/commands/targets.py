@@ -9,6 +9,7 @@ from pathlib import Path
 
 from distpro_cli.errors import DistproError, ProcessError, nearest
 from distpro_cli.process.file import NotAProcessError, load_process
+from distpro_cli.process.library import HUB, is_named, load_named, named_processes
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
 
@@ -22,11 +23,13 @@ class Targets:
 
     Attributes:
         processes: Label and process; for a file found in a folder that cannot be read, label and reason.
+        files: Files of one's own behind them, by label.
         recipes: Paths or names of recipes.
     """
 
     processes: list[tuple[str, Process | str]] = field(default_factory=list)
     recipes: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
 
     @property
     def sound(self) -> list[tuple[str, Process]]:
@@ -57,7 +60,10 @@ def add_folder(targets: Targets, folder: Path) -> None:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent) / name for name in files if name.endswith(PROCESS_SUFFIX)]
+    shipped = {path.resolve() for path in shipped_processes().values()}  # in a checkout, processes/ itself
     for path in sorted(found):
+        if path.resolve() not in shipped:
+            targets.files[str(path)] = path
         try:
             targets.processes.append((str(path), load_process(path)))
         except NotAProcessError:  # a network's weights
@@ -67,9 +73,10 @@ def add_folder(targets: Targets, folder: Path) -> None:
 
 
 def _add(targets: Targets, text: str) -> None:
-    path, name = Path(text), text.removesuffix(PROCESS_SUFFIX)
-    recipes, processes = shipped_recipes(), shipped_processes()
-    if path.is_dir():
+    path, recipes = Path(text), shipped_recipes()
+    if text.startswith(HUB):
+        targets.processes.append((text, load_named(text)))
+    elif path.is_dir():
         add_folder(targets, path)
     elif path.suffix.lower() in RECIPE_SUFFIXES:
         targets.recipes.append(text)
@@ -77,8 +84,8 @@ def _add(targets: Targets, text: str) -> None:
         targets.processes.append((text, load_process(path)))
     elif text in recipes:
         targets.recipes.append(text)
-    elif name in processes:
-        targets.processes.append((text, load_process(processes[name])))
+    elif is_named(text):
+        targets.processes.append((text, load_named(text)))
     else:
-        hint = nearest(text, [*recipes, *processes])
-        raise DistproError(f"{text}: no such file or folder, and no shipped recipe or process of that name{hint}")
+        hint = nearest(text, [*recipes, *named_processes()])
+        raise DistproError(f"{text}: no such file or folder, and no recipe or process of that name{hint}")

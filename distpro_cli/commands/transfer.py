@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distpro_cli.commands.options import Overrides, RunOptions, Trust, with_run_options
+from distpro_cli.commands.options import Allow, Match, Overrides, RunOptions, Trust, to_how, with_run_options
 from distpro_cli.commands.running import print_figures, print_json, read_recipe, run, with_seed
-from distpro_cli.errors import DistproError, nearest
+from distpro_cli.errors import DistproError, ProcessError
 from distpro_cli.recipe.scheme_names import SCHEME_NAMES
 
 if TYPE_CHECKING:
@@ -25,7 +24,13 @@ if TYPE_CHECKING:
 @with_run_options
 def transfer(
     process: Annotated[
-        str, typer.Option("--process", "-p", help=f"Process file, or a scheme: {', '.join(SCHEME_NAMES)}.")
+        str,
+        typer.Option(
+            "--process",
+            "-p",
+            help="Process file, the name of one that ships or lies in processes/, hf://owner/repo/file.safetensors, "
+            f"or a scheme: {', '.join(SCHEME_NAMES)}.",
+        ),
     ],
     recipe: Annotated[
         str | None,
@@ -39,9 +44,8 @@ def transfer(
     keep: Annotated[
         float | None, typer.Option("--keep", min=0, max=1, help="Keep only the strongest share of the entries.")
     ] = None,
-    match: Annotated[
-        str, typer.Option("--match", help="How pathways are matched: strict, or path/to/file.py:Name.")
-    ] = "strict",
+    match: Match = "level",
+    allow: Allow = None,
     trust: Trust = False,
     *,
     options: RunOptions,
@@ -49,7 +53,7 @@ def transfer(
     """Distil a student with the weights over time of a process, for a run of any length."""
     from distpro_cli.runs.identity import transfer_inputs
 
-    loaded = _load(process)
+    loaded, how = _load(process), to_how(match, allow)
     name, resolved, check = _resolve(recipe, overrides, loaded, Path(process), options.seed)
     if not trust:
         check()
@@ -60,9 +64,9 @@ def transfer(
         from distpro_cli.workflows.transfer import transfer as transfer_process
 
         dropping = Dropping(threshold, keep)
-        return transfer_process(resolved, source_of(loaded), dropping, folder, context, mode=match).summary
+        return transfer_process(resolved, source_of(loaded, how), dropping, folder, context, how=how).summary
 
-    inputs = transfer_inputs(loaded, threshold, keep, match)
+    inputs = transfer_inputs(loaded, threshold, keep, how)
     summary = run("transfer", name, resolved, options, work, inputs)
     if options.json:
         print_json(summary)
@@ -78,14 +82,14 @@ def _load(process: str) -> Process | str:
     """Returns the process in the file of this name, else the name of a scheme."""
     if process in SCHEME_NAMES and not Path(process).is_file():
         return process
-    if not os.path.lexists(process):
-        raise DistproError(
-            f"--process {process}: there is no such file, and no scheme of that name"
-            f"{nearest(process, SCHEME_NAMES)}; schemes: {', '.join(SCHEME_NAMES)}"
-        )
-    from distpro_cli.process.file import load_process
+    from distpro_cli.process.library import load_named
 
-    return load_process(Path(process))
+    try:
+        return load_named(process, SCHEME_NAMES)
+    except ProcessError:
+        raise
+    except DistproError as error:
+        raise DistproError(*(f"--process {line}" for line in error.lines)) from None
 
 
 def _resolve(

@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from distpro_cli.image_size import ImageSize, height_width
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.preparation import describe_preparation
@@ -66,14 +67,11 @@ class NetworkCost:
     multiply_adds: int
 
 
-def recipe_report(recipe: Recipe) -> dict[str, Any]:
-    """Builds both networks with random weights and returns what `distpro inspect recipe.yaml` shows.
+Built = tuple[TappedNetwork, TappedNetwork, Pathways]  # teacher, student, what is between them
 
-    Returns:
-        Plain values: `teacher` and `student` (`name`, `weights`, `parameters`, `multiply_adds`, `levels`), `alignment`
-        (the rule by which sets of connections join levels), `pathways`, the blocks that some of them share (`shared`)
-        and the `totals` of both; units as in `PathwayCost`.
-        Nothing is downloaded and no data is read.
+
+def build_for_costs(recipe: Recipe) -> Built:
+    """Builds both networks of a recipe and its pathways with random weights; nothing is downloaded, no data is read.
 
     Raises:
         DistproError: a network or a pathway that the recipe asks for cannot be built.
@@ -83,7 +81,22 @@ def recipe_report(recipe: Recipe) -> dict[str, Any]:
     teacher = build_network(recipe.teacher, recipe.data, task, logits=logits, pretrained_ok=False)
     student = build_network(recipe.student, recipe.data, task, logits=logits, pretrained_ok=False)
     groups = groups_for(recipe, task, teacher.levels, student.levels)
-    pathways = Pathways(resolve_pathways(groups, teacher.levels, student.levels))
+    return teacher, student, Pathways(resolve_pathways(groups, teacher.levels, student.levels))
+
+
+def recipe_report(recipe: Recipe, built: Built | None = None) -> dict[str, Any]:
+    """Returns what `distpro inspect recipe.yaml` shows of networks and pathways.
+
+    Args:
+        recipe: Of the pair.
+        built: What `build_for_costs` makes of it; None: it is built here.
+
+    Returns:
+        Plain values: `teacher` and `student` (`name`, `weights`, `channels` of the images, `parameters`,
+        `multiply_adds`, `levels`), `alignment` (the rule by which sets of connections join levels), `pathways`, the
+        blocks that some of them share (`shared`) and the `totals` of both; units as in `PathwayCost`.
+    """
+    teacher, student, pathways = build_for_costs(recipe) if built is None else built
     costs, shared = pathway_costs(pathways), shared_costs(pathways)
     all_costs = [*costs, *shared]
     return {
@@ -114,7 +127,8 @@ def _network_report(spec: Network, network: TappedNetwork, recipe: Recipe) -> di
     return {
         "name": spec.name,
         "weights": describe_preparation(spec, network.model),
-        **asdict(network_cost(network, recipe.data.image_size)),
+        "channels": network.channels,
+        **asdict(network_cost(network, recipe.data.height_width)),
         "levels": levels,
     }
 
@@ -150,11 +164,11 @@ def pathway_costs(pathways: Pathways) -> list[PathwayCost]:
     return [_pathway_cost(pathways, k) for k in range(len(pathways.infos))]
 
 
-def network_cost(network: TappedNetwork, image_size: int) -> NetworkCost:
-    """Returns the cost of a network on one image of 3 × `image_size` × `image_size`."""
+def network_cost(network: TappedNetwork, image_size: ImageSize) -> NetworkCost:
+    """Returns the cost of a network on one image of three channels and that size."""
 
     def count(copied: nn.Module, device: str) -> int:
-        images_bchw = torch.zeros(1, 3, image_size, image_size, device=device)
+        images_bchw = torch.zeros(1, 3, *height_width(image_size), device=device)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             # Without gradients: torch's counter fails on parameters given to modules.
             output, _ = copied.eval().requires_grad_(False)(images_bchw)
@@ -228,9 +242,14 @@ def without_computing(module: nn.Module, measure: Callable[[nn.Module, str], Mea
     """Measures a copy of the module on the meta device, or on the CPU if some operation needs values."""
     try:
         with torch.device("meta"):
-            return measure(copy.deepcopy(module).to("meta"), "meta")
-    except (NotImplementedError, RuntimeError):
-        return measure(copy.deepcopy(module).to("cpu"), "cpu")
+            return measure(_copied(module).to("meta"), "meta")
+    except (NotImplementedError, RuntimeError, AssertionError):  # the last: of TorchScript
+        return measure(_copied(module).to("cpu"), "cpu")
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    with torch.no_grad():  # else parameters of TorchScript are copied as results of an operation
+        return copy.deepcopy(module)
 
 
 def _num_parameters(module: nn.Module) -> int:

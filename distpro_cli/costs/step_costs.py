@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distpro_cli.costs.complexity import NUM_IMAGES, feature_of, tensors_of, without_computing
 from distpro_cli.costs.operation_costs import OperationCosts
+from distpro_cli.image_size import ImageSize, height_width
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import SHARED, STUDENT_BACKWARD, STUDENT_FORWARD, STUDENT_UPDATE, Part
@@ -23,7 +24,7 @@ UPDATE_PASSES = 6
 
 
 def step_parts(
-    teacher: TappedNetwork, student: TappedNetwork, pathways: Pathways, image_size: int, batch_size: int
+    teacher: TappedNetwork, student: TappedNetwork, pathways: Pathways, image_size: ImageSize, batch_size: int
 ) -> tuple[Part, ...]:
     """Returns the parts of a plain distillation step; together they are the step with all pathways on.
 
@@ -35,7 +36,7 @@ def step_parts(
         teacher: Its levels are those of `pathways`.
         student: Likewise.
         pathways: Between the two.
-        image_size: Height and width of the images in pixels.
+        image_size: Of the images in pixels, one number or height and width.
         batch_size: Images per step, at least 1; the more, the less an update weighs.
 
     Returns:
@@ -50,9 +51,9 @@ def step_parts(
         )
 
 
-def _student_parts(student: TappedNetwork, image_size: int, batch_size: int) -> list[Part]:
+def _student_parts(student: TappedNetwork, image_size: ImageSize, batch_size: int) -> list[Part]:
     def run(network: nn.Module, device: str, num_images: int) -> list[float]:
-        images_bchw = torch.zeros(num_images, 3, image_size, image_size, device=device)
+        images_bchw = torch.zeros(num_images, 3, *height_width(image_size), device=device)
         with OperationCosts() as forward:
             output, _ = network.train()(images_bchw)
             sums = [leaf.sum() for leaf in tensors_of(output) if leaf.requires_grad]
@@ -68,11 +69,11 @@ def _student_parts(student: TappedNetwork, image_size: int, batch_size: int) -> 
     ]
 
 
-def _teacher_parts(teacher: TappedNetwork, pathways: Pathways, image_size: int, batch_size: int) -> list[Part]:
+def _teacher_parts(teacher: TappedNetwork, pathways: Pathways, image_size: ImageSize, batch_size: int) -> list[Part]:
     levels = sorted(pathways.teacher_levels(range(len(pathways.infos))))
 
     def run(network: nn.Module, device: str, num_images: int) -> list[float]:
-        images_bchw = torch.zeros(num_images, 3, image_size, image_size, device=device)
+        images_bchw = torch.zeros(num_images, 3, *height_width(image_size), device=device)
         costs = []
         for level in levels:
             with OperationCosts() as spent, torch.no_grad():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from distpro_cli.errors import DistproError
-from distpro_cli.networks.dry_run import Call, Trace, version
+from distpro_cli.networks.dry_run import Call, Trace, parts_of, version
 
 _ACTIVATIONS = (
     nn.ReLU, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
@@ -22,10 +22,11 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 @dataclass(frozen=True)
 class Point:
-    """What a tap takes: the first argument of one module call, or what it returned."""
+    """What a tap takes: the first argument of one module call, or what it returned, or a part of that."""
 
     call: Call
     side: str  # "input" | "output"
+    part: int | str | None = None  # of an output of several tensors
 
     @property
     def order(self) -> int:
@@ -36,18 +37,20 @@ class Point:
     def tensor(self) -> Tensor:
         """The tensor of the dry forward; it may have been overwritten since."""
         value = self.call.input if self.side == "input" else self.call.output
+        value = value if self.part is None else parts_of(value)[self.part]
         assert isinstance(value, Tensor)
         return value
 
     @property
     def text(self) -> str:
         """The point in words."""
-        return f"{self.side} of {self.call.name}"
+        return f"{self.side}{'' if self.part is None else f' {self.part}'} of {self.call.name}"
 
     @property
     def overwritten(self) -> bool:
         """Whether the network wrote into the tensor after this point."""
         then = self.call.input_version if self.side == "input" else self.call.output_version
+        then = then if self.part is None else self.call.part_versions[self.part]
         return version(self.tensor) != then
 
 

@@ -10,11 +10,17 @@ from functools import partial
 from typing import Any
 
 import timm
+import torch
+from timm.layers import PatchEmbed
 from torch import nn
 
 from distpro_cli.errors import DistproError, first_line, nearest
 from distpro_cli.files import expand_path
+from distpro_cli.image_size import Size, height_width, nearest_multiples
 from distpro_cli.networks import NETWORKS
+from distpro_cli.networks.channels import COLOUR, for_channels, image_channels
+from distpro_cli.networks.compiled import without_compiling
+from distpro_cli.networks.dry_run import likely_sizes
 from distpro_cli.networks.heads import pretrained_new_head
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import load_weights, weights_metadata
@@ -26,6 +32,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PRETRAINED = "pretrained"
 ON_HUB = ("hf-hub:", "hf_hub:")  # timm fetches their configuration, with or without weights
+_COUNTS = {1: "one number, as the network takes grey images", 3: "three numbers, one per channel"}
 # What other keys of the recipe decide, or what would load a file past our own reader.
 _RESERVED = {
     "pretrained": "weights",
@@ -67,7 +74,8 @@ def build_network(
         if spec.weights == PRETRAINED:
             _load_pretrained(spec, model, pretrained_ok=pretrained_ok)
     file = expand_path(str(spec.weights)) if spec.weights not in (None, PRETRAINED) else None
-    mean, std = normalization(spec, data, model, {} if file is None else weights_metadata(file))
+    channels = image_channels(spec.name, model, data.height_width)
+    mean, std = normalization(spec, data, model, {} if file is None else weights_metadata(file), channels)
     network = TappedNetwork(
         model,
         levels=spec.levels,
@@ -76,21 +84,24 @@ def build_network(
         tokens=spec.tokens,
         mean=mean,
         std=std,
-        image_size=_seen_size(model, data.image_size),
+        image_size=_seen_size(model, data.height_width),
         output=spec.output,
-        check_output=lambda output: task.check_output(spec.name, output, data),
+        check_output=(lambda output: task.check_output(spec.name, output, data)) if spec.head else None,
+        head=spec.head,
     )
+    new_head = None
     if pretrained_ok and spec.weights == PRETRAINED:
-        network.new_head = pretrained_new_head(model)
+        new_head = pretrained_new_head(model)
     elif pretrained_ok and file is not None:
-        network.new_head = load_weights(model, file, new_head=True)
+        new_head = load_weights(model, file, new_head=True, head=spec.head)
+    network.new_head = new_head if spec.head else None
     return network
 
 
-def _seen_size(model: nn.Module, image_size: int) -> int:
-    """Returns the side of the images that the network sees: a multiple of its `size_multiple`, where it states one."""
+def _seen_size(model: nn.Module, size: Size) -> Size:
+    """Returns the size of the images that the network sees: multiples of its `size_multiple`, where it states one."""
     multiple = int(getattr(model, "size_multiple", 1))
-    return -(-image_size // multiple) * multiple
+    return (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
 
 
 def _load_pretrained(spec: schema.Network, model: nn.Module, *, pretrained_ok: bool) -> None:
@@ -106,21 +117,27 @@ def _load_pretrained(spec: schema.Network, model: nn.Module, *, pretrained_ok: b
 
 
 def normalization(
-    spec: schema.Network, data: schema.Data, model: nn.Module, metadata: Mapping[str, str] | None = None
+    spec: schema.Network,
+    data: schema.Data,
+    model: nn.Module,
+    metadata: Mapping[str, str] | None = None,
+    channels: int = COLOUR,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and std per channel: the recipe's, else its weights', the data's, ImageNet's.
 
     Weights are trained for what their file says, else for what timm's configuration of the network says. Of files that
-    distpro wrote before it put it into them, it is known that the network's configuration did not count.
+    distpro wrote before it put it into them, it is known that the network's configuration did not count. One number
+    counts for every channel; the average of three for the one of a network of grey images.
 
     Args:
         spec: The network's section.
         data: The data's.
         model: Where timm's configuration lies.
         metadata: Of the file of weights.
+        channels: Of the images that the network takes: 3 or 1.
 
     Raises:
-        DistproError: not three numbers each, or a std that is not above 0.
+        DistproError: not one number per channel, or a std that is not above 0.
     """
     config: Mapping[str, Any] = {}
     metadata = metadata or {}
@@ -132,13 +149,14 @@ def normalization(
     mean = spec.mean or config.get("mean") or data.mean or ((0.5,) * 3 if digits else IMAGENET_MEAN)
     std = spec.std or config.get("std") or data.std or ((0.5,) * 3 if digits else IMAGENET_STD)
     for key, values in (("mean", mean), ("std", std)):
-        wrong = len(values) != 3 or not all(math.isfinite(value) for value in values)
+        allowed = (1, channels) if values is getattr(spec, key) else (1, COLOUR)
+        wrong = len(values) not in allowed or not all(math.isfinite(value) for value in values)
         if wrong or (key == "std" and min(values) <= 0):
             raise DistproError(
-                f"network {spec.name}: {key} is three numbers, one per channel"
-                f"{', above 0' if key == 'std' else ''}; found {list(values)}"
+                f"network {spec.name}: {key} is {_COUNTS[max(allowed)]}{', above 0' if key == 'std' else ''}; "
+                f"found {list(values)}"
             )
-    return tuple(map(float, mean)), tuple(map(float, std))
+    return for_channels(mean, channels), for_channels(std, channels)
 
 
 def _numbers(text: str) -> list[float] | None:
@@ -155,7 +173,8 @@ def _check_reserved(spec: schema.Network, task_options: Mapping[str, Any]) -> No
     of_task = {key: f"data.{key}" if key in in_data else "what the task gives" for key in task_options}
     for key in spec.options:
         if remedy := (_RESERVED | of_task).get(key):
-            raise DistproError(f"network {spec.name}: option {key} is not set here; use {remedy}")
+            without = ", or head: false for a teacher whose classifier does not count" if key in of_task else ""
+            raise DistproError(f"network {spec.name}: option {key} is not set here; use {remedy}{without}")
 
 
 def _build_own(factory: Callable[..., Any], spec: schema.Network, task_options: Mapping[str, Any]) -> nn.Module:
@@ -179,7 +198,7 @@ def _build_own(factory: Callable[..., Any], spec: schema.Network, task_options: 
         ) from error
     if not isinstance(model, nn.Module):
         raise DistproError(f"network {spec.name}: it returns a {type(model).__name__}, a torch.nn.Module is needed")
-    return model
+    return without_compiling(model)
 
 
 def _accepted(factory: Callable[..., Any]) -> list[str] | None:
@@ -210,8 +229,9 @@ def _build_timm(
     try:
         config = None if on_hub else timm.get_pretrained_cfg(spec.name)
         # Transformers of a fixed image size are built for the recipe's.
-        if config is not None and config.fixed_input_size and config.input_size[-1] != data.image_size:
-            given.setdefault("img_size", data.image_size)
+        if config is not None and config.fixed_input_size and tuple(config.input_size[1:]) != data.height_width:
+            size = data.image_size
+            given.setdefault("img_size", size if isinstance(size, int) else data.height_width)
         model: nn.Module = timm.create_model(spec.name, pretrained=pretrained, **given)
     except Exception as error:
         if on_hub:
@@ -220,7 +240,23 @@ def _build_timm(
                 "connection and the name, or give timm's own name and set weights to a file"
             ) from error
         raise DistproError(_timm_failure(spec.name, given, error, pretrained)) from error
+    check_patches(spec.name, model, data.height_width)
     return model
+
+
+def check_patches(name: str, model: nn.Module, image_size: Size) -> None:
+    """Raises DistproError where timm's patches would leave rows or columns of the images out, unless weights ask so."""
+    patches = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
+    own_size = tuple((getattr(model, "pretrained_cfg", None) or {}).get("input_size", ())[1:])
+    if not isinstance(patches, PatchEmbed) or patches.dynamic_img_pad or own_size == image_size:
+        return
+    height, width = patches.patch_size
+    if near := nearest_multiples(image_size, (height, width)):
+        raise DistproError(
+            f"network {name}: its patches of {height}×{width} pixels do not divide images of "
+            f"{image_size[0]}×{image_size[1]}; set data.image_size to the nearest sizes that they do, {near}, or "
+            "another patch_size in the network's options"
+        )
 
 
 def _timm_failure(name: str, options: dict[str, Any], error: Exception, pretrained: bool) -> str:
@@ -245,4 +281,18 @@ def _timm_failure(name: str, options: dict[str, Any], error: Exception, pretrain
         base, _, tag = name.partition(".")
         tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
         return f"network {name}: timm knows no weights '{tag}' for {base}; there are {', '.join(tags) or 'none'}"
-    return f"network {name} cannot be built with the options {options}: {text}"
+    text = text or type(error).__name__
+    return f"network {name} cannot be built with the options {options}: {text}{_near(name, options)}"
+
+
+def _near(name: str, options: dict[str, Any]) -> str:
+    """Returns what is known of sizes that fit, as the end of a message, where a size is among the options."""
+    others = {key: value for key, value in options.items() if key != "img_size"}
+    if others == options:
+        return ""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False, **others)
+    except Exception:  # something else is wrong with the options
+        return ""
+    return likely_sizes(model, height_width(options["img_size"]))

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from distpro_cli.networks.dry_run import BATCH, Call, Trace
+from distpro_cli.image_size import longer_side
+from distpro_cli.networks.dry_run import BATCH, Call, Trace, channels_last
 
 _LOCAL_POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -108,20 +109,20 @@ def _is_tokens(call: Call) -> bool:
     return bool(call.output.ndim == 3)
 
 
-def _cells(tensor: Tensor | None) -> int | None:
-    """Height of a map, channels first or last (images are square here); None of anything else."""
+def _cells(call: Call, tensor: Tensor | None) -> int | None:
+    """Cells of a map along the image's longer side, channels first or last; None of anything else."""
     if tensor is None or tensor.ndim != 4:
         return None
-    _, first, middle, last = tensor.shape
-    return int(first if first == middle != last else middle)
+    shape = tuple(tensor.shape)
+    return shape[(1 if channels_last(shape, call.image_size) else 2) + longer_side(call.image_size)]
 
 
 def _spans_stages(call: Call, output: Tensor, inner: Sequence[Call]) -> bool:
     """Says whether a call goes down by more than one stage: maps of two resolutions below its input lie inside it."""
-    end, start = _cells(output), _cells(call.input) or float("inf")
+    end, start = _cells(call, output), _cells(call, call.input) or float("inf")
     if end is None:
         return False
-    inside = {cells for unit in inner if (cells := _cells(unit.output)) is not None}
+    inside = {cells for unit in inner if (cells := _cells(unit, unit.output)) is not None}
     return len({cells for cells in inside if end <= cells < start}) > 1
 
 
@@ -142,17 +143,17 @@ def _does_nothing(call: Call) -> bool:
 
 
 def _computes_maps(call: Call) -> bool:
-    cells = call.output.shape[1] if _is_tokens(call) else _cells(call.output) or 0
+    cells = call.output.shape[1] if _is_tokens(call) else _cells(call, call.output) or 0
     return _has_parameters(call) and cells > 1
 
 
 def _pools_all(call: Call, before: Sequence[Call]) -> bool:
     """Says whether a call pools a whole map, or starts from one that was pooled outside of any module."""
-    start, end, module = _cells(call.input), _cells(call.output), call.module
+    start, end, module = _cells(call, call.input), _cells(call, call.output), call.module
     if call.input is None or start is None or end is None:
         return False
     if _has_parameters(call):
-        last = next((cells for unit in reversed(before) if (cells := _cells(unit.output)) is not None), 1)
+        last = next((cells for unit in reversed(before) if (cells := _cells(unit, unit.output)) is not None), 1)
         return start == 1 < last
     if isinstance(module, _ADAPTIVE_POOLS):
         return True
@@ -172,9 +173,9 @@ def _is_class_token(call: Call, before: Sequence[Call]) -> bool:
 def _last_maps(units: Sequence[Call]) -> list[Call]:
     """Returns, from the last of the coarsest maps back, the last before it of each finer resolution."""
     stages: list[tuple[int, Call]] = []
-    coarsest = min((_cells(unit.output) or 0 for unit in units), default=0)
+    coarsest = min((_cells(unit, unit.output) or 0 for unit in units), default=0)
     for unit in reversed(units):
-        cells = _cells(unit.output) or 0
+        cells = _cells(unit, unit.output) or 0
         if cells == coarsest if not stages else cells > stages[-1][0]:
             stages.append((cells, unit))
     return [unit for _, unit in reversed(stages)]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.networks.activations import Point, after_activation, before_activation
-from distpro_cli.networks.dry_run import Call, Trace, describe, stated_classifiers, title
+from distpro_cli.networks.dry_run import Call, Trace, describe, parts_of, stated_classifiers, title
 from distpro_cli.networks.found_stages import find_stages
 
 POOLED = "pooled"
@@ -21,6 +22,7 @@ DISTILLATION_LOGITS = "distillation-logits"
 DEFAULT_STAGES = 4
 _BLOCK_LISTS = ("blocks", "stages", "layers", "encoder.layers", "transformer.layers", "features")
 _NAMES_SHOWN = 40
+_RANKS = (2, 3, 4)  # of vectors, tokens and maps
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,21 @@ def choose_levels(
     Args:
         model: The traced network.
         trace: Its dry forward.
-        levels: Stage or block indices (from 0, negative from the end), module names, `pooled`, `logits`,
-            `distillation-logits`; None for the last four stages (of equally deep blocks: four, equally spaced) and
-            `pooled`.
+        levels: Stage or block indices (from 0, negative from the end), module names (`name:part` of one that returns
+            several tensors), `pooled`, `logits`, `distillation-logits`; None for the last four stages (of equally deep
+            blocks: four, equally spaced) and `pooled`. A network that cannot be looked into has its logits alone.
         feature: `output`, `before-activation` or `after-activation`; the last two hold for stages only.
         logits: Whether the default ends with the logits.
 
     Raises:
         DistproError: a level is unknown, no tensor, never executed, double, or out of order.
     """
-    entries = list(levels) if levels is not None else [*default_levels(model, trace), *([LOGITS] if logits else [])]
+    if levels is not None:
+        entries = list(levels)
+    elif trace.logits is not None and not _tappable(trace):
+        entries = [LOGITS]
+    else:
+        entries = [*default_levels(model, trace), *([LOGITS] if logits else [])]
     if not entries:
         raise DistproError(f"{title(model)}: levels is empty; leave it out for the default, or name a level")
     chosen = [_choose(model, trace, entry, feature) for entry in entries]
@@ -68,7 +75,8 @@ def choose_levels(
                 f"{title(model)}: levels go from shallow to deep, but {before.name} comes after {after.name} "
                 "in the forward; swap them"
             )
-        if earlier == later:
+        same_part = before.point is None or after.point is None or before.point.part == after.point.part
+        if earlier == later and same_part:
             raise DistproError(f"{title(model)}: level {after.name} is given twice ({before.name} is the same tensor)")
     return chosen
 
@@ -90,6 +98,11 @@ def default_levels(model: nn.Module, trace: Trace) -> list[str]:
         # Some of timm's names are no modules, or modules that return several tensors.
         names, are_blocks = find_stages(trace, _classifier_call(model, trace))
         entries = _spaced(names) if are_blocks else names[-DEFAULT_STAGES:]
+    if not entries and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise DistproError(
+            f"{title(model)}: TorchScript cannot be looked into, so that it has no levels but its logits; build the "
+            "network in Python and give the archive as its weights"
+        )
     if not entries:
         raise DistproError(
             f"{title(model)}: no stages found; set levels to module names. There are: {_listing(_tappable(trace))}"
@@ -109,9 +122,10 @@ def feature_stages(model: nn.Module) -> list[dict[str, Any]]:
 def _choose(model: nn.Module, trace: Trace, entry: int | str, feature: str) -> Choice:
     if entry == LOGITS:
         if trace.logits is None:
+            found = f"the network returns {describe(trace.output)} and not a tensor [batch, N]"
             raise DistproError(
-                f"{title(model)}: there is no level {LOGITS}, because the network returns {describe(trace.output)} and "
-                f"not a tensor [batch, N]; leave {LOGITS} out of the levels, and distances between them (kl)"
+                f"{title(model)}: there is no level {LOGITS}, because {found if trace.has_head else 'head is false'}; "
+                f"leave {LOGITS} out of the levels, and distances between them (kl)"
             )
         return Choice(LOGITS, None)
     if entry == DISTILLATION_LOGITS:
@@ -124,8 +138,13 @@ def _choose(model: nn.Module, trace: Trace, entry: int | str, feature: str) -> C
                 f"There are: {_listing(_tappable(trace))}"
             )
         return Choice(POOLED, Point(call, "input"))
-    name = _indexed(model, trace, entry) if isinstance(entry, int) else _named(model, trace, entry)
+    name, colon, part = (_indexed(model, trace, entry), "", "") if isinstance(entry, int) else entry.partition(":")
+    name = name if isinstance(entry, int) else _named(model, trace, name)
     stage = _single_call(model, trace, name)
+    if colon or not isinstance(stage.output, Tensor):
+        return _part_choice(model, stage, part if colon else None, feature)
+    if stage.output.ndim not in _RANKS:
+        raise DistproError(_no_feature(model, name, stage.output))
     points = {"before-activation": before_activation, "after-activation": after_activation}
     point = points[feature](trace, stage) if feature in points else Point(stage, "output")
     info = next((info for info in feature_stages(model) if info["module"] == name), {})
@@ -156,7 +175,7 @@ def _named(model: nn.Module, trace: Trace, name: str) -> str:
     modules = dict(model.named_modules(remove_duplicate=False))
     if not name or name not in modules:
         names = _tappable(trace)
-        hint = nearest(name, [*names, POOLED, LOGITS])
+        hint = nearest(name, [*(call.name for call in trace.calls), POOLED, LOGITS])
         raise DistproError(
             f"{title(model)}: there is no level '{name}'{hint}. There are: {POOLED}, {LOGITS}, {_listing(names)}"
         )
@@ -176,24 +195,49 @@ def _single_call(model: nn.Module, trace: Trace, name: str) -> Call:
             f"{title(model)}: level {name} runs {len(calls)} times in a forward, so it is not one level; "
             "name a module that runs once"
         )
-    if not isinstance(calls[0].output, Tensor) or calls[0].output.ndim not in (2, 3, 4):
-        raise DistproError(
-            f"{title(model)}: level {name} returns {describe(calls[0].output)}; a map [B, C, H, W], tokens "
-            "[B, N, D] or a vector [B, D] is needed: name a module inside it or after it"
-        )
     return calls[0]
+
+
+def _part_choice(model: nn.Module, stage: Call, part: str | None, feature: str) -> Choice:
+    """Returns the level at a part of what a module returns: the one named, else the only one that can be a level."""
+    parts = {str(key): key for key, tensor in parts_of(stage.output).items() if tensor.ndim in _RANKS}
+    if part is None and len(parts) == 1:
+        (part,) = parts
+    if not parts:
+        raise DistproError(_no_feature(model, stage.name, stage.output))
+    if part not in parts:
+        shapes = (f"{stage.name}:{text} {list(parts_of(stage.output)[key].shape)}" for text, key in parts.items())
+        found = "" if part is None else f", none of them {part}"
+        raise DistproError(
+            f"{title(model)}: level {stage.name} returns {describe(stage.output)}{found}; name one of "
+            f"{_listing(list(shapes))}"
+        )
+    if feature != "output":
+        raise DistproError(
+            f"{title(model)}: level {stage.name} is a part of what its module returns, whose activation is not looked "
+            f"for; set feature: output, or name a module that returns one tensor"
+        )
+    return Choice(f"{stage.name}:{part}", Point(stage, "output", parts[part]))
+
+
+def _no_feature(model: nn.Module, name: str, output: Any) -> str:
+    return (
+        f"{title(model)}: level {name} returns {describe(output)}; a map [B, C, H, W], tokens [B, N, D] or a vector "
+        "[B, D] is needed: name a module inside it or after it"
+    )
 
 
 def _classifier_call(model: nn.Module, trace: Trace) -> Call | None:
     """The last run of the classifier: what the network calls so, else its last linear or convolution.
 
-    None where the output is more than a vector per image: the last linear layer may then lie anywhere.
+    None where the output is more than a vector per image, or no head made it: the last linear layer may then lie
+    anywhere.
     """
     stated = stated_classifiers(model)[:1]
     for call in reversed(trace.calls):
         if call.module in stated and call.input is not None:
             return call
-    if not isinstance(trace.output, Tensor) or trace.output.ndim > 2:
+    if not trace.has_head or not isinstance(trace.output, Tensor) or trace.output.ndim > 2:
         return None
     width = None if trace.logits is None else trace.logits.shape[1]
     for call in reversed(trace.calls):
@@ -231,7 +275,7 @@ def _spaced(names: list[str]) -> list[str]:
 
 def _is_tappable(trace: Trace, name: str) -> bool:
     calls = trace.of(name)
-    return len(calls) == 1 and isinstance(calls[0].output, Tensor) and calls[0].output.ndim in (2, 3, 4)
+    return len(calls) == 1 and isinstance(calls[0].output, Tensor) and calls[0].output.ndim in _RANKS
 
 
 def _tappable(trace: Trace) -> list[str]:

@@ -15,12 +15,24 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distpro_cli.errors import DistproError
+from distpro_cli.image_size import ImageSize, Size, height_width, longer_side
 from distpro_cli.networks.activations import Point
-from distpro_cli.networks.dry_run import describe, dry_forward, dry_images, first_tensor, title, trace_forward, version
+from distpro_cli.networks.channels import COLOUR, GREY, as_grey
+from distpro_cli.networks.dry_run import (
+    channels_last,
+    describe,
+    dry_forward,
+    dry_images,
+    first_tensor,
+    parts_of,
+    title,
+    trace_forward,
+    version,
+)
 from distpro_cli.networks.heads import NewHead, head_modules
 from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.networks.tokens import TokenOrder, rolled_block, stated_grid
-from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.process.pathway import Grid, LevelInfo, guess_grid
 from distpro_cli.tasks.task import Sizes
 
 # Whose convolutions in channels_last end torch's process on the CPU (segmentation fault; seen with torch 2.14).
@@ -52,9 +64,10 @@ class TappedNetwork(nn.Module):
         tokens: str = "all",
         mean: Sequence[float],
         std: Sequence[float],
-        image_size: int,
+        image_size: ImageSize,
         check_output: Callable[[Any], object] | None = None,
         output: int | str | None = None,
+        head: bool = True,
     ) -> None:
         """Finds the levels by a dry forward, which leaves the network as it was, and taps them.
 
@@ -68,9 +81,10 @@ class TappedNetwork(nn.Module):
             tokens: `all`, or `patches`: of tokens those on the grid alone.
             mean: Per channel, what the network expects to be subtracted from images in [0, 1].
             std: Per channel, what it expects them to be divided by.
-            image_size: Height and width of the images in pixels.
+            image_size: Of the images in pixels, one number or height and width.
             check_output: Is given what the network returns for two images in eval mode; raises if that is wrong.
             output: Which part of what the network returns is its output, see `part_of`; None: all of it.
+            head: False: what it returns are features, of any kind, and no level.
 
         Raises:
             DistproError: the images do not fit the network, or a level cannot be tapped.
@@ -81,36 +95,42 @@ class TappedNetwork(nn.Module):
         self._trained_heads: list[nn.Module] = []
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
-        images_bchw = dry_images(image_size, self.mean, self.std)
+        size = height_width(image_size)
+        images_bchw = dry_images(size, self.mean, self.std)
         trace = trace_forward(model, images_bchw)
         self._output = output
-        trace.output = self._part(trace.output)
+        trace.output, trace.has_head = self._part(trace.output), head
         if check_output is not None:
             check_output(trace.output)
-        choices = choose_levels(model, trace, levels, feature, logits=logits)
+        choices = choose_levels(model, trace, levels, feature, logits=logits and head)
         self._layouts: dict[int, str] = {}
         self._orders: dict[int, TokenOrder] = {}
         self._recorder = _Recorder()
         self._taps: list[RemovableHandle] = []
-        self.levels = tuple(self._tapped(choices, trace.output, tokens, image_size))
+        self.levels = tuple(self._tapped(choices, trace.output, tokens, size, feature))
         self.points = tuple("the network's output" if c.point is None else c.point.text for c in choices)
         self._distillation = {info.number for info in self.levels if info.name == DISTILLATION_LOGITS}
         self._find_writes_in_training(images_bchw)
 
-    def _tapped(self, choices: Sequence[Choice], output: Any, tokens: str, image_size: int) -> list[LevelInfo]:
+    def _tapped(self, choices: Sequence[Choice], output: Any, tokens: str, size: Size, feature: str) -> list[LevelInfo]:
         """Taps the chosen levels, each in the layout and order of its dry tensor, and returns what they are."""
         infos: list[LevelInfo] = []
         for number, choice in enumerate(choices, start=1):
             point = choice.point
             tensor = output if point is None else point.tensor
-            self._layouts[number] = _layout(choice, tensor)
+            self._layouts[number] = _layout(choice, tensor, size)
             if self._layouts[number] == "bnd":
                 self._orders[number] = TokenOrder(block=rolled_block(self.model, choice.name))
             shape = tuple(self._arranged(number, tensor).shape[1:])
-            info = _level_info(self.model, number, len(choices), choice, shape, image_size)
+            info = _level_info((number, len(choices)), choice, shape, size)
+            if info.kind == "tokens":
+                grid = self._orders[number].grid_of(self.model, tensor)
+                info = _on_grid(info, grid or stated_grid(self.model, shape[0], choice.reduction, size), size)
             if tokens == "patches" and info.kind == "tokens" and info.prefix:
                 self._orders[number] = replace(self._orders[number], prefix=info.prefix)
                 info = replace(info, shape=(shape[0] - info.prefix, shape[1]), prefix=0)
+            if info.kind != LOGITS and choice.name != POOLED:
+                info = replace(info, feature=feature)
             infos.append(info)
             if point is not None:
                 self._taps.append(self._recorder.tap(number, point))
@@ -120,6 +140,11 @@ class TappedNetwork(nn.Module):
     def num_parameters(self) -> int:
         """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that the network takes: 3, or 1 of grey ones."""
+        return self.mean.shape[1]
 
     def freeze_backbone(self) -> None:
         """Leaves only the head to training: the rest keeps its weights, stays in eval mode and draws nothing."""
@@ -147,7 +172,8 @@ class TappedNetwork(nn.Module):
         """Returns output and features of images in [0, 1], which are normalised here.
 
         Args:
-            images_bchw: [B, C, H, W], float, in [0, 1].
+            images_bchw: [B, C, H, W], float, in [0, 1]; colour becomes grey for a network of grey images, and grey
+                is repeated for one of colour.
             levels: Numbers of the levels wanted.
             output: False: not wanted; the forward stops as soon as the deepest wanted level is there.
             sizes: Of images that are padded, see `Batch`; the network sees zeros beyond them.
@@ -165,6 +191,8 @@ class TappedNetwork(nn.Module):
         final = {level for level in wanted if self._layouts[level] == LOGITS}
         if self.needs_contiguous:
             images_bchw = images_bchw.contiguous()
+        if self.channels == GREY and images_bchw.shape[1] == COLOUR:
+            images_bchw = as_grey(images_bchw)
         normalized_bchw = (images_bchw - self.mean) / self.std
         for image_chw, (height, width) in zip(normalized_bchw, sizes or (), strict=sizes is not None):
             image_chw[:, height:] = 0
@@ -273,13 +301,15 @@ class _Recorder:
         module, call_index = point.call.module, point.call.index
         if point.side == "input":
             return module.register_forward_pre_hook(partial(self._on_input, level, call_index), with_kwargs=True)
-        return module.register_forward_hook(partial(self._on_output, level, call_index))
+        return module.register_forward_hook(partial(self._on_output, level, call_index, point.part))
 
     def _on_input(self, level: int, call_index: int, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._take(level, call_index, first_tensor(args, kwargs))
 
-    def _on_output(self, level: int, call_index: int, module: nn.Module, args: Any, output: Any) -> None:
-        self._take(level, call_index, output)
+    def _on_output(
+        self, level: int, call_index: int, part: int | str | None, module: nn.Module, args: Any, output: Any
+    ) -> None:
+        self._take(level, call_index, output if part is None else parts_of(output).get(part))
 
     def start(self, wanted: Collection[int], stop: bool) -> None:
         """Asks for levels; with `stop` the forward is left when the last of them is there."""
@@ -309,20 +339,20 @@ class _Recorder:
         return tapped, overwritten
 
 
-def _layout(choice: Choice, tensor: Tensor) -> str:
+def _layout(choice: Choice, tensor: Tensor, size: Size) -> str:
     """`bchw`, `bhwc`, `bnd`, `bd`, `logits`; `mean-...` where the classifier's input is pooled here."""
     if choice.name == LOGITS:
         return LOGITS
-    layout = {2: "bd", 3: "bnd"}.get(tensor.ndim) or _map_layout(tensor, choice.channels)
+    layout = {2: "bd", 3: "bnd"}.get(tensor.ndim) or _map_layout(tuple(tensor.shape), choice.channels, size)
     return f"mean-{layout}" if choice.name == POOLED and layout != "bd" else layout
 
 
-def _map_layout(tensor: Tensor, channels: int | None) -> str:
-    """The known channels decide; else, images being square here, the two equal dimensions are positions."""
-    _, first, middle, last = tensor.shape
+def _map_layout(shape: tuple[int, ...], channels: int | None, size: Size) -> str:
+    """The known channels decide; else the two dimensions that cover the image are positions."""
+    _, first, _, last = shape
     if channels is not None and (first == channels) != (last == channels):
         return "bchw" if first == channels else "bhwc"
-    return "bhwc" if first == middle != last else "bchw"
+    return "bhwc" if channels_last(shape, size) else "bchw"
 
 
 def _arrange(tensor: Tensor, layout: str) -> Tensor:
@@ -333,14 +363,23 @@ def _arrange(tensor: Tensor, layout: str) -> Tensor:
     return tensor
 
 
-def _level_info(
-    model: nn.Module, number: int, count: int, choice: Choice, shape: tuple[int, ...], image_size: int
-) -> LevelInfo:
+def _level_info(place: tuple[int, int], choice: Choice, shape: tuple[int, ...], size: Size) -> LevelInfo:
+    """Returns what a level is; `place` is its number and how many there are. Tokens have no grid yet."""
     kind = LOGITS if choice.name in (LOGITS, DISTILLATION_LOGITS) else {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
-    stated = stated_grid(model, shape[0]) if kind == "tokens" else (0, None)
-    info = LevelInfo(number, count, choice.name, kind, None, shape, *stated)
+    info = LevelInfo(*place, choice.name, kind, None, shape)
     if kind == "tokens" and choice.reduction:
         return replace(info, reduction=choice.reduction)
-    if kind in ("tokens", "map") and info.grid:
-        return replace(info, reduction=max(1, round(image_size / info.grid[0])))
-    return info
+    return _reduced(info, size) if kind == "map" else info
+
+
+def _on_grid(info: LevelInfo, stated: tuple[int, Grid | None], size: Size) -> LevelInfo:
+    """Returns a level of tokens with their prefix and grid, as stated or else as their number and the image say."""
+    prefix, grid = stated if stated[1] else guess_grid(info.shape[0], size)
+    info = replace(info, prefix=prefix, grid=grid, guess=False)
+    return info if info.reduction or grid is None else _reduced(info, size)
+
+
+def _reduced(info: LevelInfo, size: Size) -> LevelInfo:
+    assert info.grid is not None
+    side = longer_side(size)
+    return replace(info, reduction=max(1, round(size[side] / info.grid[side])))

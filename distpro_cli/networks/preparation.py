@@ -20,8 +20,8 @@ def refusal(new_head: NewHead) -> str:
     """Says why weights whose head does not fit cannot teach, and the ways out."""
     return (
         f"its weights need {new_head}, and a random head teaches noise; to fine-tune it on these data first, set "
-        "teacher.train; to train its head alone, set teacher.train and teacher.freeze: backbone; or take weights "
-        "whose head fits"
+        "teacher.train; to train its head alone, set teacher.train and teacher.freeze: backbone; to let it teach "
+        "through its features alone, set teacher.head: false; or take weights whose head fits"
     )
 
 
@@ -36,7 +36,8 @@ def describe_preparation(spec: Network, model: nn.Module) -> str:
     if spec.weights is None:
         if teacher is None:
             return "random weights"
-        return f"trained first{_epochs(teacher)}" if teacher.train else "no weights: set teacher.weights or .train"
+        ways = "teacher.weights or .train" if spec.head else "teacher.weights"
+        return f"trained first{_epochs(teacher)}" if teacher.train else f"no weights: set {ways}"
     try:
         new_head = _planned_head(spec, model)
     except DistproError as error:
@@ -47,15 +48,18 @@ def describe_preparation(spec: Network, model: nn.Module) -> str:
     if new_head and teacher.train is None:
         return f"refused: {refusal(new_head)}"
     if not is_trained_first(teacher, new_head):
-        return f"{source}, as they are" + (" (train is not used: their head fits)" if teacher.train else "")
+        as_they_are = f"{source}, as they are" if spec.head else f"{source}, without a head"
+        return as_they_are + (" (train is not used: their head fits)" if teacher.train else "")
     part = "its head alone is trained first" if teacher.freeze else "fine-tuned first"
     return f"{source}, with {new_head or 'their head'}; {part}{_epochs(teacher)}"
 
 
 def _planned_head(spec: Network, model: nn.Module) -> NewHead | None:
     if spec.weights == "pretrained":
-        return pretrained_new_head(model)
-    return fitting_weights(model, expand_path(str(spec.weights)), new_head=True)[1]
+        new_head = pretrained_new_head(model)
+    else:
+        _, new_head = fitting_weights(model, expand_path(str(spec.weights)), new_head=True, head=spec.head)
+    return new_head if spec.head else None
 
 
 def _epochs(teacher: Teacher) -> str:

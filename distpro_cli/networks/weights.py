@@ -19,27 +19,34 @@ from torch import Tensor, nn
 
 from distpro_cli.errors import DistproError, first_line
 from distpro_cli.files import write_atomically
-from distpro_cli.networks.dry_run import title
+from distpro_cli.image_size import size_text
+from distpro_cli.networks.channels import COLOUR, GREY
+from distpro_cli.networks.dry_run import stated_classifiers, title
 from distpro_cli.networks.heads import NewHead, head_names
+from distpro_cli.networks.torchscript import is_script_archive, script_tensors
 
 # What training scripts wrap a state dict in; the averaged weights come first, as with timm.
 WRAPPERS = (
     "state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "state_dict", "model", "model_state",
     "model_state_dict", "net", "network", "student", "module", "weights", "params",
 )  # fmt: skip
-_PREFIXES = re.compile(r"(?:module|_orig_mod|model|student|teacher|net|network|backbone)\.")
+_COMPILED = "_orig_mod."
+_PREFIXES = re.compile(r"(?:module|model|student|teacher|net|network|backbone)\.")
 _SHOWN = 3
 
 
-def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> NewHead | None:
+def load_weights(model: nn.Module, source: Path, *, new_head: bool = False, head: bool = True) -> NewHead | None:
     """Fills a network with the weights of a file, all of them or none.
 
     Args:
         model: On any device.
-        source: A safetensors file under any name, or a torch checkpoint of plain tensors, beside which there may be
-            what timm's training script adds. Wrappers such as `state_dict` and `model`, and prefixes such as
-            `module.` and `backbone.` are looked through.
+        source: A safetensors file under any name; a torch checkpoint of plain tensors, beside which there may be what
+            timm's training script adds; or a TorchScript archive, whose tensors alone are read. Wrappers such as
+            `state_dict` and `model`, prefixes such as `module.` and `backbone.`, and what `torch.compile` adds to names
+            are looked through.
         new_head: Whether the network may keep its own head where the file has none, or one of another width.
+        head: False: a head does not count. What the file has beyond the network's tensors is left out, and the network
+            keeps its head only if it says which that is.
 
     Returns:
         The head that was kept; None if every weight comes from the file.
@@ -48,17 +55,23 @@ def load_weights(model: nn.Module, source: Path, *, new_head: bool = False) -> N
         DistproError: the file is missing, broken, holds code to be unpickled or numbers that are not finite, or does
             not fit the network.
     """
-    found, kept = fitting_weights(model, source, new_head=new_head)
+    found, kept = fitting_weights(model, source, new_head=new_head, head=head)
     model.load_state_dict(found, strict=False)
     return kept
 
 
 def fitting_weights(
-    model: nn.Module, source: Path, *, new_head: bool = False
+    model: nn.Module, source: Path, *, new_head: bool = False, head: bool = True
 ) -> tuple[dict[str, Tensor], NewHead | None]:
     """Returns what `load_weights` would load, by name, and the head that it would keep; it raises as that does."""
     expected = model.state_dict()
     found = _without_prefix(_unwrapped(_read(source), source), expected)
+    for name, _ in model.named_buffers():
+        if name not in expected:  # TorchScript keeps those that a state dict leaves out
+            found.pop(name, None)
+    if not head:
+        found = {name: tensor for name, tensor in found.items() if name in expected}
+        new_head = new_head and bool(stated_classifiers(model))
     _check_finite(found, source)
     heads = head_names(model)
     unfit = _unfit(expected, found)
@@ -117,11 +130,15 @@ def _read(source: Path) -> Any:
     try:
         if _is_safetensors(source):
             return safetensors.torch.load_file(source)
+        if is_script_archive(source):
+            return script_tensors(source)
         with warnings.catch_warnings():  # torch's remark on other pickle protocols is answered below
             warnings.simplefilter("ignore")
             # Opened here, since torch goes by the name.
             with torch.serialization.safe_globals(_harmless()), source.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
+    except DistproError:
+        raise
     except pickle.UnpicklingError as error:
         if _is_pickle(source):
             raise DistproError(
@@ -181,7 +198,8 @@ def _unwrapped(content: Any, source: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(found: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strips the prefix under which most of the expected names lie."""
+    """Strips the prefix under which most of the expected names lie, and what torch.compile adds anywhere."""
+    found = {name.replace(_COMPILED, ""): tensor for name, tensor in found.items()}
     prefixes = {""}
     for name in found:
         end = 0
@@ -249,8 +267,18 @@ def _check_fit(model: nn.Module, found: Mapping[str, Tensor], source: Path) -> N
         parts.append(f"{len(differing)} of another shape ({_some(shapes)})")
     raise DistproError(
         f"weights {source}: they do not fit {title(model)}, of {len(expected)} tensors {', '.join(parts)}; "
-        f"check the network's name and options{_origin(source)}"
+        f"check the network's name and options{_colour_remark(expected, found)}{_origin(source)}"
     )
+
+
+def _colour_remark(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Says what to write where weights for images of colour meet a network of grey ones."""
+    first = next((name for name, tensor in expected.items() if tensor.ndim == 4), "")
+    if first not in found or found[first].ndim != 4:
+        return ""
+    if (expected[first].shape[1], found[first].shape[1]) != (GREY, COLOUR):
+        return ""
+    return " (a network of 3 channels takes grey images as well: leave the channels out of its options)"
 
 
 def _origin(source: Path) -> str:
@@ -258,8 +286,16 @@ def _origin(source: Path) -> str:
     metadata = weights_metadata(source)
     parts = [metadata["network"]] if "network" in metadata else []
     parts += [f"options {metadata['options']}"] if metadata.get("options", "{}") != "{}" else []
-    parts += [f"images of {metadata['image_size']} pixels"] if "image_size" in metadata else []
+    parts += [f"images of {_size(metadata['image_size'])} pixels"] if "image_size" in metadata else []
     return f"; the file is of {', '.join(parts)}" if parts else ""
+
+
+def _size(text: str) -> str:
+    """Returns a size of a file's metadata, JSON, as people write it."""
+    try:
+        return size_text(json.loads(text))
+    except (ValueError, TypeError):
+        return text
 
 
 def _some(names: Iterable[str]) -> str:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from distpro_cli.process.pathway import LevelInfo
+from distpro_cli.process.ranks import Levels, ranks_by_depth, ranks_by_reduction
 
-Levels = Sequence[LevelInfo]
 Rule = Literal["number", "reduction", "depth"]
-
-_FROM_END = 1 << 20  # rank of the last vector, beyond that of every map
 
 
 @dataclass(frozen=True)
@@ -41,18 +37,9 @@ def align(teacher: Levels, student: Levels) -> Alignment:
     if kinds[0] == kinds[1]:
         by_number = [{level.number: level.number for level in side} for side in sides]
         return Alignment("number", by_number[0], by_number[1])
-    positions = [[level for level in side if level.kind != "vector"] for side in sides]
-    vectors = [[level.number for level in side if level.kind == "vector"] for side in sides]
-    rule: Rule = "reduction" if (ranks := _by_reduction(positions)) else "depth"
-    ranks = ranks or _by_depth(positions)
-    found = [
-        {
-            **{level.number: rank for level, rank in zip(side, of_side, strict=True)},
-            **{number: _FROM_END - back for back, number in enumerate(reversed(last))},
-        }
-        for side, of_side, last in zip(positions, ranks, vectors, strict=True)
-    ]
-    return Alignment(rule, found[0], found[1])
+    by_reduction = ranks_by_reduction(sides)
+    ranks = by_reduction or ranks_by_depth(sides)
+    return Alignment("reduction" if by_reduction else "depth", ranks[0], ranks[1])
 
 
 def equally_deep(teacher: Levels, student: Levels, *kinds: str) -> list[list[int]]:
@@ -64,19 +51,3 @@ def equally_deep(teacher: Levels, student: Levels, *kinds: str) -> list[list[int
         for j in student
         if i.kind in kinds and j.kind in kinds and ranks.teacher[i.number] == ranks.student[j.number]
     ]
-
-
-def _by_reduction(positions: Sequence[Levels]) -> list[list[int]] | None:
-    found = []
-    for side in positions:
-        reductions = [level.reduction for level in side]
-        ranks = [round(math.log2(reduction)) for reduction in reductions if reduction]
-        if len(ranks) < len(reductions) or ranks != sorted(set(ranks)):
-            return None
-        found.append(ranks)
-    return found if set(found[0]) & set(found[1]) else None
-
-
-def _by_depth(positions: Sequence[Levels]) -> list[list[int]]:
-    longest = max(len(side) for side in positions)
-    return [[math.floor(n * longest / len(side) + 0.5) for n in range(1, len(side) + 1)] for side in positions]

@@ -136,7 +136,8 @@ def _set_joints(
     assert isinstance(group.connections, str)
     if _between_logits(group):
         joints = [(i, j) for i, j in product(teacher, student) if i.kind == j.kind == "logits"]
-        remedy = "add logits to teacher.levels and to student.levels, or name pairs of vectors"
+        remedy = "add logits to teacher.levels and to student.levels (a teacher with head: false has none), or name "
+        remedy += "pairs of vectors"
     else:
         joins = SETS[group.connections]
         features = product(*([level for level in side if level.kind != "logits"] for side in (teacher, student)))
@@ -240,4 +241,10 @@ def _levels_text(levels: Sequence[LevelInfo]) -> str:
 
 
 def _remedy(teacher: Sequence[LevelInfo], student: Sequence[LevelInfo]) -> str:
+    sides = (("teacher", teacher), ("student", student))
+    if alone := [role for role, levels in sides if all(level.kind == "logits" for level in levels)]:
+        return (
+            f"the logits are the only level of the {' and of the '.join(alone)}; take a distance between logits (kl), "
+            "or name other levels"
+        )
     return f"name pairs of teacher levels {_levels_text(teacher)} and student levels {_levels_text(student)}"

@@ -21,8 +21,10 @@ def ends_with_logits(recipe: Recipe, task: Task) -> bool:
     """Returns whether the default levels of the recipe's networks end with the logits."""
     if recipe.pathways is not None:
         return joins_logits(recipe.pathways)
-    return task.outputs_logits and all(
-        spec.levels is None or LOGITS in spec.levels for spec in (recipe.teacher, recipe.student)
+    return (
+        recipe.teacher.head
+        and task.outputs_logits
+        and all(spec.levels is None or LOGITS in spec.levels for spec in (recipe.teacher, recipe.student))
     )
 
 
@@ -33,7 +35,7 @@ def groups_for(
 
     These join every level to that of the same number, once on its own and once through ReviewKD's chain; where levels
     do not correspond or hold tokens, `lower` stands for both. The logits of both networks are joined where they are
-    among the levels, are logits to the task and are equally wide.
+    among the levels, are logits to the task and are equally wide; alone where they are the only level of a network.
 
     Args:
         recipe: Of the pair.
@@ -45,6 +47,8 @@ def groups_for(
         return recipe.pathways
     groups = [SAME_LEVELS, REVIEW] if _correspond(teacher, student) else [OTHERWISE]
     if task.outputs_logits and _fits(BETWEEN_LOGITS, teacher, student):
+        if any(all(level.kind == "logits" for level in side) for side in (teacher, student)):
+            return [BETWEEN_LOGITS]
         groups.append(BETWEEN_LOGITS)
     return groups
 

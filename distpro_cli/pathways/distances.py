@@ -46,10 +46,12 @@ class Distance:
     Attributes:
         between_logits: Whether an automatic connection set joins the logits of both networks, and only those.
         compares_channels: Whether both features must have the same channels.
+        takes_half: Whether `measure` takes a prediction of half precision as it is.
     """
 
     between_logits: ClassVar[bool] = False
     compares_channels: ClassVar[bool] = True
+    takes_half: ClassVar[bool] = False
 
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError if the distance is not defined for this teacher level."""
@@ -70,7 +72,7 @@ class Distance:
             Scalar ≥ 0, float32 also under autocast.
         """
         with without_autocast(prediction.device):
-            prediction, target = prediction.float(), target.float()
+            prediction, target = prediction if self.takes_half else prediction.float(), target.float()
             if filled is None or target.ndim != 4:
                 return self.measure(prediction, target)
             return self.measure_filled(prediction, target, filled_cells(target, filled))
@@ -149,20 +151,23 @@ class HierarchicalContext(_OnGrid):
         prefix: Whether the tokens before the grid count.
     """
 
+    takes_half = True
+
     def __init__(self, *, prefix: bool = True) -> None:
         super().__init__(prefix=prefix)
 
     @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
+        # The prediction may be of half precision: its difference to float32 is float32, and no copy is held.
         if prediction.ndim == 4:
             return hierarchical_mse(prediction - target)
         if prediction.ndim != 3 or self.layout is None:
-            return F.mse_loss(prediction, target)
+            return F.mse_loss(prediction.float(), target)
         num_prefix, num_tokens = self.layout.prefix, target.shape[1]
         on_grid = hierarchical_mse(to_map(prediction - target, self.layout).contiguous())
         if num_prefix == 0 or not self.prefix:
             return on_grid
-        before_grid = F.mse_loss(prediction[:, :num_prefix], target[:, :num_prefix])
+        before_grid = F.mse_loss(prediction[:, :num_prefix].float(), target[:, :num_prefix])
         return on_grid + (before_grid - on_grid) * (num_prefix / num_tokens)
 
 

@@ -69,7 +69,9 @@ class _HierarchicalMSE(torch.autograd.Function):
             return difference * fine
         # All cells of a pool receive the same, so the coarse part stays coarse until the fine one is written.
         with without_autocast(difference.device):
-            coarse = _coarse_gradient(difference, pools, list(weights.values())) * scale
+            coarse = _coarse_gradient(difference, pools, list(weights.values())).mul_(scale)
+        if coarse.shape == difference.shape:  # in place: each such tensor weighs as much as the feature
+            return coarse.addcmul_(difference, fine)
         images, channels, height, width = difference.shape
         rows, columns = coarse.shape[2:]
         blocks = difference.view(images, channels, rows, height // rows, columns, width // columns)

@@ -48,7 +48,7 @@ def layouts_of_pair(student: LevelInfo, teacher: LevelInfo) -> tuple[Layout, Lay
         if level.grid is None and other.kind not in ("vector", "logits"):
             raise DistproError(
                 f"{role} level {level.number} ({level.name}) has {level.shape[0]} tokens, which form no "
-                f"square grid behind a few prefix tokens, so they cannot meet "
+                f"grid behind a few prefix tokens, so they cannot meet "
                 f"{other.kind} of shape {shape_text(other.shape)}; use transform linear between "
                 "equal numbers of tokens, or the pooled level"
             )

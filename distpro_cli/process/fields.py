@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Collection
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from distpro_cli.errors import ProcessError
 from distpro_cli.process.container import from_json, to_json
 from distpro_cli.process.cost import Part
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
-from distpro_cli.process.process import Process
+from distpro_cli.process.process import SIDES, Process
 
 Item = TypeVar("Item")
 
 MAX_PATHWAYS = 10_000
 MAX_PARTS = 50_000
+MAX_LEVELS = 10_000
 KINDS = ("map", "tokens", "vector", "logits")
-_MAX_NAME = 500
+MAX_NAME = 500
 _MAX_NUMBER = 2**53
-# Prefix and grid of a level are left to `LevelInfo`: readers of this version refuse further keys.
-_LEVEL_KEYS = {"number", "count", "name", "kind", "reduction", "shape"}
+_LEVEL_KEYS = {"number", "count", "name", "kind", "reduction", "shape"}  # where it is tapped stands in `levels`
+_GRID_KEYS = {"prefix", "grid"}  # of tokens, where they are not what `LevelInfo` makes of the shape
 _PART_KEYS = {"name", "cost", "pathways"}
-_OPTIONAL = {"parts"}
+MAX_HISTORY = 1000
+FEATURES = ("output", "before-activation", "after-activation")
+NEW_IN_2 = ("levels", "searched", "gained", "history")
+_OPTIONAL = {"parts", *NEW_IN_2}
 _PATHWAY_KEYS = {"id", "teacher", "student", "transform", "distance", "transform_options", "distance_options"}
 
 
@@ -41,7 +46,24 @@ def encode_fields(process: Process) -> dict[str, str]:
         "seed": str(process.seed),
         "measured": to_json(dict(process.measured)),
         **({"parts": to_json([asdict(part) for part in process.parts])} if process.parts else {}),
+        **_encode_new(process),
     }
+
+
+def needs_version_2(process: Process) -> bool:
+    """Returns whether the process says what files of version 1 do not hold."""
+    return process.scale is not None or bool(_encode_new(process))
+
+
+def _encode_new(process: Process) -> dict[str, str]:
+    levels = {side: [_plain_known_level(level) for level in getattr(process, f"{side}_levels")] for side in SIDES}
+    values = {
+        "levels": levels if any(levels.values()) else None,
+        "searched": dict(process.searched),
+        "gained": dict(process.gained),
+        "history": list(process.history),
+    }
+    return {name: to_json(values[name]) for name in NEW_IN_2 if values[name]}
 
 
 def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
@@ -53,16 +75,46 @@ def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
     missing = [name for name in _DECODERS if name not in (*metadata, *_OPTIONAL)]
     if missing:
         raise ProcessError(f"the metadata lacks {', '.join(missing)}")
-    return {name: decode(metadata[name]) for name, decode in _DECODERS.items() if name in metadata}
+    values = {name: decode(metadata[name]) for name, decode in _DECODERS.items() if name in metadata}
+    if levels := values.pop("levels", None):
+        values |= {f"{side}_levels": levels[side] for side in SIDES}
+        values["pathways"] = tuple(_with_features(info, levels) for info in values["pathways"])
+    return values
+
+
+def _with_features(info: PathwayInfo, levels: dict[str, tuple[LevelInfo, ...]]) -> PathwayInfo:
+    """Returns a pathway whose levels say where they are tapped."""
+    of_pathway = (info.teacher, info.student)
+    known = [
+        next((one for one in levels[side] if one == own), None) for side, own in zip(SIDES, of_pathway, strict=True)
+    ]
+    for side, own, found in zip(SIDES, of_pathway, known, strict=True):
+        if found is None and levels[side]:
+            raise ProcessError(f"pathway {info.id}: its {side} level {own.number} is not among the levels")
+    teacher, student = (found or own for found, own in zip(known, of_pathway, strict=True))
+    return replace(info, teacher=teacher, student=student)
 
 
 def _plain(pathway: PathwayInfo) -> dict[str, Any]:
     plain = asdict(pathway)
-    return plain | {side: {key: plain[side][key] for key in _LEVEL_KEYS} for side in ("teacher", "student")}
+    return plain | {"teacher": _plain_level(pathway.teacher), "student": _plain_level(pathway.student)}
+
+
+def _plain_level(level: LevelInfo) -> dict[str, Any]:
+    plain = asdict(level)
+    follows = level.kind != "tokens" or level == replace(level, prefix=0, grid=None, guess=True)
+    return {key: plain[key] for key in (_LEVEL_KEYS if follows else _LEVEL_KEYS | _GRID_KEYS)}
+
+
+def _plain_known_level(level: LevelInfo) -> dict[str, Any]:
+    return _plain_level(level) | ({"feature": level.feature} if level.feature else {})
 
 
 def _items(text: str, noun: str, most: int, decode: Callable[[Any, str], Item]) -> tuple[Item, ...]:
-    values = from_json(text, f"the metadata's {noun}s")
+    return _item_list(from_json(text, f"the metadata's {noun}s"), noun, most, decode)
+
+
+def _item_list(values: Any, noun: str, most: int, decode: Callable[[Any, str], Item]) -> tuple[Item, ...]:
     if not isinstance(values, list):
         raise ProcessError(f"the metadata's {noun}s are not a list")
     if len(values) > most:
@@ -84,7 +136,7 @@ def _pathway(value: Any, where: str) -> PathwayInfo:
 
 
 def _level(value: Any, where: str) -> LevelInfo:
-    _check_keys(value, _LEVEL_KEYS, where)
+    _check_keys(value, _LEVEL_KEYS, where, _GRID_KEYS)
     number, count = (_positive(value[key], f"{where}: {key}") for key in ("number", "count"))
     if number > count:
         raise ProcessError(f"{where}: number is {number}, beyond the count of {count}")
@@ -101,14 +153,52 @@ def _level(value: Any, where: str) -> LevelInfo:
         kind=value["kind"],
         reduction=None if reduction is None else _positive(reduction, f"{where}: reduction"),
         shape=tuple(_positive(size, f"{where}: shape") for size in shape),
+        **_grid(value, where),
     )
 
 
-def _check_keys(value: Any, keys: set[str], where: str) -> None:
+def _grid(value: dict[str, Any], where: str) -> dict[str, Any]:
+    """Returns prefix and grid where a level tells them."""
+    if not _GRID_KEYS & value.keys():
+        return {}
+    _check_keys(value, _LEVEL_KEYS | _GRID_KEYS, where)
+    prefix, grid, shape = value["prefix"], value["grid"], value["shape"]
+    if (prefix, grid, value["kind"]) == (0, None, "tokens"):
+        return {"guess": False}
+    sound = type(prefix) is int and isinstance(grid, list) and len(grid) == 2 and value["kind"] == "tokens"
+    if not sound or prefix < 0 or prefix + math.prod(_positive(n, f"{where}: grid") for n in grid) != shape[0]:
+        raise ProcessError(
+            f"{where}: prefix {_shown(prefix)} and grid {_shown(grid)} are not those of {_shown(shape)}; expected "
+            "tokens of the number prefix + height · width"
+        )
+    return {"prefix": prefix, "grid": tuple(grid)}
+
+
+def _levels(text: str) -> dict[str, tuple[LevelInfo, ...]]:
+    values = from_json(text, "the metadata's levels")
+    _check_keys(values, set(SIDES), "levels")
+    found = {side: _item_list(values[side], f"{side} level", MAX_LEVELS, _known_level) for side in SIDES}
+    for side, levels in found.items():
+        if [level.number for level in levels] != list(range(1, len(levels) + 1)):
+            raise ProcessError(f"the {side} levels are not numbered from 1 on")
+        if any(level.count != len(levels) for level in levels):
+            raise ProcessError(f"the {side} levels do not have the count of {len(levels)}")
+    return found
+
+
+def _known_level(value: Any, where: str) -> LevelInfo:
+    feature = _object(value, where).get("feature")
+    if feature is not None and feature not in FEATURES:
+        raise ProcessError(f"{where}: feature is {_shown(feature)}; allowed: {', '.join(FEATURES)}")
+    level = _level({key: value[key] for key in value if key != "feature"}, where)
+    return replace(level, feature=feature)
+
+
+def _check_keys(value: Any, keys: set[str], where: str, optional: Collection[str] = ()) -> None:
     _object(value, where)
     if missing := keys - value.keys():
         raise ProcessError(f"{where} lacks {', '.join(sorted(missing))}")
-    if unknown := value.keys() - keys:
+    if unknown := value.keys() - keys - set(optional):
         raise ProcessError(f"{where} holds unknown keys: {_shown(', '.join(sorted(unknown)))}")
 
 
@@ -120,7 +210,7 @@ def _positive(value: Any, where: str) -> int:
 
 def _name(value: Any, where: str) -> str:
     # Names go to the terminal: no control characters, nothing endless.
-    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME or not value.isprintable():
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME or not value.isprintable():
         raise ProcessError(f"{where} is {_shown(value)}; expected a printable name")
     return value
 
@@ -144,13 +234,13 @@ def _versions(text: str) -> dict[str, str]:
     return {_name(key, "a name in versions"): _name(value, f"version of {key}") for key, value in values.items()}
 
 
-def _measured(text: str) -> dict[str, float | int | str]:
-    values = _object(from_json(text, "the metadata's measured"), "the metadata's measured")
+def _facts(text: str, noun: str) -> dict[str, float | int | str]:
+    values = _object(from_json(text, f"the metadata's {noun}"), f"the metadata's {noun}")
     for key, value in values.items():
-        _name(key, "a name in measured")
+        _name(key, f"a name in {noun}")
         known = value.isprintable() if isinstance(value, str) else type(value) in (int, float) and abs(value) <= 1e300
         if not known:
-            raise ProcessError(f"measured {key} is {_shown(value)}; expected a finite number or text")
+            raise ProcessError(f"{noun} {key} is {_shown(value)}; expected a finite number or text")
     return values
 
 
@@ -181,6 +271,10 @@ _DECODERS: dict[str, Callable[[str], Any]] = {
     "recipe": _recipe,
     "versions": _versions,
     "seed": _seed,
-    "measured": _measured,
+    "measured": lambda text: _facts(text, "measured"),
     "parts": lambda text: _items(text, "part", MAX_PARTS, _part),
+    "levels": _levels,
+    "searched": lambda text: _facts(text, "searched"),
+    "gained": lambda text: _facts(text, "gained"),
+    "history": lambda text: _items(text, "history line", MAX_HISTORY, _name),
 }

@@ -20,13 +20,14 @@ from distpro_cli.process.container import (
     decode_tables,
     encode,
 )
-from distpro_cli.process.fields import MAX_PATHWAYS, decode_fields, encode_fields
+from distpro_cli.process.fields import MAX_PATHWAYS, NEW_IN_2, decode_fields, encode_fields, needs_version_2
 from distpro_cli.process.process import Process
 
 FORMAT = "distpro-process"
-VERSION = 2  # of files with a scale; those without are of version 1
+VERSION = 2  # 1 where a process has neither a scale nor what else came with 2
 MAX_ROWS = 10_000
-_TABLES = ("alpha", "progress", "weights")  # a file of version 2 has `scale` as well
+_TABLES = ("alpha", "progress", "weights")
+_OPTIONAL_TABLES = ("scale",)  # since version 2
 
 
 class NotAProcessError(ProcessError):
@@ -67,7 +68,7 @@ def to_bytes(process: Process) -> bytes:
 
 def version_of(process: Process) -> int:
     """Returns the version of the file format that the process needs."""
-    return 1 if process.scale is None else 2
+    return 2 if needs_version_2(process) else 1
 
 
 def load_process(path: Path) -> Process:
@@ -102,11 +103,12 @@ def _read(file: IO[bytes]) -> Process:
     _check_format(metadata)
     if size > MAX_BYTES:
         raise ProcessError(f"{size / 2**20:.0f} MiB; a process file has at most {MAX_BYTES // 2**20} MiB")
-    names = _TABLES if metadata["version"] == "1" else (*_TABLES, "scale")
-    _check_names(entries, names)
+    _check_names(entries, () if int(metadata["version"]) == 1 else _OPTIONAL_TABLES)
     tables = decode_tables(entries, file.read(MAX_BYTES))
     if tables["progress"].size > MAX_ROWS:
         raise ProcessError(f"{tables['progress'].size} rows; at most {MAX_ROWS} are allowed")
+    if int(metadata["version"]) == 1:  # of which it says nothing of them
+        metadata = {key: value for key, value in metadata.items() if key not in NEW_IN_2}
     progress, weights, alpha = (tables[name] for name in ("progress", "weights", "alpha"))
     return Process(progress, weights, alpha, scale=tables.get("scale"), **decode_fields(metadata))
 
@@ -140,8 +142,8 @@ def _check_format(metadata: Mapping[str, str]) -> None:
         )
 
 
-def _check_names(entries: Mapping[str, Any], names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in entries]
+def _check_names(entries: Mapping[str, Any], optional: Sequence[str]) -> None:
+    missing, names = [name for name in _TABLES if name not in entries], (*_TABLES, *optional)
     if missing:
         raise ProcessError(f"the file lacks the tensor {', '.join(missing)}")
     unknown = sorted(set(entries) - set(names))

@@ -1,30 +1,53 @@
-"""Fits a process to a pair: which of its columns drives which pathway.
+"""Ways of finding a pair's pathways in a process.
 
-A new way of matching is a subclass of `Matching` under `@register_matching("name")`, here or in a file of the user's:
+A new one is a subclass of `Matching` under `@register_matching("name")`, here or in a file of the user's:
 `--match path/to/file.py:Name`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 from typing_extensions import override
 
-from distpro_cli.errors import ProcessError
-from distpro_cli.process.cost import Part
-from distpro_cli.process.pathway import PathwayInfo
-from distpro_cli.process.process import Process
+from distpro_cli.process.pathway import LevelInfo, PathwayInfo
+from distpro_cli.process.process import SIDES, Process, levels_of
+from distpro_cli.process.ranks import ranks_by_depth, ranks_by_reduction
 from distpro_cli.registry import Registry
 
+Levels = Sequence[LevelInfo]
+Numbers = tuple[Mapping[int, int], Mapping[int, int]]  # of teacher and student: the pair's level by the process's
+DEFAULT = "level"
 
-class Matching(ABC):
-    """A way of finding a pair's pathways in a process."""
 
-    @abstractmethod
-    def columns(self, process: Process, pathways: Sequence[PathwayInfo]) -> list[int]:
-        """Returns for each of the pair's pathways its column in the process, from 0.
+class Matching:
+    """A way of finding a pair's pathways in a process.
+
+    Two pathways are the same when their levels correspond and what `agree` names is equal. A subclass says which
+    levels correspond (`numbers`), what has to agree, or finds the columns on its own.
+
+    Attributes:
+        agree: What must be equal, of what `differences` names.
+        refuses: Whether pathways that get lost, or are new, have to be allowed.
+        levels: All levels of the pair's teacher and student; None: those that its pathways join.
+        allow: What of `agree` may differ.
+    """
+
+    agree: ClassVar[tuple[str, ...]] = ("kind", "transform", "distance")
+    refuses: ClassVar[bool] = False
+
+    def __init__(self, levels: tuple[Levels, Levels] | None = None, allow: Collection[str] = ()) -> None:
+        self.levels = levels
+        self.allow = allow
+
+    def numbers(self, of_process: Levels, of_pair: Levels) -> Mapping[int, int]:
+        """Returns the levels of the pair that correspond to levels of the process, by number; of one network each."""
+        there = {level.number for level in of_pair}
+        return {level.number: level.number for level in of_process if level.number in there}
+
+    def columns(self, process: Process, pathways: Sequence[PathwayInfo]) -> Sequence[int | None]:
+        """Returns for each of the pair's pathways its column in the process, from 0; None where it has none.
 
         A column may serve several pathways, or none.
 
@@ -35,121 +58,125 @@ class Matching(ABC):
         Raises:
             ProcessError: they do not match; the message names every difference.
         """
+        numbers = self.both_numbers(process, pathways)
+        asked = self.asked
+        found: list[tuple[int, int, int]] = []
+        for place, info in enumerate(pathways):
+            for column, own in enumerate(process.pathways):
+                if mapped(own, numbers) == info.connection:
+                    differing = differences(own, info).keys()
+                    if not differing & asked:
+                        found.append((len(differing - {"shape"}), place, column))
+        columns: dict[int, int] = {}
+        for _, place, column in sorted(found):  # what differs least goes first
+            if place not in columns and column not in columns.values():
+                columns[place] = column
+        return [columns.get(place) for place in range(len(pathways))]
+
+    def both_numbers(self, process: Process, pathways: Sequence[PathwayInfo] = ()) -> Numbers:
+        """Returns what `numbers` does of the teachers and of the students."""
+        levels = self.levels or tuple(levels_of(pathways, side) for side in SIDES)
+        own = [process.levels(side) for side in SIDES]
+        teacher, student = (self.numbers(one, other) for one, other in zip(own, levels, strict=True))
+        return teacher, student
+
+    @property
+    def asked(self) -> set[str]:
+        """What must be equal."""
+        return set(self.agree) - set(self.allow)
 
 
-MATCHINGS: Registry[type[Matching]] = Registry("--match mode")
+MATCHINGS: Registry[type[Matching]] = Registry(
+    "--match mode", canonical=lambda name: {"strict": DEFAULT}.get(name, name)
+)
 register_matching = MATCHINGS.register
 
 
-def fit(process: Process, pathways: Sequence[PathwayInfo], mode: str = "strict") -> Process:
-    """Returns the process with the pair's pathways, and its columns in their order.
+@register_matching("level")
+class ByLevel(Matching):
+    """Levels of the same number, in networks with as many; names, channels and sizes may differ. As in the paper."""
 
-    Its schedules are those of `process`, column by column: alpha that is left out still counts for thresholds and
-    shares (a file does not hold it: save `process` itself). Parts of a step that only columns left out need are left
-    out, too.
-
-    Args:
-        process: What is to drive the pair.
-        pathways: The pair's pathways, resolved.
-        mode: Name of a matching, or `Name` from `file.py:Name`.
-
-    Raises:
-        ProcessError: they do not match.
-        DistproError: the mode is unknown.
-    """
-    matching = MATCHINGS.find_subclass(mode, Matching)  # type: ignore[type-abstract]
-    columns = matching().columns(process, pathways)
-    own = range(len(process.pathways))
-    if len(columns) != len(pathways) or not all(column in own for column in columns):
-        expected = f"one per pathway of the pair ({len(pathways)}), each from 0 to {own[-1]}"
-        raise ProcessError(f"--match {mode} returned the columns {columns}; expected {expected}")
-    before = process.columns or own
-    return replace(
-        process,
-        weights=process.weights[:, columns],
-        alpha=process.alpha[:, columns],
-        pathways=tuple(pathways),
-        parts=_moved_parts(process, columns),
-        whole_alpha=process.alpha if process.whole_alpha is None else process.whole_alpha,
-        columns=tuple(before[column] for column in columns),
-        scale=None if process.scale is None else process.scale[:, columns],
-    )
+    agree: ClassVar[tuple[str, ...]] = ("count", "kind", "transform", "distance")
+    refuses = True
 
 
-def _moved_parts(process: Process, columns: Sequence[int]) -> tuple[Part, ...]:
-    moved: list[Part] = []
-    for part in process.parts:
-        places = tuple(place for place, column in enumerate(columns) if column in (part.pathways or ()))
-        if places or not part.pathways:
-            moved.append(replace(part, pathways=places) if places else part)
-    return tuple(moved)
+@register_matching("exact")
+class Exact(ByLevel):
+    """As by level, with the same channels, sizes and options."""
+
+    agree: ClassVar[tuple[str, ...]] = ("count", "kind", "transform", "distance", "shape", "options")
 
 
-@register_matching("strict")
-class Strict(Matching):
-    """Process and pair have the same set of pathways.
+@register_matching("reduction")
+class ByReduction(Matching):
+    """Levels with as many input pixels per cell; vectors and logits from the last one on."""
 
-    Two are the same when the level numbers, the numbers of levels, the kinds of both levels, transform and distance
-    agree. Names, channels and sizes may differ.
-    """
+    refuses = True
 
     @override
-    def columns(self, process: Process, pathways: Sequence[PathwayInfo]) -> list[int]:
-        free: dict[tuple[object, ...], list[int]] = {}
-        for column, pathway in enumerate(process.pathways):
-            free.setdefault(_key(pathway), []).append(column)
-        columns: list[int] = []
-        unmatched: list[PathwayInfo] = []
-        for pathway in pathways:
-            candidates = free.get(_key(pathway), [])
-            if not candidates:
-                unmatched.append(pathway)
-                continue
-            # Groups that differ by options alone share a key; the column with the same options goes first.
-            best = max(candidates, key=lambda column: _same_options(process.pathways[column], pathway))
-            candidates.remove(best)
-            columns.append(best)
-        left = [process.pathways[column] for rest in free.values() for column in rest]
-        if unmatched or left:
-            raise ProcessError(*_differences(left, unmatched))
-        return columns
+    def numbers(self, of_process: Levels, of_pair: Levels) -> Mapping[int, int]:
+        ranks = ranks_by_reduction([of_process, of_pair])
+        return _of_same_rank(ranks, of_process, of_pair) if ranks else {}
 
 
-def _kind(pathway: PathwayInfo) -> dict[str, object]:
-    """Returns by name what two pathways of one connection must have in common."""
-    return {
-        "teacher levels": pathway.teacher.count,
-        "student levels": pathway.student.count,
-        "kind of the teacher's level": pathway.teacher.kind,
-        "kind of the student's level": pathway.student.kind,
-        "transform": pathway.transform,
-        "distance": pathway.distance,
-    }
+@register_matching("depth")
+class ByDepth(Matching):
+    """Levels at the same share of the maps or tokens; vectors and logits from the last one on."""
+
+    refuses = True
+
+    @override
+    def numbers(self, of_process: Levels, of_pair: Levels) -> Mapping[int, int]:
+        return _of_same_rank(ranks_by_depth([of_process, of_pair]), of_process, of_pair)
 
 
-def _key(pathway: PathwayInfo) -> tuple[object, ...]:
-    return (pathway.connection, *_kind(pathway).values())
+def _of_same_rank(ranks: Sequence[Mapping[int, int]], of_process: Levels, of_pair: Levels) -> Mapping[int, int]:
+    number_by_rank = {rank: number for number, rank in ranks[1].items()}
+    found = {number: number_by_rank[rank] for number, rank in ranks[0].items() if rank in number_by_rank}
+    logits = ([level.number for level in side if level.kind == "logits"] for side in (of_process, of_pair))
+    return found | dict(zip(*map(reversed, logits), strict=False))
 
 
-def _same_options(one: PathwayInfo, other: PathwayInfo) -> bool:
-    return (one.transform_options, one.distance_options) == (other.transform_options, other.distance_options)
+def levels_for(info: PathwayInfo, numbers: Numbers, levels: tuple[Levels, Levels]) -> list[LevelInfo | None]:
+    """Returns the levels of the pair, teacher's and student's, that a pathway of a process is for, or None."""
+    wanted = zip(mapped(info, numbers), levels, strict=True)
+    return [next((level for level in side if level.number == number), None) for number, side in wanted]
 
 
-def _differences(of_process: list[PathwayInfo], of_pair: list[PathwayInfo]) -> list[str]:
-    """Returns one line per difference, each with the pathways it concerns."""
-    concerned: dict[str, list[str]] = {}
-    rest = list(of_pair)
-    for own in of_process:
-        partner = next((other for other in rest if other.connection == own.connection), None)
-        if partner is None:
-            concerned.setdefault("only in the process", []).append(own.id)
-            continue
-        rest.remove(partner)
-        in_pair = _kind(partner)
-        for name, value in _kind(own).items():
-            if value != in_pair[name]:
-                concerned.setdefault(f"{name} {value} in the process, {in_pair[name]} in the pair", []).append(own.id)
-    for other in rest:
-        concerned.setdefault("only in the pair", []).append(other.id)
-    lines = [f"  {difference}: {', '.join(ids)}" for difference, ids in concerned.items()]
-    return ["the process does not fit this pair:", *lines]
+def mapped(info: PathwayInfo, numbers: Numbers) -> tuple[int | None, int | None]:
+    """Returns the levels of the pair, teacher's and student's, that a pathway of a process is for."""
+    return numbers[0].get(info.teacher.number), numbers[1].get(info.student.number)
+
+
+def differences(own: PathwayInfo, of_pair: PathwayInfo) -> dict[str, list[str]]:
+    """Returns what differs between a pathway of a process and one of a pair, in words.
+
+    The keys are `count`, `kind` and `shape` of the levels, `transform`, `distance`, and the `options` of equal ones.
+    """
+    found = level_differences(own, of_pair.teacher, of_pair.student)
+    for name in ("transform", "distance"):
+        _compare(found, name, name, getattr(own, name), getattr(of_pair, name))
+        if name not in found:
+            key = f"{name}_options"
+            _compare(found, "options", f"options of the {name}", getattr(own, key), getattr(of_pair, key))
+    return found
+
+
+def level_differences(own: PathwayInfo, teacher: LevelInfo | None, student: LevelInfo | None) -> dict[str, list[str]]:
+    """Returns what `differences` does, of the levels alone; there is nothing to say of a side without a level."""
+    found: dict[str, list[str]] = {}
+    for side, one, other in (("teacher", own.teacher, teacher), ("student", own.student, student)):
+        if other is not None:
+            _compare(found, "count", f"{side} levels", one.count, other.count)
+            _compare(found, "kind", f"kind of the {side}'s level", one.kind, other.kind)
+            _compare(found, "shape", f"{side}'s level", _sizes(one.shape), _sizes(other.shape))
+    return found
+
+
+def _compare(found: dict[str, list[str]], key: str, what: str, before: object, after: object) -> None:
+    if before != after:
+        found.setdefault(key, []).append(f"{what} {before} in the process, {after} in the pair")
+
+
+def _sizes(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from distpro_cli.image_size import Size, grids_of
+
 Grid = tuple[int, int]  # height and width in cells
 
 MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens; DINOv2 has 5
@@ -25,6 +27,9 @@ class LevelInfo:
         prefix: tokens before the grid (class token and its like).
         grid: height and width in cells, (1, 1) for vectors and logits, None for tokens that form no grid.
             Where it is not given, it follows from the shape; that of tokens, and their prefix, from `guess_grid`.
+        guess: False: tokens without a grid form none, whatever their number says.
+        feature: where a stage is tapped (`output`, `before-activation`, `after-activation`); None for what is no
+            stage, and where it is not known. It tells no two levels apart.
     """
 
     number: int
@@ -35,9 +40,11 @@ class LevelInfo:
     shape: tuple[int, ...]
     prefix: int = 0
     grid: Grid | None = None
+    guess: bool = field(default=True, compare=False, repr=False)
+    feature: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.grid is not None:
+        if self.grid is not None or not self.guess:
             return
         prefix: int = 0
         grid: tuple[int, ...] | None = self.shape[1:] if self.kind == "map" else (1, 1)
@@ -47,16 +54,23 @@ class LevelInfo:
         object.__setattr__(self, "grid", grid)
 
 
-def guess_grid(num_tokens: int) -> tuple[int, Grid | None]:
-    """Returns how many of the tokens come before a square grid, and the grid; 0 and None if they form none.
+def guess_grid(num_tokens: int, image_size: Size = (1, 1)) -> tuple[int, Grid | None]:
+    """Returns how many of the tokens come before a grid over the image, and the grid; 0 and None if they form none.
 
-    Of several numbers of prefix tokens that leave a square, the smallest is taken; more than a row of the grid is
-    no prefix, or nearly every number of tokens would do.
+    The grid is as high to wide as the image, behind the smallest number of prefix tokens that leave one; more than a
+    row of the grid is no prefix, or nearly every number of tokens would do. Of an image that is not square, cells may
+    also be cut off or padded at its end (`grids_of`) where nothing comes before them.
     """
+    if image_size[0] != image_size[1]:
+        inexact = {rows * columns: (rows, columns) for rows, columns in grids_of(image_size)}
+        if grid := inexact.get(num_tokens):
+            return 0, grid
+    divisor = math.gcd(*image_size)
+    rows, columns = image_size[0] // divisor, image_size[1] // divisor
     for prefix in range(min(MOST_PREFIX_TOKENS + 1, num_tokens)):
-        side = math.isqrt(num_tokens - prefix)
-        if side * side == num_tokens - prefix and prefix <= side:
-            return prefix, (side, side)
+        side = math.isqrt((num_tokens - prefix) // (rows * columns))
+        if side * side * rows * columns == num_tokens - prefix and prefix <= side * columns:
+            return prefix, (side * rows, side * columns)
     return 0, None
 
 

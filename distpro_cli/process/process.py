@@ -6,7 +6,7 @@ Shape legend: t rows, k pathways.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from distpro_cli.errors import ProcessError
 from distpro_cli.process.cost import Part, relative_cost
-from distpro_cli.process.pathway import PathwayInfo
+from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.schedule import Float32, Schedule, interpolate, kept_entries
 
 SMALLEST_SCALE = 1e-18  # so that weights in units of it are finite
 _MOST_WORK = 2 * 10**8  # entries to look at for what parts of several pathways cost
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7)
+SIDES = ("teacher", "student")
+Facts = Mapping[str, float | int | str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,11 @@ class Process:
         columns: Where in `whole_alpha` each pathway lies, from 0; [K].
         scale: [T, K] > 0, the unit of each pathway's weights, a factor in `weights` (`search.scale`). None: weights
             are factors of the distances, and no unit is known.
+        teacher_levels: All levels of the search's teacher, with where they are tapped; none: not known.
+        student_levels: Likewise.
+        searched: What its weights mean and where they come from: kappa, scale, optimiser, length, data.
+        gained: What it gained, and against what; empty: not known.
+        history: What was done to it since its search, one text each.
 
     Raises:
         ProcessError: the fields do not fit each other, or hold values that no process has.
@@ -55,11 +62,16 @@ class Process:
     recipe: str
     versions: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
-    measured: Mapping[str, float | int | str] = field(default_factory=dict)
+    measured: Facts = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     whole_alpha: Float32 | None = None
     columns: tuple[int, ...] = ()
     scale: Float32 | None = None
+    teacher_levels: tuple[LevelInfo, ...] = ()
+    student_levels: tuple[LevelInfo, ...] = ()
+    searched: Facts = field(default_factory=dict)
+    gained: Facts = field(default_factory=dict)
+    history: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Takes the tables as float32 and checks them."""
@@ -68,6 +80,11 @@ class Process:
         if self.scale is not None:
             object.__setattr__(self, "scale", np.ascontiguousarray(self.scale, dtype=np.float32))
         _check_tables(self)
+
+    def levels(self, side: str) -> tuple[LevelInfo, ...]:
+        """Returns the levels of the `teacher` or the `student`, shallow to deep: all, or those known by pathways."""
+        known = self.teacher_levels if side == "teacher" else self.student_levels
+        return known or levels_of(self.pathways, side)
 
     def mean_over_time(self) -> Process:
         """Returns the same process with weights and alpha averaged over time: two equal rows."""
@@ -121,6 +138,15 @@ class Process:
     def relative_cost(self, schedule: Schedule) -> float | None:
         """Returns the mean cost of a step under `schedule`, over that of a full one; None where parts are unknown."""
         return relative_cost(self.parts, schedule) if self.parts else None
+
+
+def levels_of(pathways: Iterable[PathwayInfo], side: str) -> tuple[LevelInfo, ...]:
+    """Returns the levels that pathways join on one `side`, shallow to deep; the first of a number decides."""
+    found: dict[int, LevelInfo] = {}
+    for pathway in pathways:
+        level = pathway.teacher if side == "teacher" else pathway.student
+        found.setdefault(level.number, level)
+    return tuple(found[number] for number in sorted(found))
 
 
 def _mean_over_time(progress_t: Float32, table_tk: NDArray[np.floating]) -> NDArray[np.float64]:

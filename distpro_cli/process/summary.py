@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from distpro_cli.process.file import FORMAT, version_of
 from distpro_cli.process.pathway import LevelInfo
-from distpro_cli.process.process import THRESHOLDS, Process
+from distpro_cli.process.process import THRESHOLDS, Process, levels_of
 
 
 def summarize(
@@ -55,6 +55,9 @@ def summarize(
         "seed": process.seed,
         "versions": dict(process.versions),
         "measured": dict(process.measured),
+        "searched": dict(process.searched),
+        "gained": dict(process.gained),
+        "history": list(process.history),
     }
 
 
@@ -88,9 +91,4 @@ def levels(processes: Iterable[Process], side: str) -> list[LevelInfo]:
 
     Where several processes have a level of the same number, the first decides.
     """
-    used: dict[int, LevelInfo] = {}
-    for process in processes:
-        for pathway in process.pathways:
-            level = pathway.teacher if side == "teacher" else pathway.student
-            used.setdefault(level.number, level)
-    return [used[number] for number in sorted(used)]
+    return list(levels_of((pathway for process in processes for pathway in process.pathways), side))

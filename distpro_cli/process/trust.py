@@ -48,6 +48,11 @@ def check_trusted(
     raise ProcessError(*lines, f"nothing of it was run or read; {remedy}, or name your own with a RECIPE or KEY=VALUE")
 
 
+def places_of(recipe: Recipe) -> list[str]:
+    """Returns key and text of every place that a recipe names beyond the current folder: what a published one tells."""
+    return [f"{key}: {text}" for key, text in _places(recipe)]
+
+
 def _listed(head: str, found: Iterable[tuple[str, str]]) -> list[str]:
     named = [f"{key}: {text}" for key, text in dict.fromkeys(found)]
     more = [f"and {len(named) - _LISTED} more"] if len(named) > _LISTED else []

@@ -106,7 +106,7 @@ def _hint(schema: JsonSchema, value: Any) -> str:
     options = [option for member in schema.get("anyOf", [schema]) for option in member.get("enum", ())]
     if options:
         return nearest(value, options) if isinstance(value, str) else ""
-    kind = schema.get("type")
+    kind = next((member.get("type") for member in schema.get("anyOf", [schema])), None)
     if kind == "boolean" and isinstance(value, str) and value.lower() in BOOLEAN_WORDS:
         return f" (write {BOOLEAN_WORDS[value.lower()]})"
     if kind == "integer" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from distpro_cli.image_size import height_width
 from distpro_cli.recipe.base import (
     BelowOne,
     Connection,
@@ -95,8 +96,11 @@ class Data(Model):
         description="classes; known for digits and the CIFAR sets, otherwise 1000; checked against the data "
         "when a run starts",
     )
-    image_size: PositiveInt = Field(
-        224, description="height and width of the networks' input in pixels; of detection: the shorter side"
+    image_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = Field(
+        224,
+        description="height and width of the networks' input in pixels, as one number or as [height, width]; of "
+        "detection: the shorter side",
+        examples=[[128, 256]],
     )
     longest_side: PositiveInt | None = Field(
         None, description="detection: most pixels of the longer side; default: 5/3 of image_size"
@@ -129,6 +133,16 @@ class Data(Model):
     cache: bool = Field(False, description="keep decoded images in memory (small sets)")
 
     _normalization_fits = model_validator(mode="after")(check_normalization)
+
+    @field_validator("image_size")
+    @classmethod
+    def _square_is_one_number(cls, image_size: int | list[int]) -> int | list[int]:
+        return image_size[0] if isinstance(image_size, list) and image_size[0] == image_size[1] else image_size
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width of the networks' input in pixels."""
+        return height_width(self.image_size)
 
 
 class Optimizer(Model):
@@ -190,11 +204,16 @@ class Training(Model):
     label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss; not of the outer one")
     mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 disables it")
     cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 disables it")
+    augment_repeats: PositiveInt = Field(
+        1,
+        description="repeated augmentation (timm's --aug-repeats; DeiT: 3): an epoch shows as many samples as without, "
+        "of fewer images, each so many times in a row with other augmentations",
+    )
     clip_grad: PositiveNumber | None = Field(None, description="largest norm of the gradient")
     ema_decay: Fraction | None = Field(
         None,
-        description="decay per step of a running average of the student's weights, evaluated and saved beside it, such "
-        "as 0.9998; not in a search",
+        description="decay per step of a running average of the network's weights, such as 0.9998, evaluated and saved "
+        "beside it; of teacher.train it is what teaches; not in a search",
     )
 
     @model_validator(mode="after")
@@ -230,9 +249,9 @@ class Network(Model):
     levels: Annotated[list[int | str], Field(min_length=1)] | None = Field(
         None,
         description="levels from shallow to deep: stage or block indices (from 0, negative from the end), "
-        "module names, pooled, logits, distillation-logits (a distilled DeiT's distillation token, beside which "
-        "the class token alone learns the task); default: the last four stages, then pooled, then logits where a "
-        "distance is between logits (kl)",
+        "module names (name:part where a module returns several tensors, such as encoder:0), pooled, logits, "
+        "distillation-logits (a distilled DeiT's distillation token, beside which the class token alone learns the "
+        "task); default: the last four stages, then pooled, then logits where a distance is between logits (kl)",
         examples=[[0, 1, 2, 3, "pooled"]],
     )
     feature: Literal["output", "before-activation", "after-activation"] = Field(
@@ -246,6 +265,11 @@ class Network(Model):
         description="which part of what the network returns is its output: a key of a dict, an attribute such as "
         "logits, or an index of a tuple; default: all of it. A network that returns one tensor is taken as it is",
         examples=["logits", 0],
+    )
+    head: bool = Field(
+        True,
+        description="false: a teacher without a classifier, or whose classifier does not count: it teaches through its "
+        "features alone, by pathways that need no logits",
     )
     tokens: Literal["all", "patches"] = Field(
         "all",
@@ -292,6 +316,12 @@ class Teacher(Network):
         0,
         description="seed of the teacher's training; the run's seed does not change it, so all runs share one teacher",
     )
+
+    @model_validator(mode="after")
+    def _without_head_is_not_trained(self) -> Self:
+        if not self.head and self.train is not None:
+            raise wrong("false: without a head there is nothing to train it by; leave train out, or head", "head")
+        return self
 
     @model_validator(mode="after")
     def _frozen_has_weights(self) -> Self:
@@ -476,6 +506,16 @@ class Recipe(Model):
     search: Search = Field(Search(), description="how the process is searched")
     schemes: Schemes = Field(Schemes(), description="settings of the built-in processes")
     distill: Training = Field(Training(), description="how the student is distilled")
+
+    @model_validator(mode="after")
+    def _student_has_a_head(self) -> Self:
+        if not self.student.head:
+            raise wrong(
+                "head: false is for a teacher, which then teaches through its features alone; a student learns the "
+                "task by its head: leave the key out",
+                "student",
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits_search(self) -> Self:

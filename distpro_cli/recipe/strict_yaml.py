@@ -114,12 +114,12 @@ class CoreDumper(yaml.SafeDumper):
         return True
 
 
-def write_yaml(value: Any, *, flow: bool = False) -> str:
+def write_yaml(value: Any, *, flow: bool | None = False) -> str:
     """Returns `value` (dicts, lists, scalars) as YAML in the order of its keys; `read_yaml` gives it back.
 
     Args:
         value: What to write.
-        flow: Whether lists and sections are written in brackets, all on one line.
+        flow: Whether lists and sections are written in brackets, all on one line; None: those that hold scalars alone.
     """
     options: dict[str, Any] = {"Dumper": CoreDumper, "sort_keys": False, "default_flow_style": flow, "width": 10_000}
     text: str = yaml.dump(value, allow_unicode=True, **options)

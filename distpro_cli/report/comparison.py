@@ -121,7 +121,8 @@ def label_with_unit(metric: Metric) -> str:
 def _heading(summary: Mapping[str, Any], metric: Metric) -> str:
     teacher = summary["teacher"]
     figure = teacher[metric.name]
-    shown = "not needed by any of these" if figure is None else f"{metric.label} {metric.with_unit(figure)}"
+    unknown = "not needed by any of these" if teacher.get("head", True) else "without a head"
+    shown = unknown if figure is None else f"{metric.label} {metric.with_unit(figure)}"
     return f"teacher {teacher['name']}: {shown}; student {summary['student']}"
 
 

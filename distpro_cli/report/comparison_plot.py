@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from distpro_cli.metric import Metric
 from distpro_cli.report.comparison import label_with_unit
-from distpro_cli.report.plots import COLOURS, write_figure
+from distpro_cli.report.curves import COLOURS
+from distpro_cli.report.plots import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

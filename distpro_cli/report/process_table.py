@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distpro_cli.errors import escaped
@@ -11,6 +13,7 @@ from distpro_cli.process.summary import levels, sample, summarize
 from distpro_cli.report.terminal import (
     GAP,
     add_columns,
+    encodable,
     make_console,
     make_table,
     number,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 _LONGEST_SPARKLINE = 32
 _SHORTEST_SPARKLINE = 8
 _COLUMN_OF_A_FILE = 26
+_LONGEST_NAME = 34
 
 
 def print_process_table(
@@ -59,16 +63,30 @@ def print_side_by_side(
 
 
 def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Prints processes one per line; an entry has `path`, and what `summarize` returns or an `error`."""
+    """Prints processes one per line; an entry has `path`, and what `summarize` and `library.about` (as `about`) return,
+    or an `error`.
+    """
     console = make_console()
-    table = make_table("process", title=title)
-    add_columns(table, "rows", "pathways", numbers=True)
-    add_columns(table, "strongest, share of the mean weight")
+    table = make_table(title=title)
     sound = [entry for entry in entries if "error" not in entry]
-    for entry in sound:
-        strongest = sorted(entry["pathways"], key=lambda pathway: -pathway["share"])[:3]
-        named = "  ".join(f"{pathway['id']} {100 * pathway['share']:.0f}%" for pathway in strongest)
-        table.add_row(escaped(entry["path"]), str(entry["rows"]), str(len(entry["pathways"])), named)
+    names = [_name_of(entry["path"]) for entry in sound]
+    # A name to copy is not folded, unless little room would be left.
+    table.add_column("process", no_wrap=max(map(len, names), default=0) <= _LONGEST_NAME, overflow="fold")
+    add_columns(table, "pair", "pathways", "searched", "gained")
+    for name, entry in zip(names, sound, strict=True):
+        facts = entry["about"]
+        pair = [one_line(facts[side] or "?") for side in ("teacher", "student")]
+        images = f", {facts['train_images']} images" if facts["train_images"] else ""
+        lengths = [f"{facts[key]} {key}" for key in ("epochs", "steps") if facts[key] is not None]
+        table.add_row(
+            name,
+            encodable(" → ".join(pair), console.encoding),
+            f"{len(entry['pathways'])}: {one_line(', '.join(facts['transforms']))}",
+            ", ".join(
+                [f"{one_line(facts['data'] or '?')}{images}", *lengths, *([facts["date"]] if facts["date"] else [])]
+            ),
+            gain_text(facts["gained"]) or "-",
+        )
     if sound:
         console.print(table)
     elif len(entries) == 0:
@@ -76,6 +94,22 @@ def print_process_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None
     for entry in entries:
         if "error" in entry:
             console.print(f"unreadable: {entry['error']}", style="red", soft_wrap=True)
+
+
+def _name_of(path: str) -> str:
+    """Returns what `--process` takes: the name of what lies in processes/, else the path, the shorter way."""
+    path = min(path, os.path.relpath(path), key=len) if Path(path).is_absolute() else path
+    own = path.startswith("processes/") and path.endswith(".safetensors")
+    return escaped(path.removeprefix("processes/").removesuffix(".safetensors") if own else path)
+
+
+def gain_text(gained: Mapping[str, Any]) -> str:
+    """Writes what a process gained and against what; empty where that is not known."""
+    texts = []
+    for key, over in (("over_student", "student"), ("over_best_other", gained.get("best_other"))):
+        if isinstance(gained.get(key), int | float):
+            texts.append(f"{gained[key]:+.2f} over {one_line(str(over), 30)}")
+    return ", ".join(texts)
 
 
 def _print_heading(console: Console, label: str, process: Process) -> None:
@@ -93,10 +127,20 @@ def _print_heading(console: Console, label: str, process: Process) -> None:
         named = [with_reduction(f"{level.number} {one_line(level.name)}", level.reduction) for level in used]
         console.print(f"{side} levels: {', '.join(_some(named))}")
     print_kinds(console, [(pathway.id, pathway.transform, pathway.distance) for pathway in process.pathways])
-    if process.measured:
-        measured = ((k, f"{v:.4g}" if isinstance(v, float) else str(v)) for k, v in process.measured.items())
-        values = [f"{one_line(name)} {one_line(value)}" for name, value in measured]
-        console.print(f"measured: {', '.join(_some(values))}")
+    _print_origin(console, process)
+
+
+def _print_origin(console: Console, process: Process) -> None:
+    """Prints what the weights mean and where they come from, what the process gained, and what was done to it."""
+    for title, facts in (("searched", process.searched), ("measured", process.measured)):
+        if facts:
+            values = ((k, f"{v:.4g}" if isinstance(v, float) else str(v)) for k, v in facts.items())
+            named = [f"{one_line(name)} {one_line(value)}" for name, value in values]
+            console.print(f"{title}: {', '.join(_some(named))}")
+    if gained := gain_text(process.gained):
+        console.print(f"gained: {gained}")
+    for line in _some(process.history):
+        console.print(f"then: {one_line(line, 200)}")
 
 
 def _some(texts: Sequence[str], most: int = 20) -> list[str]:

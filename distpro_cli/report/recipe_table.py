@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from distpro_cli.errors import escaped
 from distpro_cli.report.terminal import (
     add_columns,
     count,
+    encodable,
     make_console,
     make_table,
     print_kinds,
@@ -28,7 +30,8 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
     for side in ("teacher", "student"):
         network = report[side]
         costs = f"{count(network['parameters'])} parameters, {count(network['multiply_adds'])} multiply-adds"
-        console.print(f"{side}: {network['name']}, {costs}")
+        grey = ", grey images" if network["channels"] == 1 else ""
+        console.print(f"{side}: {network['name']}, {costs}{grey}")
         console.print(f"  {network['weights']}", soft_wrap=True, markup=False)
     print_table(console, _levels(report))
     if report["alignment"] != "number":
@@ -51,6 +54,37 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
     pathways.add_row(f"{totals['pathways']} in all", "", "", *_costs(totals), style="bold")
     print_table(console, pathways)
     console.print("multiply-adds: forward, one image; memory: kept for the backward pass, one image")
+    console.print(_memory(report["memory"]), soft_wrap=True, markup=False)
+
+
+def print_fit(process: str, recipe: str, report: Mapping[str, Any]) -> None:
+    """Prints what `explain_fit` found: which pathway of the process drives which of the recipe's pair, and why not."""
+    console = make_console()
+    if "error" in report:
+        console.print(f"{process} on {recipe}: {report['error']}", soft_wrap=True)
+        return
+    fits = "fits" if report["fits"] else "does not fit"
+    console.print(escaped(f"{process} {fits} {recipe} (--match {report['mode']})"), style="bold", soft_wrap=True)
+    table = make_table("pathway", "of the process", "rule", "teacher's level", "student's level")
+    others: dict[str, list[str]] = {}
+    for row in report["pathways"]:
+        levels = [_moved(row[side]["before"], row[side]["now"]) for side in ("teacher", "student")]
+        table.add_row(row["pair"], row["process"], row["rule"], *levels)
+        for text in row["differs"]:
+            others.setdefault(text, []).append(row["pair"])
+    if report["pathways"]:
+        print_table(console, table)
+    for text, ids in (("drive nothing", report["lost"]), ("left out of the pair", report["left_out"])):
+        if ids and report["fits"]:
+            console.print(f"{text}: {', '.join(ids)}")
+    differing = [f"{text}: {', '.join(ids)}" for text, ids in others.items()]
+    for line in (*differing, *report["says"], *report["taps"]):
+        console.print(line, soft_wrap=True)
+
+
+def _moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    texts = [f"{level['number']} {shape(level['shape'], level['reduction'])}" for level in (before, now)]
+    return texts[0] if texts[0] == texts[1] else encodable(" → ".join(texts), sys.stdout.encoding)
 
 
 def print_recipe_list(title: str, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -85,3 +119,13 @@ def _levels(report: Mapping[str, Any]) -> Table:
 
 def _costs(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return count(row["parameters"]), count(row["multiply_adds"]), size(row["backward_bytes"])
+
+
+def _memory(memory: Mapping[str, Any]) -> str:
+    """What a step takes in memory, in one line."""
+    if "error" in memory:
+        return f"memory of a step: cannot be estimated ({memory['error']})"
+    return "peak memory, estimated, and over plain training of the student beside the teacher: " + ", ".join(
+        f"{name} {size(memory[f'{kind}_bytes'])} ({memory[f'{kind}_over_plain_student']:.2f}x)"
+        for name, kind in (("search", "search"), ("distillation", "distil"))
+    )

@@ -45,7 +45,9 @@ class RunFolder:
     student = _File("student.safetensors")  # final weights
     average = _File("student-ema.safetensors")  # their running average, where there is one
     teacher = _File("teacher.safetensors")  # final weights of a teacher that is trained alone
+    teacher_average = _File("teacher-ema.safetensors")  # their running average, where there is one
     process = _File("process.safetensors")  # what drives a transfer, whole
+    matching = _File("matching.json")  # which of its pathways drives which of the pair
     summary = _File("summary.json")  # what --json prints; its presence says that the run is done
 
     def finished_summary(self, output: Path | None = None) -> dict[str, Any] | None:
@@ -73,7 +75,7 @@ class RunFolder:
     def made(self) -> list[Path]:
         """What a run makes, the recipe it begins with left out."""
         files = [self.metrics, self.checkpoint, self.student, self.average, self.teacher, self.process, self.summary]
-        return [*files, self.teacher_metrics, self.teacher_checkpoint]
+        return [*files, self.matching, self.teacher_average, self.teacher_metrics, self.teacher_checkpoint]
 
     def forget_if_nothing_made(self) -> None:
         """Removes the folder of a run that ended before it made anything, so that the next try finds it free."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from distpro_cli.files import expand_path
 from distpro_cli.process.file import to_bytes
+from distpro_cli.process.fitting import How
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
-from distpro_cli.recipe.schema import Data, Network, Recipe
+from distpro_cli.recipe.schema import Data, Network, Recipe, Training
 from distpro_cli.registry import is_user_file
 from distpro_cli.versions import installed_versions
 
@@ -47,14 +48,16 @@ class Identity:
     def teacher(self) -> str:
         """Returns the key of the teacher that `teacher.train` (else `distill`) makes; any device may have made it."""
         recipe, spec = self.recipe, self.recipe.teacher
+        training = spec.train or recipe.distill
         free = FREE["data"] | _FREE_OF_TEACHER
         if recipe.data.test_on == "test":
             free = free | {"held_out"}
         network = _network(spec)
         content = {
             "network": {key: network[key] for key in ("name", "options", "mean", "std", "code", "weights")},
-            "training": (spec.train or recipe.distill).model_dump(),
+            "training": _training(training),
             **({"freeze": spec.freeze} if spec.freeze else {}),
+            **({"teaches": "average"} if training.ema_decay is not None else {}),
             **({"output": spec.output} if spec.output is not None else {}),
             **({"timm": installed_versions()["timm"]} if spec.weights == "pretrained" else {}),
             "seed": spec.seed,
@@ -77,15 +80,15 @@ class Identity:
             infos: The pair's pathways, with the options that a process leaves open.
             dropping: What of the process is left out.
         """
-        content = {**self._common(seed), "distill": self.recipe.distill.model_dump()}
+        content = {**self._common(seed), "distill": _training(self.recipe.distill)}
         if process is not None:
             tables = hashlib.sha256()
             for table in (process.progress, process.weights, process.alpha):
                 tables.update(table.tobytes())
             content |= {
                 "process": tables.hexdigest(),
-                "of_process": [_pathway(asdict(info)) for info in process.pathways],
-                "of_pair": [_pathway(asdict(info)) for info in infos],
+                "of_process": [_pathway(_plain(info)) for info in process.pathways],
+                "of_pair": [_pathway(_plain(info)) for info in infos],
                 "dropping": dict(dropping),
                 "teacher": self._teacher(),
             }
@@ -101,7 +104,7 @@ class Identity:
                 **self._common(seed),
                 "search": recipe.search.model_dump(),
                 "hypergradient": _named(recipe.search.hypergradient),
-                "training": recipe.search_training.model_dump(),
+                "training": _training(recipe.search_training),
                 "pathways": groups,
                 "teacher": self._teacher(),
             }
@@ -131,11 +134,12 @@ class Identity:
 
 
 def transfer_inputs(
-    process: Process | str, threshold: float | None, keep: float | None, match: str
+    process: Process | str, threshold: float | None, keep: float | None, how: How
 ) -> dict[str, str | float | None]:
     """Returns what determines a transfer besides its recipe; `process` may be the name of a scheme."""
     named = process if isinstance(process, str) else hashlib.sha256(to_bytes(process)).hexdigest()
-    return {"process": named, "threshold": threshold, "keep": keep, "match": match}
+    allow = ",".join(sorted(how.allow)) or None
+    return {"process": named, "threshold": threshold, "keep": keep, "match": how.mode, "allow": allow}
 
 
 def differences(before: Recipe, now: Recipe) -> list[tuple[str, Any, Any]]:
@@ -151,18 +155,18 @@ def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, A
         yield path, before, now
 
 
+def _training(training: Training) -> dict[str, Any]:
+    # A key that came later is left out at its default, so that what was made before it is found again.
+    return training.model_dump(exclude={"augment_repeats"} if training.augment_repeats == 1 else None)
+
+
 def _network(spec: Network) -> dict[str, Any]:
     weights = expand_path(spec.weights) if spec.weights not in (None, "pretrained") else None
     return {
-        **spec.model_dump(exclude={"train", "freeze", "seed", "name", *_unset(spec)}),
+        **spec.model_dump(exclude={"train", "freeze", "seed", "name", *_left_out(spec)}),
         **_named(spec.name),
         "weights": spec.weights if weights is None else _content(weights) if weights.is_file() else None,
     }
-
-
-def _unset(spec: Network) -> set[str]:
-    """Returns the newer keys of a network that are not set; networks without them keep their keys."""
-    return {key for key in ("output", "inherit") if getattr(spec, key, None) in (None, [])}
 
 
 def _data(spec: Data, free: set[str]) -> dict[str, Any]:
@@ -177,8 +181,27 @@ def _data(spec: Data, free: set[str]) -> dict[str, Any]:
     return values
 
 
+def _plain(info: PathwayInfo) -> dict[str, Any]:
+    values = asdict(info)
+    for side in ("teacher", "student"):
+        del values[side]["guess"]  # its outcome is among the values
+    return values
+
+
+def _left_out(spec: Network) -> set[str]:
+    """Returns the keys that count only where they are set, so that runs from before there were such are found."""
+    unset: dict[str, Any] = {"output": None, "head": True, "inherit": []}
+    return {key for key, value in unset.items() if getattr(spec, key, value) == value}
+
+
 def _pathway(values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "transform": _named(values["transform"]), "distance": _named(values["distance"])}
+    # Where levels are tapped is said by the networks' sections.
+    levels: dict[str, Any] = {
+        side: {key: value for key, value in values[side].items() if key != "feature"}
+        for side in ("teacher", "student")
+        if side in values
+    }
+    return {**values, **levels, "transform": _named(values["transform"]), "distance": _named(values["distance"])}
 
 
 def _named(name: str) -> dict[str, Any]:

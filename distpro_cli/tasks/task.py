@@ -94,6 +94,7 @@ class TaskData(Protocol):
     A batch is a function of the seed and its step alone, wherever the iteration starts and however many processes
     load it. The steps of outer batches are moves of alpha; `inner` is the size of a train batch and the steps from one
     move to the next, for data without an outer part, whose outer batch holds no image of the train batch of its step.
+    `repeats` is how often an epoch of as many samples shows an image in train batches; it is given where it is not 1.
 
     Attributes:
         train_size: Images to train on; the inner part where there is an outer one.
@@ -113,10 +114,17 @@ class TaskData(Protocol):
 
     def steps_per_epoch(self, batch_size: int) -> int: ...
 
-    def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]: ...
+    def train_batches(
+        self, batch_size: int, num_steps: int, start_step: int = 0, repeats: int = 1
+    ) -> Iterator[Batch]: ...
 
     def outer_batches(
-        self, batch_size: int, num_steps: int, start_step: int = 0, inner: tuple[int, int] | None = None
+        self,
+        batch_size: int,
+        num_steps: int,
+        start_step: int = 0,
+        inner: tuple[int, int] | None = None,
+        repeats: int = 1,
     ) -> Iterator[Batch]: ...
 
     def test_batches(self) -> Iterator[Batch]: ...

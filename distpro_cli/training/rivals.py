@@ -111,7 +111,7 @@ class GradientRule(Rival):
     @override
     def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
         found: dict[int, FeatureGradients] = {}
-        losses, _ = self.distiller.backward(batch, weights_k, step, at_student=found)
+        losses = self.distiller.backward(batch, weights_k, step, at_student=found)
         self.distiller.update()
         self.look([found[k] for k in range(weights_k.numel())], step)
         return losses, None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from typing_extensions import override
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import autocast
 from distpro_cli.training.feature_gradients import FeatureGradients, norms
-from distpro_cli.training.step import Distiller, StepLosses, unmoved_buffers
+from distpro_cli.training.step import Distiller, StepLosses, shared, unmoved_buffers
 
 LEAST_STEPS, MOST_STEPS = 10, 200
 SHARE_OF_STEPS = 0.02
@@ -146,12 +148,15 @@ def distances(distiller: Distiller, batch: Batch, step: int) -> Tensor:
     """Returns D_k of every pathway on a batch, float32 [K]; nothing else changes."""
     pathways = distiller.pathways
     active = range(len(pathways.infos))
+    parts_k = []
     with torch.no_grad(), unmoved_buffers(distiller.student), unmoved_buffers(pathways):
-        teacher_features = distiller.teacher_features(batch, active)
-        _, features = distiller.student_forward(batch, pathways.student_levels(active), step)
-        with autocast(distiller.device, distiller.precision):
-            found = pathways(features, teacher_features, active, batch.filled)
-    return torch.stack([found[k].float() for k in active])
+        for place, (part, share) in enumerate(distiller.micro_batches(batch)):
+            teacher_features = distiller.teacher_features(part, active)
+            _, features = distiller.student_forward(part, pathways.student_levels(active), step, place)
+            with autocast(distiller.device, distiller.precision):
+                found = pathways(features, teacher_features, active, part.filled)
+            parts_k.append(shared(torch.stack([found[k].float() for k in active]), share))
+    return reduce(add, parts_k)
 
 
 def measure(distiller: Distiller, batch: Batch, step: int) -> tuple[Tensor, Tensor]:

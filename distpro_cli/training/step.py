@@ -28,6 +28,18 @@ Features = dict[int, Tensor]
 Starts = dict[Start, Tensor]
 
 
+class PathwayGradients(dict[int, Tensor]):
+    """g_k = ∂D_k/∂start by pathway, kept in `dtype`; None: as it comes."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def keep(self, k: int, gradient: Tensor) -> None:
+        """Takes the gradient of pathway k."""
+        self[k] = gradient if self.dtype is None else gradient.to(self.dtype)
+
+
 @dataclass(frozen=True)
 class StepLosses:
     """What a step computed, by name; tensors without gradient, still on the device.
@@ -131,7 +143,7 @@ class Stepper:
         for place, (part, share) in enumerate(self.micro_batches(batch)):
             output, _ = self.student_forward(part, (), step, place)
             parts, task = self.task_loss(output, part.targets)
-            _shared(task, share).backward()
+            shared(task, share).backward()
             found.append((self.named(parts, task, {}, output, part), share))
         self.update()
         return weighted_losses(found)
@@ -206,7 +218,7 @@ class Distiller(Stepper):
                 teacher, or a tensor, of which all pathways are computed.
             step: Number of the step, which seeds its randomness.
         """
-        losses, _ = self.backward(batch, weights, step)
+        losses = self.backward(batch, weights, step)
         self.update()
         return losses
 
@@ -215,52 +227,56 @@ class Distiller(Stepper):
         batch: Batch,
         weights: Sequence[float] | Tensor,
         step: int,
-        gradients: dict[int, Tensor] | None = None,
+        gradients: PathwayGradients | None = None,
         at_student: dict[int, FeatureGradients] | None = None,
-    ) -> tuple[StepLosses, Starts]:
+        starts: Starts | None = None,
+    ) -> StepLosses:
         """Fills the gradients of one step; every step of a distillation and of a search goes through here.
 
         The graph is cut where the pathways start. Every pathway goes back on its own, to its own copy of what it
-        starts from, so that the graph of one pathway is held at a time; then the weighted sum of what arrived goes
-        back through the shared blocks and the student once.
+        starts from, so that the graph of one pathway is held at a time, and a feature of the teacher's until the last
+        pathway that reads it; then the weighted sum of what arrived goes back through the shared blocks and the
+        student once.
 
         Args:
             batch: On the device.
             weights: As in `step`.
             step: Number of the step.
-            gradients: Is given g_k = ∂D_k/∂start, by pathway, where that is wanted.
+            gradients: Is given g_k of every pathway, where that is wanted.
             at_student: Is given the task's gradient and g_k at the student's level of each pathway, where that is
                 wanted; the task then goes back to the levels once more, without the gradients of parameters.
-
-        Returns:
-            The losses, and what the pathways started from, without graph.
+            starts: Is given what the pathways start from, without graph, where that is wanted.
         """
         found: list[tuple[StepLosses, float]] = []
-        starts: list[Starts] = []
-        at_starts: list[dict[int, Tensor]] = []
+        of_starts: list[Starts] = []
+        at_starts: list[PathwayGradients] = []
         at_levels: list[dict[int, FeatureGradients]] = []
         for place, (part, share) in enumerate(self.micro_batches(batch)):
-            own: dict[int, Tensor] | None = {} if gradients is not None else None
+            own = PathwayGradients(gradients.dtype) if gradients is not None else None
             of_levels: dict[int, FeatureGradients] | None = {} if at_student is not None else None
-            losses, plain = self._backward_part(part, weights, (step, place, share), own, of_levels)
+            plain: Starts | None = {} if starts is not None else None
+            losses = self._backward_part(part, weights, (step, place, share), own, of_levels, plain)
             at_starts += [] if own is None else [own]
             at_levels += [] if of_levels is None else [of_levels]
+            of_starts += [] if plain is None else [plain]
             found.append((losses, share))
-            starts.append(plain)
         if gradients is not None:
-            gradients |= _joined(at_starts)
+            gradients |= joined(at_starts)
         if at_student is not None:
             at_student |= joined_gradients(at_levels)
-        return weighted_losses(found), _joined(starts)
+        if starts is not None:
+            starts |= joined(of_starts)
+        return weighted_losses(found)
 
     def _backward_part(
         self,
         batch: Batch,
         weights: Sequence[float] | Tensor,
         which: tuple[int, int, float],
-        gradients: dict[int, Tensor] | None = None,
+        gradients: PathwayGradients | None = None,
         at_student: dict[int, FeatureGradients] | None = None,
-    ) -> tuple[StepLosses, Starts]:
+        plain_starts: Starts | None = None,
+    ) -> StepLosses:
         """Does what `backward` does with one micro-batch; `which` is the step, its place and its share of the batch.
 
         The losses returned are the micro-batch's own means; all gradients are its share of the batch's.
@@ -273,26 +289,30 @@ class Distiller(Stepper):
             starts = self.pathways.starts(features, active)
         parts, task = self.task_loss(output, batch.targets)
         if gradients is None and at_student is not None:
-            gradients = {}
+            gradients = PathwayGradients()
         distances: dict[int, Tensor] = {}
         pulls: Starts = {}
+        last = {self.pathways.infos[k].teacher.number: k for k in active}
         for k in active:
             of_pathway = (starts, teacher_features, batch.filled)
             distances[k], gradient = self._pathway_backward(k, of_pathway, weights[k], share)
+            if last[level := self.pathways.infos[k].teacher.number] == k:
+                del teacher_features[level]
             pull = gradient * (weights[k].to(gradient.dtype) if isinstance(weights, Tensor) else weights[k])
             start = self.pathways.start_of[k]
             pulls[start] = pulls[start].add_(pull) if start in pulls else pull
             if gradients is not None:
-                gradients[k] = gradient
+                gradients.keep(k, gradient)
         if at_student is not None:
             assert gradients is not None
-            at_student |= feature_gradients(self.pathways, _shared(task, share), features, starts, gradients)
+            at_student |= feature_gradients(self.pathways, shared(task, share), features, starts, gradients)
         reached = [start for start in pulls if starts[start].requires_grad]
         torch.autograd.backward(
-            [_shared(task, share), *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]
+            [shared(task, share), *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]
         )
-        plain_starts = {start: tensor.detach() for start, tensor in starts.items()}
-        return self.named(parts, task, distances, output, batch), plain_starts
+        if plain_starts is not None:
+            plain_starts |= {start: tensor.detach() for start, tensor in starts.items()}
+        return self.named(parts, task, distances, output, batch)
 
     def _pathway_backward(
         self, k: int, given: tuple[Starts, Features, Filled | None], weight: float | Tensor, share: float
@@ -310,7 +330,7 @@ class Distiller(Stepper):
         with autocast(self.device, self.precision):
             target = teacher_features[self.pathways.infos[k].teacher.number]
             distance = self.pathways.distance(k, copy, target, filled)
-        _shared(distance, share).backward()
+        shared(distance, share).backward()
         block_gradients = [p.grad for p in parameters if p.grad is not None]
         if block_gradients:
             torch._foreach_mul_(block_gradients, weight)
@@ -331,13 +351,15 @@ class Distiller(Stepper):
         return features
 
 
-def _shared(loss: Tensor, share: float) -> Tensor:
+def shared(loss: Tensor, share: float) -> Tensor:
+    """Returns a micro-batch's share of a loss; that of a whole batch is the very same tensor."""
     return loss if share == 1.0 else loss * share
 
 
-def _joined(parts: Sequence[dict[Any, Tensor]]) -> dict[Any, Tensor]:
-    """Returns tensors of micro-batches by key as those of the batch, [B, ...]."""
-    return parts[0] if len(parts) == 1 else {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+def joined(parts: Sequence[dict[Any, Tensor]]) -> dict[Any, Tensor]:
+    """Returns tensors of micro-batches by key as those of the batch, [B, ...]; takes them out, so that each is held
+    once."""
+    return parts[0] if len(parts) == 1 else {key: torch.cat([part.pop(key) for part in parts]) for key in [*parts[0]]}
 
 
 def weighted_losses(found: Sequence[tuple[StepLosses, float]]) -> StepLosses:

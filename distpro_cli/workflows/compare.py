@@ -12,7 +12,7 @@ from typing import Any
 from distpro_cli.errors import DistproError, NonFiniteLossError, RecipeError
 from distpro_cli.files import sweep, write_atomically
 from distpro_cli.process.file import load_process
-from distpro_cli.process.matching import fit
+from distpro_cli.process.fitting import fit
 from distpro_cli.process.trust import check_trusted
 from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import Recipe
@@ -111,7 +111,11 @@ class Comparison:
         ]
         return {
             "methods": methods,
-            "teacher": {"name": self.recipe.teacher.name, **self.metric.fixed(self.teacher_figure)},
+            "teacher": {
+                "name": self.recipe.teacher.name,
+                "head": self.recipe.teacher.head,
+                **self.metric.fixed(self.teacher_figure),
+            },
             "student": self.recipe.student.name,
             "epochs": self.recipe.distill.epochs,
             "seeds": self.seeds,

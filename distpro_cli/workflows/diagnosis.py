@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from distpro_cli.errors import DistproError
-from distpro_cli.process.matching import fit
+from distpro_cli.process.fitting import fit
 from distpro_cli.report.comparison import STUDENT
 from distpro_cli.runs.checkpoint import load_checkpoint
 from distpro_cli.runs.folder import RunFolder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,9 +14,13 @@ from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import Part
+from distpro_cli.process.fitting import How, Match, find_match
+from distpro_cli.process.matching import Levels, level_differences, levels_for, mapped
+from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.randomness import derived_seed
-from distpro_cli.recipe.schema import PathwayGroup
+from distpro_cli.recipe.schema import PathwayGroup, Recipe
+from distpro_cli.tasks.task import Task
 from distpro_cli.training.step import Distiller, Pair
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import build_teacher
@@ -55,7 +59,13 @@ def join(session: Session, student: TappedNetwork, teacher: TappedNetwork) -> Pa
     """
     inherited(student.model, teacher.model, session.recipe.student.inherit)  # before a teacher is trained for it
     groups = groups_for(session.recipe, session.task, teacher.levels, student.levels)
-    infos = resolve_pathways(groups, teacher.levels, student.levels)
+    return with_pathways(session, student, teacher, resolve_pathways(groups, teacher.levels, student.levels))
+
+
+def with_pathways(
+    session: Session, student: TappedNetwork, teacher: TappedNetwork, infos: Sequence[PathwayInfo]
+) -> Pair:
+    """Returns the pair of two networks with these pathways, whose weights come from the run's seed."""
     torch.manual_seed(derived_seed(session.recipe.seed, "weights", "pathways"))
     return Pair(student, teacher, session.place(Pathways(infos)))
 
@@ -75,18 +85,48 @@ def start_with_teacher(session: Session, distiller: Distiller) -> None:
     )
 
 
+def recipe_for(process: Process, recipe: Recipe) -> Recipe:
+    """Returns the recipe, without pathways with those of the process: what decides whether levels end with logits."""
+    return recipe if recipe.pathways else recipe.model_copy(update={"pathways": pathway_groups(process)})
+
+
+def match_pair(process: Process, recipe: Recipe, task: Task, teacher: Levels, student: Levels, how: How) -> Match:
+    """Returns what a process drives of a pair with these levels; without pathways in the recipe, the process's own.
+
+    Raises:
+        RecipeError: everything wrong with the pathways.
+        ProcessError: no level of the process corresponds to one of the pair.
+    """
+    levels = (teacher, student)
+    if recipe.pathways is not None:
+        infos = resolve_pathways(recipe.pathways, *levels)
+        return find_match(process, infos, how, levels)
+    matching = how.matching(levels)
+    numbers = matching.both_numbers(process)
+    groups = []
+    for info in process.pathways:
+        there = levels_for(info, numbers, levels)
+        if None not in there and not level_differences(info, *there).keys() & matching.asked:
+            groups.append(_group(info, mapped(info, numbers)))
+    return find_match(process, resolve_pathways(groups, *levels) if groups else (), how, levels)
+
+
 def pathway_groups(process: Process) -> list[PathwayGroup]:
     """Returns the process's own pathways as groups of a recipe, one per pathway."""
-    return [
-        PathwayGroup(
-            connections=[[info.teacher.number, info.student.number]],
-            transform=info.transform,
-            transform_options=info.transform_options,
-            distance=info.distance,
-            distance_options=info.distance_options,
-        )
-        for info in process.pathways
-    ]
+    return [_group(info, info.connection) for info in process.pathways]
+
+
+def _group(info: PathwayInfo, connection: tuple[int | None, int | None]) -> PathwayGroup:
+    """Returns a group of one pathway, between these levels of teacher and student."""
+    return PathwayGroup.model_validate(
+        {
+            "connections": [list(connection)],
+            "transform": info.transform,
+            "transform_options": info.transform_options,
+            "distance": info.distance,
+            "distance_options": info.distance_options,
+        }
+    )
 
 
 class PartsOnce:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, escaped
+from distpro_cli.image_size import size_text
 from distpro_cli.pathways.connections import groups_of
 from distpro_cli.pathways.defaults import groups_for
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
-from distpro_cli.process.pathway import PathwayInfo
-from distpro_cli.process.process import Process
+from distpro_cli.process.library import data_name
+from distpro_cli.process.process import Facts, Process
 from distpro_cli.recipe.load import dump_recipe
 from distpro_cli.recipe.schema import Recipe, Training
 from distpro_cli.runs.context import RunContext
@@ -27,7 +27,7 @@ from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.pull_back import missing_pull_back
 from distpro_cli.training.rivals import RIVALS
 from distpro_cli.training.scale import SCALES
-from distpro_cli.training.step import Distiller
+from distpro_cli.training.step import Distiller, Pair
 from distpro_cli.training.weights import MovedWeights, SearchedWeights
 from distpro_cli.versions import installed_versions
 from distpro_cli.workflows.pairs import FindParts, build_pair, parts_of, start_with_teacher
@@ -84,9 +84,9 @@ def search(
     parts = find_parts(session, pair, training.batch_size)
     progress = session.train(weights, training, title, folder.checkpoint, folder.metrics, resume=folder.resuming)
     figures = metric.last_and_best(progress.history)
-    measured = {"steps": progress.step, f"teacher_{metric.name}": teacher_figure}
-    measured |= {f"student_{name}": value for name, value in figures.items()}
-    process = to_process(recipe, weights, pair.infos, parts, measured)
+    known = {} if teacher_figure is None else {f"teacher_{metric.name}": teacher_figure}
+    measured = {"steps": progress.step, **known, **{f"student_{name}": value for name, value in figures.items()}}
+    process = to_process(recipe, weights, pair, parts, measured, searched_facts(session, training, progress.step))
     if isinstance(weights, SearchedWeights) and (collapsed := collapse(process)):
         context.reporter.message(collapsed)
     save_process(process, output, force=force or folder.resuming)
@@ -122,7 +122,13 @@ def searched_weights(session: Session, distiller: Distiller, training: Training)
     num_updates = -(-total_steps // interval)
     record = Record(len(groups), total_steps, session.device)
     outer_size = spec.images_per_outer_batch(training.batch_size)
-    outer_batches = session.batches("outer", outer_size, num_updates, inner=(training.batch_size, interval))
+    outer_batches = session.batches(
+        "outer",
+        outer_size,
+        num_updates,
+        inner=(training.batch_size, interval),
+        repeats=training.augment_repeats,
+    )
     if spec.method != "hypergradient":
         steps_per_epoch = session.data.steps_per_epoch(training.batch_size)
         return RIVALS[spec.method](distiller, spec, factor_k, record, outer_batches, steps_per_epoch)
@@ -153,9 +159,10 @@ def collapse(process: Process) -> str | None:
 def to_process(
     recipe: Recipe,
     weights: MovedWeights,
-    infos: Sequence[PathwayInfo],
+    pair: Pair,
     parts: tuple[Part, ...],
-    measured: Mapping[str, float | int | str],
+    measured: Facts,
+    searched: Facts,
 ) -> Process:
     """Returns the process that a finished search found."""
     tables = weights.record.table()
@@ -166,11 +173,38 @@ def to_process(
         weights=tables["weights"],
         alpha=tables["alpha"],
         scale=None if weights.scale_in_force() is None else tables["scale"],
-        pathways=tuple(infos),
+        pathways=pair.infos,
+        teacher_levels=pair.teacher.levels,
+        student_levels=pair.student.levels,
         normalization=recipe.search.normalization if recipe.search.method == "hypergradient" else "none",
         recipe=dump_recipe(recipe),
         versions=installed_versions(),
         seed=recipe.seed,
         measured=measured,
+        searched=searched,
         parts=parts,
     )
+
+
+def searched_facts(session: Session, training: Training, steps: int) -> Facts:
+    """Returns what the weights of a search mean, and where they come from; nothing that differs between equal ones."""
+    search, data = session.recipe.search, session.recipe.data
+    facts: dict[str, float | int | str] = {
+        "method": search.method,
+        "kappa": search.kappa,
+        "scale": search.scale if search.method == "hypergradient" else "distance",
+        "teacher": session.recipe.teacher.name,
+        "student": session.recipe.student.name,
+        "optimizer": training.optimizer.name,
+        "lr": training.optimizer.lr,
+        "schedule": training.schedule.name,
+        "epochs": training.epochs,
+        "batch_size": training.batch_size,
+        "steps": steps,
+        "images": steps * training.batch_size,
+        "data": data_name(data.name, data.root),
+        "train_images": session.data.train_size,
+        "outer_images": session.data.outer_size,
+        "image_size": data.image_size if isinstance(data.image_size, int) else size_text(data.image_size),
+    }
+    return {key: escaped(value)[:80] if isinstance(value, str) else value for key, value in facts.items()}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from distpro_cli.errors import DistproError
 from distpro_cli.files import expand_path
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
@@ -37,6 +38,26 @@ def run_context(device_name: str | None, reporter: Reporter, interruption: Inter
     """Chooses the device and asks for deterministic kernels."""
     make_deterministic()
     return RunContext(choose_device(device_name), reporter, interruption)
+
+
+def make_stepper(recipe: Recipe, trained: Solo, training: Training, device: torch.device) -> Stepper:
+    """Makes the steps of a network on the device that is trained alone."""
+    return Stepper(trained, *_step_parts(recipe, trained, training), **_step_options(recipe, training, device))
+
+
+def make_distiller(recipe: Recipe, pair: Pair, training: Training, device: torch.device) -> Distiller:
+    """Makes the steps of a pair on the device; labels are smoothed in training, and not where a search judges."""
+    judge = find_task(recipe.task)(recipe, training.model_copy(update={"label_smoothing": 0.0}))
+    return Distiller(pair, *_step_parts(recipe, pair, training), judge=judge, **_step_options(recipe, training, device))
+
+
+def _step_parts(recipe: Recipe, trained: Solo | Pair, training: Training) -> tuple[torch.optim.Optimizer, Task]:
+    return make_optimizer(trained.modules(), training.optimizer), find_task(recipe.task)(recipe, training)
+
+
+def _step_options(recipe: Recipe, training: Training, device: torch.device) -> dict[str, Any]:
+    own = {"device": device, "precision": recipe.precision, "seed": recipe.seed}
+    return {**own, **{key: getattr(training, key) for key in ("clip_grad", "micro_batch_size", "ema_decay")}}
 
 
 class Session:
@@ -93,6 +114,8 @@ class Session:
 
     def _remark(self, spec: Network, network: TappedNetwork) -> str | None:
         """Returns what the user should know of a network's weights; of a teacher's new head its training tells."""
+        if not spec.head:
+            return None
         if network.new_head is not None:
             return None if isinstance(spec, Teacher) else f"weights {spec.weights}, with {network.new_head}"
         facts = weights_metadata(expand_path(str(spec.weights))) if spec.weights != "pretrained" else {}
@@ -142,6 +165,7 @@ class Session:
         num_steps: int,
         task: Task | None = None,
         inner: tuple[int, int] | None = None,
+        repeats: int = 1,
     ) -> Batches:
         """Returns the maker of the batches of the `train` or the `outer` part, on the device.
 
@@ -151,13 +175,20 @@ class Session:
             num_steps: Of the whole run.
             task: Augments whole batches; None: nothing does.
             inner: Of outer batches, see `TaskData`.
+            repeats: Of an image in the train batches of an epoch.
+
+        Raises:
+            DistproError: the data of the user's own task cannot repeat images.
         """
         source = self.data.train_batches if part == "train" else self.data.outer_batches
-        if part == "outer" and not self.data.outer_size:
-            source = partial(self.data.outer_batches, inner=inner)
+        beside_train = part == "outer" and not self.data.outer_size
+        options: dict[str, Any] = {"inner": inner} if beside_train else {}
+        if repeats > 1 and (part == "train" or beside_train):
+            _check_repeats(source)
+            options["repeats"] = repeats
 
         def make(start_step: int) -> Iterator[Batch]:
-            for step, batch in enumerate(source(batch_size, num_steps, start_step), start=start_step):
+            for step, batch in enumerate(source(batch_size, num_steps, start_step, **options), start_step):
                 changed = batch if task is None else task.augment(batch, step)
                 yield changed.to(self.device, self._memory_format)
 
@@ -186,12 +217,11 @@ class Session:
 
     def stepper(self, trained: Solo, training: Training) -> Stepper:
         """Makes the steps of a network that is trained alone."""
-        return Stepper(trained, *self._step_parts(trained, training), **self._step_options(training))
+        return make_stepper(self.recipe, trained, training, self.device)
 
     def distiller(self, pair: Pair, training: Training) -> Distiller:
-        """Makes the steps of a pair; labels are smoothed in training, and not where a search judges."""
-        judge = self.task_under(training.model_copy(update={"label_smoothing": 0.0}))
-        return Distiller(pair, *self._step_parts(pair, training), judge=judge, **self._step_options(training))
+        """Makes the steps of a pair."""
+        return make_distiller(self.recipe, pair, training, self.device)
 
     def train(
         self,
@@ -227,7 +257,9 @@ class Session:
             plan,
             weights,
             make_schedule(stepper.optimizer, training.schedule, plan.total_steps, steps_per_epoch),
-            self.batches("train", training.batch_size, plan.total_steps, stepper.task),
+            self.batches(
+                "train", training.batch_size, plan.total_steps, stepper.task, repeats=training.augment_repeats
+            ),
             self.evaluate,
             metrics,
             self.context,
@@ -240,13 +272,13 @@ class Session:
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.recipe.channels_last else torch.contiguous_format
 
-    def _step_parts(self, trained: Solo | Pair, training: Training) -> tuple[torch.optim.Optimizer, Task]:
-        return make_optimizer(trained.modules(), training.optimizer), self.task_under(training)
 
-    def _step_options(self, training: Training) -> dict[str, Any]:
-        recipe = self.recipe
-        own = {"device": self.device, "precision": recipe.precision, "seed": recipe.seed}
-        return {**own, **{key: getattr(training, key) for key in ("clip_grad", "micro_batch_size", "ema_decay")}}
+def _check_repeats(source: Callable[..., Iterator[Batch]]) -> None:
+    if "repeats" not in inspect.signature(source).parameters:
+        raise DistproError(
+            f"augment_repeats: the data of this task cannot repeat images, because {source.__name__} takes no "
+            "argument repeats; set augment_repeats to 1, or write it (see TaskData)"
+        )
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

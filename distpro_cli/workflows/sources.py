@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 
 from typing_extensions import override
 
 from distpro_cli.errors import RecipeError
 from distpro_cli.pathways.connections import groups_of
 from distpro_cli.pathways.defaults import ends_with_logits, groups_for
+from distpro_cli.process.fitting import BY_LEVEL, How, check_fits
 from distpro_cli.process.process import Process
 from distpro_cli.training.step import Pair
-from distpro_cli.workflows.pairs import build_networks, build_pair, join, pathway_groups
+from distpro_cli.workflows.pairs import build_networks, join, match_pair, recipe_for, with_pathways
 from distpro_cli.workflows.schemes import find_scheme, scheme_process, scheme_recipe, under_its_name, with_levels_of
 from distpro_cli.workflows.session import Session
 
@@ -40,16 +42,29 @@ class ProcessSource(Source):
     Attributes:
         process: What drives the runs.
         on_its_own: Whether the process's pathways count whatever the recipe says.
+        how: How its pathways are found in the pair. Those of the pair that it does not have are left out.
     """
 
     process: Process
     on_its_own: bool = False
+    how: How = BY_LEVEL
 
     @override
     def set_up(self, session: Session) -> tuple[Pair, Process]:
-        if session.recipe.pathways is None or self.on_its_own:
-            session = session.under(session.recipe.model_copy(update={"pathways": pathway_groups(self.process)}))
-        return build_pair(session), self.process
+        recipe = session.recipe
+        if self.on_its_own:
+            recipe = recipe.model_copy(update={"pathways": None})
+        logits = ends_with_logits(recipe_for(self.process, recipe), session.task)
+        student, teacher = build_networks(session, logits=logits)
+        levels = teacher.levels, student.levels
+        find = partial(match_pair, self.process, recipe, session.task, *levels)
+        match = find(self.how)
+        check_fits(match, find)
+        infos = [info for _, info in match.joined]
+        if match.new:
+            left_out = ", ".join(info.id for info in match.new)
+            session.context.say_once(f"left out, because the process does not have them: {left_out}")
+        return with_pathways(session, student, teacher, infos), self.process
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,6 @@ class _Averaged(Source):
         return pair, process.mean_over_time()
 
 
-def source_of(process: Process | str) -> Source:
+def source_of(process: Process | str, how: How = BY_LEVEL) -> Source:
     """Returns the source of a process, or of the scheme of that name."""
-    return SchemeSource(process) if isinstance(process, str) else ProcessSource(process)
+    return SchemeSource(process) if isinstance(process, str) else ProcessSource(process, how=how)

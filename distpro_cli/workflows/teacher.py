@@ -34,10 +34,8 @@ def build_teacher(session: Session, *, logits: bool = False, weights: bool = Tru
     """
     spec = session.recipe.teacher
     if weights and spec.weights is None and spec.train is None:
-        raise DistproError(
-            f"teacher {spec.name} has no weights: set teacher.weights to pretrained or to a file, "
-            "or teacher.train to how it is trained"
-        )
+        ways = ", or teacher.train to how it is trained" if spec.head else ""
+        raise DistproError(f"teacher {spec.name} has no weights: set teacher.weights to pretrained or to a file{ways}")
     teacher = session.build(spec, "teacher", seed=spec.seed, logits=logits, pretrained_ok=weights)
     if spec.train is None and teacher.new_head is not None:
         raise DistproError(f"teacher {spec.name}: {refusal(teacher.new_head)}")
@@ -73,13 +71,20 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
     teacher.requires_grad_(False).eval()
 
 
-def measured_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder, figure: float | None) -> float:
+def measured_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder, figure: float | None) -> float | None:
     """Makes a teacher ready to teach; returns its figure by the task's metric, measured unless `figure` is known.
+
+    A teacher without a head has none.
 
     Raises:
         DistproError: its training diverged, or what it puts out is not finite.
     """
     prepare_teacher(session, teacher, folder, announce=figure is None)
+    if not session.recipe.teacher.head:
+        session.context.say_once(
+            f"teacher {session.recipe.teacher.name}: without a head; its {session.task.metric.label} is not known"
+        )
+        return None
     if figure is None:
         metric = session.task.metric
         result = session.evaluate(teacher)
@@ -94,19 +99,26 @@ def measured_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder
     return figure
 
 
-def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder) -> Progress:
-    """Trains the teacher, or its head alone, by `teacher.train`, and writes its weights to `target`.
+def train_teacher(
+    session: Session, teacher: TappedNetwork, target: Path, folder: RunFolder
+) -> tuple[Progress, TappedNetwork | None]:
+    """Trains the teacher, or its head alone, by `teacher.train`, and writes the weights that teach to `target`.
 
-    Without `teacher.train` it is trained by `distill`. Returns what was measured.
-    The checkpoint and the metrics lie in `folder`; a checkpoint found there is resumed.
+    These are the running average where there is one (`ema_decay`), which timm's `load_checkpoint` takes as well.
+    Without `teacher.train` it is trained by `distill`. The checkpoint and the metrics lie in `folder`; a checkpoint
+    found there is resumed.
+
+    Returns:
+        What was measured, and the running average.
     """
     recipe, metric = session.recipe, session.task.metric
     training = recipe.teacher.train or recipe.distill
     _make_folder(target.parent)
     if recipe.teacher.freeze == "backbone":
         teacher.freeze_backbone()
+    weights = NoWeights(session.stepper(Solo(teacher), training))
     progress = session.train(
-        NoWeights(session.stepper(Solo(teacher), training)),
+        weights,
         training,
         f"teacher {recipe.teacher.name}",
         folder.teacher_checkpoint,
@@ -114,10 +126,18 @@ def train_teacher(session: Session, teacher: TappedNetwork, target: Path, folder
         resume=True,
         network=f"teacher {recipe.teacher.name}",
     )
-    figures = {f"{metric.name}_last": round(progress.history[-1], 2)}
-    session.save(teacher, recipe.teacher, target, training, by="distpro train", **figures)
+    average = weights.stepper.average
+    figure = (progress.history if average is None else progress.average_history)[-1]
+    if average is not None:
+        last, averaged = metric.with_unit(progress.history[-1]), metric.with_unit(figure)
+        session.context.reporter.message(
+            f"teacher {recipe.teacher.name}: the running average of its weights teaches, {metric.label} {averaged} "
+            f"(its last weights: {last})"
+        )
+    figures = {f"{metric.name}_last": round(figure, 2)}
+    session.save(average or teacher, recipe.teacher, target, training, by="distpro train", **figures)
     folder.teacher_checkpoint.unlink(missing_ok=True)
-    return progress
+    return progress, average
 
 
 def teacher_cache(session: Session) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from distpro_cli.errors import DistproError
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
@@ -27,13 +28,20 @@ def train_student(recipe: Recipe, folder: RunFolder, context: RunContext) -> dic
 
 def train_teacher_alone(recipe: Recipe, folder: RunFolder, context: RunContext) -> dict[str, Any]:
     """Trains the recipe's teacher by `teacher.train` (else `distill`) into the cache; returns the summary."""
+    if not recipe.teacher.head:
+        raise DistproError("teacher.head is false: without a head there is nothing to train it by; leave head out")
     session = Session(recipe.model_copy(update={"seed": recipe.teacher.seed}), context)
     metric = session.task.metric
     teacher = session.build(recipe.teacher, "teacher")
-    progress = train_teacher(session, teacher, teacher_cache(session), folder)
-    session.save(teacher, recipe.teacher, folder.teacher, recipe.teacher.train or recipe.distill, by="distpro train")
+    progress, average = train_teacher(session, teacher, teacher_cache(session), folder)
+    training = recipe.teacher.train or recipe.distill
+    session.save(teacher, recipe.teacher, folder.teacher, training, by="distpro train")
+    found: dict[str, Any] = {**metric.last_and_best(progress.history), "weights": str(folder.teacher)}
+    if average is not None:
+        session.save(average, recipe.teacher, folder.teacher_average, training, by="distpro train")
+        found["ema"] = {**metric.last_and_best(progress.average_history), "weights": str(folder.teacher_average)}
     summary = {
-        "teacher": {**metric.last_and_best(progress.history), "weights": str(folder.teacher)},
+        "teacher": found,
         "seconds": round(progress.train_seconds, 2),
         "metric": asdict(metric),
         "run_dir": str(folder.path),

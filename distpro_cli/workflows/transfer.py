@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from distpro_cli.files import write_atomically
 from distpro_cli.process.file import save_process
-from distpro_cli.process.matching import fit
+from distpro_cli.process.fitting import BY_LEVEL, How, Match, check_fits, find_match, fitted, other_taps
+from distpro_cli.process.process import Process
 from distpro_cli.process.schedule import Schedule
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.training.step import Solo
+from distpro_cli.training.step import Pair, Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
 from distpro_cli.workflows.pairs import FindParts, parts_of, start_with_teacher
 from distpro_cli.workflows.session import Session
-from distpro_cli.workflows.sources import Source
+from distpro_cli.workflows.sources import SchemeSource, Source
 from distpro_cli.workflows.teacher import measured_teacher
 
 
@@ -53,7 +56,7 @@ def transfer(
     folder: RunFolder,
     context: RunContext,
     *,
-    mode: str = "strict",
+    how: How = BY_LEVEL,
     teacher_figure: float | None = None,
     title: str = "transfer",
     find_parts: FindParts = parts_of,
@@ -66,7 +69,7 @@ def transfer(
         dropping: What of it is left out.
         folder: Of this run; the process lies there, too, whole.
         context: Device, progress, signals.
-        mode: How pathways are matched, see `fit`.
+        how: As in the source: how the process is fitted to its pair.
         teacher_figure: The teacher's, if it is known; else it is measured. Neither where nothing is ever on.
         title: What progress shows.
         find_parts: Tells what a step costs.
@@ -79,9 +82,12 @@ def transfer(
     session = Session(recipe, context)
     metric, training = session.task.metric, recipe.distill
     pair, process = source.set_up(session)
-    if not process.parts:
+    match = match_of(pair, process, how)
+    if not process.parts and match.columns == tuple(range(len(process.pathways))):
         process = replace(process, parts=find_parts(session, pair, training.batch_size))
-    schedule = fit(process, pair.infos, mode).schedule(threshold=dropping.threshold, keep=dropping.keep)
+    for tap in other_taps(process, match):
+        context.say_once(tap)
+    schedule = fitted(process, match).schedule(threshold=dropping.threshold, keep=dropping.keep)
     num_used = _num_used(schedule)
     if num_used:
         distiller, total_steps = session.distiller(pair, training), session.total_steps(training)
@@ -91,7 +97,10 @@ def transfer(
     else:
         weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None
     save_process(process, folder.process, force=True)
-    result = train_student_with(session, weights, folder, title)
+    matched = {} if isinstance(source, SchemeSource) else match.values()
+    if matched:
+        write_atomically(folder.matching, json.dumps(matched, indent=2) + "\n")
+    result = train_student_with(session, weights, folder, title, **({"process": matched} if matched else {}))
     summary = {
         **result,
         "teacher": metric.fixed(teacher_figure),
@@ -103,15 +112,32 @@ def transfer(
     return Distilled(pair.student.released(), mean, std, summary)
 
 
-def train_student_with(session: Session, weights: Weights, folder: RunFolder, title: str) -> dict[str, Any]:
-    """Trains a student by `distill` under a source of weights, writes it and its average; returns what to report."""
+def match_of(pair: Pair, process: Process, how: How) -> Match:
+    """Returns what of the process drives what of the pair that its source set up.
+
+    Raises:
+        ProcessError: they do not fit.
+    """
+    levels = pair.teacher.levels, pair.student.levels
+    match = find_match(process, pair.infos, how, levels)
+    check_fits(match, lambda other: find_match(process, pair.infos, other, levels))
+    return match
+
+
+def train_student_with(
+    session: Session, weights: Weights, folder: RunFolder, title: str, **facts: Any
+) -> dict[str, Any]:
+    """Trains a student by `distill` under a source of weights, writes it and its average; returns what to report.
+
+    `facts` are written beside the weights, to what trained them.
+    """
     metric, student = session.task.metric, weights.stepper.student
     progress = session.train(
         weights, session.recipe.distill, title, folder.checkpoint, folder.metrics, resume=folder.resuming
     )
     recipe, pathways = session.recipe, weights.stepper.trained.infos
     distilled = {"by": "distpro transfer", "teacher": recipe.teacher.name, "pathways": len(pathways)}
-    trained = distilled if pathways else {"by": "distpro train"}
+    trained = {**(distilled if pathways else {"by": "distpro train"}), **facts}
     session.save(student, recipe.student, folder.student, recipe.distill, **trained)
     found: dict[str, Any] = {**metric.last_and_best(progress.history), "weights": str(folder.student)}
     if (average := weights.stepper.average) is not None:

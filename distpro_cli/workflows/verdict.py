@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from distpro_cli.process.file import load_process
-from distpro_cli.process.matching import fit
+from distpro_cli.process.fitting import fit
 from distpro_cli.report.formula import loss_formula, make_terms
 from distpro_cli.report.verdict import choose
 from distpro_cli.runs.folder import RunFolder

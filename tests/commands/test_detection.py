@@ -99,11 +99,8 @@ def test_a_search_is_as_exact_as_on_images(detector: Path, distpro: Run) -> None
     np.testing.assert_allclose(found[0], found[1], atol=0.02)  # small shifts cross kinks of ReLU
 
 
-def test_a_process_of_five_levels_drives_a_detector_by_index(
-    detector: Path, distpro: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_of_five_levels_drives_a_detector_by_index(detector: Path, distpro: Run) -> None:
     """What a network of four stages and the pooled vector was searched with; P6 takes the vector's part."""
-    (detector / "match.py").write_text(BY_NUMBER)
     (detector / "c.yaml").write_text(
         "data: {name: digits, image_size: 32, train_images: 64, test_images: 16, workers: 0}\n"
         "teacher: {name: test_resnet, train: {epochs: 1, batch_size: 16}}\nstudent: {name: test_resnet}\n"
@@ -111,22 +108,11 @@ def test_a_process_of_five_levels_drives_a_detector_by_index(
     )
     searched = distpro("search", "c.yaml", "-o", "c.safetensors", "-q")
     assert searched.status == 0, searched.err
-    refused = distpro("transfer", "r.yaml", "-p", "c.safetensors", "-q")
-    assert (
-        refused.status == 2 and "kind of the teacher's level vector in the process, map in the pair: 5-5" in refused.err
-    )
-    moved = distpro(
-        "transfer", "r.yaml", "-p", "c.safetensors", "--match", "match.py:ByNumber", "--trust", "--json", "-q"
-    )
+    command = ("transfer", "r.yaml", "-p", "c.safetensors", "--trust")
+    refused = distpro(*command, "-q")
+    assert refused.status == 2 and "--allow kind" in refused.err
+    moved = distpro(*command, "--match", "level", "--allow", "kind", "--json", "-q")
     assert moved.status == 0, moved.err
     assert moved.json["pathways_used"] == 5
-
-
-BY_NUMBER = """\
-from distpro_cli.process.matching import Matching
-
-class ByNumber(Matching):
-    def columns(self, process, pathways):
-        connections = [pathway.connection for pathway in process.pathways]
-        return [connections.index(pathway.connection) for pathway in pathways]
-"""
+    shown = distpro("inspect", "c.safetensors", "r.yaml", "--match", "level", "--allow", "kind")
+    assert shown.status == 0 and "pyramid.p6" in shown.out

@@ -10,14 +10,16 @@ import pytest
 
 from distpro_cli.process.file import save_process
 from tests.process.examples import make_process
+from tests.process.test_version_2 import full
 
-HEAVY = ("torch", "timm", "torchvision", "matplotlib", "yaml", "safetensors")
+HEAVY = ("torch", "timm", "torchvision", "matplotlib", "yaml", "safetensors", "huggingface_hub")
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
-def test_inspect_imports_nothing_heavy(tmp_path: Path, option: str) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_inspect_imports_nothing_heavy(tmp_path: Path, option: str, version: int) -> None:
     path = tmp_path / "p.safetensors"
-    save_process(make_process(), path)
+    save_process(make_process() if version == 1 else full(), path)
     heavy = [*HEAVY, *(["rich"] if option == "--json" else [])]
     code = f"""
 import os, sys

@@ -129,19 +129,17 @@ def test_pathways_are_compared_in_units_of_the_scale() -> None:
         (-np.ones((11, 10)), "2", "out of range"),
         (np.full((11, 10), 1e-30), "2", "out of range"),
         (np.full((11, 10), np.nan), "2", "scale holds a value that is not finite"),
-        (None, "2", "the file lacks the tensor scale"),
         (np.ones((11, 10)), "1", "unknown tensor 'scale'; a process has alpha, progress, weights"),
         (np.ones((11, 10)), "3", "made by a newer distpro: format version 3, this one reads up to 2"),
     ],
 )
-def test_a_wrong_scale_in_a_file_is_refused(distpro: Run, scale: np.ndarray | None, version: str, message: str) -> None:
+def test_a_wrong_scale_in_a_file_is_refused(distpro: Run, scale: np.ndarray, version: str, message: str) -> None:
     save_process(scaled(make_process(11)), Path("p.safetensors"))
     assert load_process(Path("p.safetensors")).scale is not None
     with safe_open("p.safetensors", framework="numpy") as file:
         metadata = file.metadata()
         tables = {name: file.get_tensor(name) for name in file.keys() if name != "scale"}  # noqa: SIM118
-    if scale is not None:
-        tables["scale"] = scale.astype(np.float32)
+    tables["scale"] = scale.astype(np.float32)
     save_file(tables, "wrong.safetensors", {**metadata, "version": version})
     result = distpro("inspect", "wrong.safetensors")
     assert result.status == 2 and "wrong.safetensors: " in result.err and message in result.err

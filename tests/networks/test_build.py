@@ -100,7 +100,11 @@ def test_same_seed_same_weights() -> None:
         ({"name": "resnet20", "weights": "pretrained"}, "weights: pretrained is for timm's models"),
         ({"name": "resnet20", "weights": "$DISTPRO_NOT_SET/x.pth"}, "DISTPRO_NOT_SET is not set"),
         ({"name": "resnet20", "std": [0.1, 0.2]}, "std is three numbers, one per channel, above 0"),
-        ({"name": "resnet20", "mean": [0.1]}, "mean is three numbers"),
+        ({"name": "resnet20", "mean": [0.1, 0.2]}, "mean is three numbers"),
+        (
+            {"name": "resnet20", "options": {"in_channels": 1}, "mean": [0.1, 0.2, 0.3]},
+            "mean is one number, as the network takes grey images; found",
+        ),
         ({"name": "wrn_18_1"}, "the depth of a WRN is"),
     ],
 )

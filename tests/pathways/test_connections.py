@@ -142,5 +142,5 @@ def test_one_cause_is_told_once() -> None:
     with pytest.raises(RecipeError) as caught:
         resolve_pathways([group("same", "conv2"), group([[1, 1]], "conv1", distance="kl")], teacher, student)
     text = str(caught.value)
-    assert "1-1: teacher level 1 (stage1) has 15 tokens, which form no square grid" in text
+    assert "1-1: teacher level 1 (stage1) has 15 tokens, which form no grid" in text
     assert "1-1: distance kl compares logits or vectors, but the teacher's stage1 is tokens of shape 15×8" in text

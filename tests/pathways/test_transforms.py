@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ PAIRS = {
     "one cell": (level(6, 1, 1), level(12, 1, 1)),
     "tokens": (level(17, 6), level(17, 12)),
     "tokens, other grid and prefix": (level(16, 6), level(38, 12)),
+    "tokens, grids that are no squares": (
+        replace(level(25, 6), prefix=1, grid=(4, 6)),
+        replace(level(50, 12), prefix=2, grid=(6, 8)),
+    ),
     "tokens to map": (level(17, 6), level(12, 7, 7)),
     "map to tokens": (level(6, 7, 7), level(18, 12)),
     "tokens to vector": (level(17, 6), level(12)),
@@ -219,6 +224,15 @@ def test_prefix_tokens() -> None:
     assert torch.allclose(carried[:, 1], carried[:, 2:].mean(1), atol=1e-6)
 
 
+def test_grids_that_are_no_squares_are_pooled_and_repeated() -> None:
+    student, teacher = replace(level(25, 3), prefix=1, grid=(4, 6)), replace(level(18, 3), prefix=2, grid=(8, 2))
+    source = feature(student)
+    carried = make_transform("resize", student, teacher)(source)
+    map_bchw = source[:, 1:].transpose(1, 2).reshape(2, 3, 4, 6)
+    expected = F.interpolate(F.adaptive_avg_pool2d(map_bchw, (4, 2)), size=(8, 2), mode="nearest")
+    torch.testing.assert_close(carried[:, 2:].transpose(1, 2).reshape(2, 3, 8, 2), expected)
+
+
 def test_tokens_keep_their_places_on_the_way_to_a_map() -> None:
     student, teacher = level(5, 3), level(3, 2, 2)
     transform = make_transform("linear", student, teacher)
@@ -264,7 +278,7 @@ def test_errors(name: str, options: dict[str, Any], message: str) -> None:
 
 
 def test_tokens_without_a_grid_cannot_meet_a_map() -> None:
-    with pytest.raises(DistproError, match=r"student level 1 .* has 15 tokens, which form no square grid"):
+    with pytest.raises(DistproError, match=r"student level 1 .* has 15 tokens, which form no grid"):
         make_transform("conv2", level(15, 6), level(12, 4, 4))
 
 

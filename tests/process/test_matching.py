@@ -13,7 +13,7 @@ import pytest
 from distpro_cli.errors import DistproError, ProcessError
 from distpro_cli.process.cost import Part
 from distpro_cli.process.file import save_process
-from distpro_cli.process.matching import fit
+from distpro_cli.process.fitting import How, fit
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from tests.conftest import Run
@@ -69,13 +69,13 @@ def test_columns_left_out_change_no_other_column(dropping: dict[str, float], ids
     alpha = process.alpha.copy()
     alpha[0, 0], alpha[-1, 0] = -9, 9  # of 1-1, which is left out: the whole range
     process = replace(process, alpha=alpha)
-    fitted = fit(process, only(*ids), LOOSE)
-    again = fit(fit(process, only("1-1", *ids), LOOSE), only(*ids), LOOSE)
+    fitted = fit(process, only(*ids), How(LOOSE))
+    again = fit(fit(process, only("1-1", *ids), How(LOOSE)), only(*ids), How(LOOSE))
     for u in MOMENTS:
         whole = by_id(process, dropping, u)
         assert by_id(fitted, dropping, u) == by_id(again, dropping, u) == {name: whole[name] for name in ids}
     mean = fitted.mean_over_time().schedule(**dropping)
-    expected = fit(process.mean_over_time(), only(*ids), LOOSE).schedule(**dropping)
+    expected = fit(process.mean_over_time(), only(*ids), How(LOOSE)).schedule(**dropping)
     np.testing.assert_array_equal(mean.mask, expected.mask)
     np.testing.assert_allclose(mean.weights, expected.weights, rtol=1e-6)
 
@@ -89,7 +89,7 @@ def test_parts_follow_the_columns() -> None:
         *(Part(f"pathway {k}", 1.0 + k, (k,)) for k in range(10)),
     )
     process = replace(make_process(), parts=parts)
-    fitted = fit(process, only("2-2", "1-1"), LOOSE)  # columns 2 and 0
+    fitted = fit(process, only("2-2", "1-1"), How(LOOSE))  # columns 2 and 0
     assert fitted.parts == (
         Part("student forward", 4.0),
         Part("teacher 2", 2.0, (0,)),
@@ -103,7 +103,7 @@ def test_parts_follow_the_columns() -> None:
 def test_a_column_may_drive_several_pathways() -> None:
     process = replace(make_process(), parts=PARTS)
     twin = make_pathway(2, 1, transform="conv1", name="2-1:conv1+hcl")
-    fitted = fit(process, [*only("2-1"), twin], LOOSE)
+    fitted = fit(process, [*only("2-1"), twin], How(LOOSE))
     np.testing.assert_array_equal(fitted.weights, process.weights[:, [1, 1]])
     assert Part("teacher 1", 7.0, (0, 1)) in fitted.parts
 
@@ -142,20 +142,22 @@ def test_a_mismatch_names_every_difference() -> None:
 
 def test_a_mode_that_is_none_is_refused() -> None:
     process = make_process()
-    with pytest.raises(DistproError, match=r"unknown --match mode 'stric' \(did you mean 'strict'\?\)"):
-        fit(process, lower_pathways(), "stric")
+    with pytest.raises(DistproError, match=r"unknown --match mode 'levle' \(did you mean 'level'\?\)"):
+        fit(process, lower_pathways(), How("levle"))
     with pytest.raises(DistproError, match=r"Lose.*did you mean 'Loose'"):
-        fit(process, lower_pathways(), LOOSE.replace("Loose", "Lose"))
+        fit(process, lower_pathways(), How(LOOSE.replace("Loose", "Lose")))
     with pytest.raises(DistproError, match=r"no subclass of distpro_cli\.process\.matching\.Matching"):
-        fit(process, lower_pathways(), LOOSE.replace("Loose", "Process"))
+        fit(process, lower_pathways(), How(LOOSE.replace("Loose", "Process")))
     with pytest.raises(ProcessError, match=r"returned the columns \[\]; expected one per pathway of the pair \(1\)"):
-        fit(process, only("2-1"), LOOSE.replace("Loose", "Careless"))
+        fit(process, only("2-1"), How(LOOSE.replace("Loose", "Careless")))
     with pytest.raises(ProcessError, match="no pathway 5-5"):
-        fit(process, [make_pathway(5, 5, 5)], LOOSE)
+        fit(process, [make_pathway(5, 5, 5)], How(LOOSE))
 
 
 def test_the_registered_name_is_found_in_the_file() -> None:
-    assert [info.id for info in fit(make_process(), only("3-1"), LOOSE.replace("Loose", "loose")).pathways] == ["3-1"]
+    assert [info.id for info in fit(make_process(), only("3-1"), How(LOOSE.replace("Loose", "loose"))).pathways] == [
+        "3-1"
+    ]
 
 
 def test_a_mode_of_a_users_file_drives_a_transfer(distpro: Run, workplace: Path) -> None:

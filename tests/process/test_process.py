@@ -84,3 +84,35 @@ def test_tables_that_do_not_fit_are_refused(field: str) -> None:
     process = make_process()
     with pytest.raises(ProcessError):
         replace(process, **{field: getattr(process, field)[:-1]})
+
+
+LENGTHS = [1, 2, 3, 7, 20, 21, 1000, 10**6]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("num_steps", LENGTHS)
+def test_interpolation_in_runs_of_any_length(num_steps: int, seed: int) -> None:
+    """End points are exact, between two rows nothing leaves their range, and a monotone piece stays monotone."""
+    generator = np.random.default_rng([num_steps, seed])
+    rows = int(generator.integers(2, 300))
+    inner = np.unique(generator.uniform(size=rows).astype(np.float32))
+    progress = np.concatenate([[0], inner[(inner > 0) & (inner < 1)], [1]]).astype(np.float32)
+    rising = np.cumsum(generator.exponential(size=len(progress)) * generator.integers(0, 2, size=len(progress)))
+    free = generator.lognormal(sigma=4, size=len(progress))
+    process = replace(
+        constant_process(lower_pathways()[:3], 1.0),
+        progress=progress,
+        weights=np.stack([rising, rising[::-1], free], axis=1),
+        alpha=np.zeros((len(progress), 3)),
+    )
+    schedule, table = process.schedule(), process.weights
+    assert schedule.at(0.0).tolist() == table[0].tolist() and schedule.at(1.0).tolist() == table[-1].tolist()
+    for row in range(0, len(progress), 7):
+        assert schedule.at(float(progress[row])).tolist() == table[row].tolist()
+    steps = np.unique(np.concatenate([[0], generator.integers(0, num_steps, size=400), [num_steps - 1]]))
+    found = np.stack([schedule.at(step / num_steps) for step in steps])
+    assert (np.diff(found[:, 0]) >= 0).all() and (np.diff(found[:, 1]) <= 0).all()
+    for step, weights in zip(steps, found, strict=True):
+        u = np.float32(step / num_steps)
+        around = table[[np.searchsorted(progress, u, side="right") - 1, np.searchsorted(progress, u, side="left")]]
+        assert (weights >= around.min(axis=0)).all() and (weights <= around.max(axis=0)).all()

@@ -95,6 +95,7 @@ def test_a_recipe_is_shown_with_the_costs_of_its_pathways(capsys: pytest.Capture
     network = {
         "name": "wrn_16_2",
         "weights": "random",
+        "channels": 3,
         "parameters": 691_674,
         "multiply_adds": 101e6,
         "levels": [level],

@@ -38,7 +38,8 @@ data: {name: digits, image_size: 16, workers: 0}
 teacher: {name: vit_tiny_patch16_224, options: {depth: 2, embed_dim: 36, num_heads: 3, patch_size: 4}}
 student:
   name: vit_tiny_patch16_224
-  options: {depth: 2, embed_dim: 24, num_heads: 2, patch_size: 4, drop_rate: 0.1, proj_drop_rate: 0.1}
+  options: {depth: 2, embed_dim: 24, num_heads: 2, patch_size: 4, drop_rate: 0.1, proj_drop_rate: 0.1,
+            drop_path_rate: 0.2}
 pathways: [{connections: [[1, 1], [2, 1], [2, 2]]}]
 """
 PAIRS = {"cnn": CNN, "vit": VIT}

@@ -174,7 +174,7 @@ def test_kd_makes_logits_a_level_where_levels_are_listed(distpro: Run) -> None:
 def test_errors(distpro: Run) -> None:
     unknown = distpro("transfer", "tiny.yaml", "-p", "reviewdk")
     assert unknown.status == 2
-    assert "--process reviewdk: there is no such file, and no scheme of that name (did you mean 'reviewkd'?)" in (
+    assert "--process reviewdk: no such file, and no process or scheme of that name (did you mean 'reviewkd'?)" in (
         unknown.err
     )
     tokens = distpro("transfer", "tiny.yaml", "-p", "hint", "schemes.hint.level=9", "-q")

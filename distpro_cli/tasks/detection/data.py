@@ -16,7 +16,7 @@ from typing_extensions import override
 from distpro_cli.recipe import schema
 from distpro_cli.tasks.detection.source import DetectionSource, open_splits
 from distpro_cli.tasks.detection.transforms import DetectionTransform, Target, padded
-from distpro_cli.tasks.images.data import ImageData, places
+from distpro_cli.tasks.images.data import ImageData, Places, once
 from distpro_cli.tasks.images.loader import Order, Samples, load_batches
 from distpro_cli.tasks.images.sources import Indices, Pixels, Source
 from distpro_cli.tasks.task import Batch
@@ -89,7 +89,7 @@ class DetectionData(ImageData):
         spec, source = self._spec, self.test_source
         aspects = np.array([width / height for height, width in source.sizes])
         ordered = self._test[np.argsort(aspects[self._test], kind="stable")]
-        order = [(0, ordered[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
+        order = [once(0, ordered[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
         samples = self.samples(source, self.transform(training=False))
         if spec.cache:
             source.keep(self._test.tolist())
@@ -101,23 +101,21 @@ class DetectionData(ImageData):
             yield Batch(batch.images_bchw, targets, batch.sizes)
 
     @override
-    def order(self, part: Indices, seed: int, batch_size: int, steps: range) -> Order:
-        for epoch, batches, within in self._batches(part, seed, batch_size, steps):
-            yield epoch, batches[within]
+    def order(self, places: Places, batch_size: int, repeats: int) -> Order:
+        for epoch, batches, within in self._batches(places, batch_size):
+            yield once(epoch, batches[within])
 
     @override
-    def order_beside(self, part: Indices, seed: int, inner_size: int, batch_size: int, steps: range) -> Order:
-        for epoch, batches, within in self._batches(part, seed, inner_size, steps):
-            yield epoch, _beside(batches, within, batch_size)
+    def order_beside(self, places: Places, inner: tuple[int, int], batch_size: int) -> Order:
+        for epoch, batches, within in self._batches(places, inner[0]):
+            yield once(epoch, _beside(batches, within, batch_size))
 
-    def _batches(
-        self, part: Indices, seed: int, batch_size: int, steps: range
-    ) -> Iterator[tuple[int, list[Indices], int]]:
+    def _batches(self, places: Places, batch_size: int) -> Iterator[tuple[int, list[Indices], int]]:
         """Yields, for each step, its epoch, that epoch's batches, and which of them is the step's."""
         wide_m = np.array([width >= height for height, width in self.train_source.sizes])
         batches: list[Indices] = []
         batched_epoch = -1
-        for epoch, order, start in places(part, seed, batch_size, steps):
+        for epoch, order, start in places:
             if epoch != batched_epoch:
                 batches, batched_epoch = _by_aspect(order, wide_m, batch_size), epoch
             yield epoch, batches, start // batch_size
@@ -140,5 +138,5 @@ def _by_aspect(order: Indices, wide_m: NDArray[np.bool_], batch_size: int) -> li
 
 def _beside(batches: list[Indices], within: int, count: int) -> Indices:
     """Returns images of the batches farthest from one of them, and none of its own; fewer where there are fewer."""
-    places_around = ((within + len(batches) // 2 + n) % len(batches) for n in range(len(batches)))
-    return np.concatenate([batches[place] for place in places_around if place != within])[:count]
+    around = ((within + len(batches) // 2 + n) % len(batches) for n in range(len(batches)))
+    return np.concatenate([batches[place] for place in around if place != within])[:count]

@@ -77,6 +77,10 @@ class Detection(Task):
             problems.append(
                 f"data.name: '{spec.name}'; detection reads images and COCO's JSON below data.root: leave it out"
             )
+        if not isinstance(spec.image_size, int):
+            problems.append("data.image_size: of detection it is the shorter side, one number")
+        if self.training.augment_repeats > 1:
+            problems.append("augment_repeats: not for detection")
         for key in ("auto_augment", "random_erasing"):
             if getattr(spec.augment, key):
                 problems.append(f"data.augment.{key}: images of detection are scaled, flipped and coloured alone")

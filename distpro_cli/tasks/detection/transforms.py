@@ -31,9 +31,14 @@ LONGEST = 5 / 3  # of the longer side by the shorter one, as 1333 by 800 pixels
 Target = dict[str, Any]
 
 
+def shorter_side(data: schema.Data) -> int:
+    """Returns the pixels of the shorter side of an image, which is what `image_size` says here."""
+    return min(data.height_width)
+
+
 def longest_side(data: schema.Data) -> int:
     """Returns the most pixels of the longer side of an image that is scaled to `image_size`."""
-    return round(data.image_size * LONGEST) if data.longest_side is None else data.longest_side
+    return round(shorter_side(data) * LONGEST) if data.longest_side is None else data.longest_side
 
 
 def scaled_size(height: int, width: int, shorter: float, longest: float) -> tuple[int, int]:
@@ -52,7 +57,7 @@ class DetectionTransform:
     """
 
     def __init__(self, data: schema.Data, *, training: bool, masks: bool) -> None:
-        self._size, self._longest = data.image_size, longest_side(data)
+        self._size, self._longest = shorter_side(data), longest_side(data)
         self._training, self._masks = training, masks
         self._augment = data.augment
         strength = data.augment.color_jitter

@@ -1,6 +1,6 @@
 """The images of a run: which train, which judge alpha, which test, and in what order they come.
 
-Shape legend: b images of a batch, m images of a split, s image size.
+Shape legend: b images of a batch, m images of a split, h height, w width.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from distpro_cli.tasks.images.datasets import open_dataset
 from distpro_cli.tasks.images.digits import open_digits
 from distpro_cli.tasks.images.folders import open_folder
 from distpro_cli.tasks.images.listing import skipped_text
-from distpro_cli.tasks.images.loader import Order, Samples, load_batches
+from distpro_cli.tasks.images.loader import Draw, Order, Samples, load_batches
 from distpro_cli.tasks.images.sources import Indices, Source
 from distpro_cli.tasks.images.subsets import draw_evenly, split_off
 from distpro_cli.tasks.images.transforms import TestTransform, TrainTransform
 from distpro_cli.tasks.task import Batch
 
 SourceOpener = Callable[[schema.Data, str | None], Source]
+Places = Iterator[tuple[int, Indices, int]]  # epoch, its permutation, and where in it the batch of a step starts
 
 
 def open_source(spec: schema.Data, split: str | None) -> Source:
@@ -110,27 +111,36 @@ class ImageData:
         """Returns the batches in one pass over the train images: at least one, and none that is not full."""
         return _num_batches(self.train_size, batch_size)
 
-    def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0, repeats: int = 1) -> Iterator[Batch]:
         """Returns the batches of steps start_step..num_steps-1 of a run of `num_steps`.
 
         A batch never crosses an epoch; fewer images than `batch_size` make one batch per epoch. Batches depend on the
         seed and the number of the step, not on `workers` or on where the iteration started.
 
+        With `repeats` (repeated augmentation, Hoffer et al. 2020, as timm's RepeatAugSampler plans it) an epoch has as
+        many samples as without, of fewer images: of a permutation, every image `repeats` times in a row.
+
         Args:
             batch_size: Images per batch.
             num_steps: Steps of the whole run.
             start_step: First step, in the middle of any epoch.
+            repeats: Samples of an image in an epoch, each with its own augmentation.
 
         Yields:
-            Images float32 [B, 3, S, S] in [0, 1] and targets [B, ...].
+            Images float32 [B, 3, H, W] in [0, 1] and targets [B, ...].
 
         Raises:
             DistproError: an image cannot be decoded.
         """
-        return self._augmented(self._train, "train", batch_size, num_steps, start_step)
+        return self._augmented(self._train, "train", batch_size, range(start_step, num_steps), repeats)
 
     def outer_batches(
-        self, batch_size: int, num_steps: int, start_step: int = 0, inner: tuple[int, int] | None = None
+        self,
+        batch_size: int,
+        num_steps: int,
+        start_step: int = 0,
+        inner: tuple[int, int] | None = None,
+        repeats: int = 1,
     ) -> Iterator[Batch]:
         """Returns batches that judge: of the outer part, which passes over its own images; else like `train_batches`.
 
@@ -143,12 +153,13 @@ class ImageData:
             start_step: First of them.
             inner: Size of a train batch and train steps per outer batch, of a run without an outer part; None: as many
                 images, one step.
+            repeats: Of the train batches; an outer batch holds an image once.
 
         Raises:
             DistproError: also where all images are in one train batch.
         """
         if self.outer_size:
-            return self._augmented(self._outer, "outer", batch_size, num_steps, start_step)
+            return self._augmented(self._outer, "outer", batch_size, range(start_step, num_steps))
         inner_size, interval = inner or (batch_size, 1)
         if self.train_size <= inner_size:
             raise DistproError(
@@ -156,14 +167,15 @@ class ImageData:
                 f"batch of {inner_size}: set a smaller batch_size, or outer: held-out"
             )
         steps = range(start_step * interval, num_steps * interval, interval)
-        order = self.order_beside(self._train, derived_seed(self._seed, "train"), inner_size, batch_size, steps)
+        places = _places(self._train, derived_seed(self._seed, "train"), inner_size, steps)
+        order = self.order_beside(places, (inner_size, repeats), batch_size)
         return self._loaded(self._train, order, derived_seed(self._seed, "outer"))
 
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Returns all test images once, in a fixed order, unaugmented; the last batch may be smaller."""
         spec = self._spec
         samples = self.samples(self.test_source, self.transform(training=False))
-        order = [(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
+        order = [once(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
         if spec.cache:
             self.test_source.keep(self._test.tolist())
         return load_batches(samples, order, 0 if spec.cache else min(spec.workers, len(order)))
@@ -176,16 +188,17 @@ class ImageData:
         """Makes what reads the batches of a split."""
         return Samples(source, transform, seed)
 
-    def order(self, part: Indices, seed: int, batch_size: int, steps: range) -> Order:
-        """Yields epoch and image numbers of the batch of each step."""
-        return _order(part, seed, batch_size, steps)
+    def order(self, places: Places, batch_size: int, repeats: int) -> Order:
+        """Yields the batch of each place, in an epoch of every image `repeats` times in a row."""
+        return _order(places, batch_size, repeats)
 
-    def order_beside(self, part: Indices, seed: int, inner_size: int, batch_size: int, steps: range) -> Order:
-        """Yields, for each step, epoch and the numbers of images that its batch of `inner_size` does not hold."""
-        return _order_beside(part, seed, inner_size, batch_size, steps)
+    def order_beside(self, places: Places, inner: tuple[int, int], batch_size: int) -> Order:
+        """Yields, for each step, images that are not in its train batch; `inner` is its size and repeats."""
+        return _order_beside(places, inner, batch_size)
 
-    def _augmented(self, part: Indices, name: str, batch_size: int, num_steps: int, start: int) -> Iterator[Batch]:
-        order = self.order(part, derived_seed(self._seed, name), batch_size, range(start, num_steps))
+    def _augmented(self, part: Indices, name: str, batch_size: int, steps: range, repeats: int = 1) -> Iterator[Batch]:
+        places = _places(part, derived_seed(self._seed, name), batch_size, steps)
+        order = self.order(places, batch_size, repeats)
         return self._loaded(part, order, self._seed)
 
     def _loaded(self, part: Indices, order: Order, seed: int) -> Iterator[Batch]:
@@ -213,20 +226,28 @@ def _num_batches(size: int, batch_size: int) -> int:
     return max(size // batch_size, 1)
 
 
-def _order(part: Indices, seed: int, batch_size: int, steps: range) -> Order:
-    for epoch, order, start in places(part, seed, batch_size, steps):
-        yield epoch, order[start : start + batch_size]
+def once(epoch: int, indices: Indices) -> Draw:
+    """Returns the draw of these images, each in the first of its augmentations."""
+    return Draw(epoch, indices, np.zeros_like(indices))
 
 
-def _order_beside(part: Indices, seed: int, inner_size: int, batch_size: int, steps: range) -> Order:
-    """Yields the images that are farthest from each step's batch of `inner_size`."""
-    for epoch, order, start in places(part, seed, inner_size, steps):
-        others = np.roll(order, -(start + inner_size))[:-inner_size]
+def _order(places: Places, batch_size: int, repeats: int) -> Order:
+    for epoch, order, start in places:
+        samples = np.arange(start, min(start + batch_size, len(order)))
+        yield Draw(epoch, order[samples // repeats], samples % repeats)
+
+
+def _order_beside(places: Places, inner: tuple[int, int], batch_size: int) -> Order:
+    """Yields the images that are farthest from those of each train batch."""
+    inner_size, repeats = inner
+    for epoch, order, start in places:
+        first_inner, end_inner = start // repeats, -(-(start + inner_size) // repeats)
+        others = np.roll(order, -end_inner)[: len(order) - (end_inner - first_inner)]
         first = max((len(others) - batch_size) // 2, 0)
-        yield epoch, others[first : first + batch_size]
+        yield once(epoch, others[first : first + batch_size])
 
 
-def places(part: Indices, seed: int, batch_size: int, steps: range) -> Iterator[tuple[int, Indices, int]]:
+def _places(part: Indices, seed: int, batch_size: int, steps: range) -> Places:
     """Yields, for each step, its epoch, that epoch's permutation, from (seed, epoch), and where its batch starts."""
     per_epoch = _num_batches(len(part), batch_size)
     order, ordered_epoch = part, -1

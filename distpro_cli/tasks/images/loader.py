@@ -1,6 +1,6 @@
 """Batches of a source in a given order, in this process or in workers; the result is the same.
 
-Shape legend: b images, c channels, h height, w width, s image size.
+Shape legend: b images, c channels, h height, w width; H, W those of the networks' input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,22 @@ from distpro_cli.randomness import derived_seed, global_states_kept, seed_global
 from distpro_cli.tasks.images.sources import Indices, Pixels, Source
 from distpro_cli.tasks.task import Batch
 
-Order = Iterable[tuple[int, Indices]]  # epoch and image numbers of every batch
+
+class Draw(NamedTuple):
+    """What a batch is made of.
+
+    Attributes:
+        epoch: From 0.
+        indices: Image numbers, [B].
+        repeats: Of each, which of its augmentations in this epoch, from 0, [B].
+    """
+
+    epoch: int
+    indices: Indices
+    repeats: Indices
+
+
+Order = Iterable[Draw]  # of every batch
 
 
 @dataclass(frozen=True)
@@ -36,8 +51,8 @@ class Samples(Dataset[Any]):
 
     Attributes:
         source: The images.
-        transform: From uint8 [H, W, 3] to uint8 [S, S, 3]; a subclass may have one of another kind.
-        seed: With it, the global generators are seeded from (seed, epoch, index) before each sample.
+        transform: From uint8 [h, w, 3] to uint8 [H, W, 3]; a subclass may have one of another kind.
+        seed: With it, the global generators are seeded from (seed, epoch, index, repeat) before each sample.
     """
 
     source: Source
@@ -51,25 +66,25 @@ class Samples(Dataset[Any]):
             What `batch` makes; or the error of an image that cannot be decoded, because one that a worker raises would
             carry its traceback as its message.
         """
-        epoch, indices = ordered
+        draw: Draw = ordered
         made = []
         with global_states_kept():
-            for index in indices.tolist():
+            for index, repeat in zip(draw.indices.tolist(), draw.repeats.tolist(), strict=True):
                 try:
                     image_hwc = self.source.load(index)
                 except DistproError as error:
                     return error
                 if self.seed is not None:
-                    seed_globals(derived_seed(self.seed, epoch, index))
+                    seed_globals(derived_seed(self.seed, draw.epoch, index, *([repeat] if repeat else [])))
                 made.append(self.sample(image_hwc, index))
-        return self.batch(made, indices)
+        return self.batch(made, draw.indices)
 
     def sample(self, image_hwc: Pixels, index: int) -> Any:
         """Changes an image as `transform` does."""
         return self.transform(image_hwc)
 
     def batch(self, made: Sequence[Any], indices: Indices) -> tuple[Any, ...]:
-        """Returns the parts of a `Batch`: images uint8 [B, 3, S, S] and targets [B, ...]."""
+        """Returns the parts of a `Batch`: images uint8 [B, 3, H, W] and targets [B, ...]."""
         images_bchw = np.ascontiguousarray(np.stack(made).transpose(0, 3, 1, 2))
         return torch.from_numpy(images_bchw), torch.from_numpy(self.source.targets[indices])
 
@@ -82,7 +97,7 @@ def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch
 
     Args:
         samples: What to read from.
-        order: Epoch and image numbers of every batch.
+        order: What every batch is made of.
         workers: Processes; 0 reads in this one.
 
     Raises:

@@ -3,7 +3,7 @@
 Everything random is drawn from the global generators of Python, NumPy and torch, which the caller seeds for each
 sample: timm's transforms know no other way. Resizing is bilinear with antialias.
 
-Shape legend: h height, w width, c channels, s image size.
+Shape legend: h height, w width, c channels; H, W those of the networks' input.
 """
 
 from __future__ import annotations
@@ -39,26 +39,29 @@ def resize(image_hwc: Pixels, height: int, width: int) -> Pixels:
 
 
 class TestTransform:
-    """Shorter side to image_size / crop_share, then the centre; crop: none squeezes the whole image."""
+    """Scales the image to cover image_size / crop_share, then takes the centre; crop: none squeezes the whole image.
+
+    Of a square size the shorter side decides; of another one the side that needs the larger scale, as in timm.
+    """
 
     __test__ = False  # pytest takes classes called Test... for tests
 
     def __init__(self, data: schema.Data) -> None:
-        self._size = data.image_size
-        share = data.crop_share or (0.875 if data.image_size >= 64 else 1.0)
-        self._shorter = None if data.augment.crop == "none" else round(data.image_size / share)
+        self._rows, self._columns = data.height_width
+        share = data.crop_share or (0.875 if min(data.height_width) >= 64 else 1.0)
+        self._covered = None if data.augment.crop == "none" else [round(side / share) for side in data.height_width]
 
     def __call__(self, image_hwc: Pixels) -> Pixels:
-        """Returns the image as uint8 [S, S, 3]."""
-        size = self._size
-        if self._shorter is None:
-            return resize(image_hwc, size, size)
+        """Returns the image as uint8 [H, W, 3]."""
+        rows, columns = self._rows, self._columns
+        if self._covered is None:
+            return resize(image_hwc, rows, columns)
         height, width = image_hwc.shape[:2]
-        scale = self._shorter / min(height, width)
-        height, width = max(round(height * scale), size), max(round(width * scale), size)
+        scale = max(self._covered[0] / height, self._covered[1] / width)
+        height, width = max(round(height * scale), rows), max(round(width * scale), columns)
         image_hwc = resize(image_hwc, height, width)
-        top, left = (height - size) // 2, (width - size) // 2
-        return image_hwc[top : top + size, left : left + size]
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return image_hwc[top : top + rows, left : left + columns]
 
 
 class TrainTransform:
@@ -70,18 +73,19 @@ class TrainTransform:
 
     def __init__(self, data: schema.Data) -> None:
         self._augment = augment = data.augment
-        self._size = data.image_size
-        self._fill = np.array([round(255 * value) for value in data.mean or IMAGENET_DEFAULT_MEAN], dtype=np.uint8)
+        self._rows, self._columns = data.height_width
+        mean = data.mean or IMAGENET_DEFAULT_MEAN
+        self._fill = np.array([round(255 * value) for value in (mean * 3 if len(mean) == 1 else mean)], dtype=np.uint8)
         self._on_pil: list[Callable[[Image.Image], Image.Image]] = []
         if augment.auto_augment:
-            self._on_pil.append(_policy(augment.auto_augment, data.image_size, self._fill))
+            self._on_pil.append(_policy(augment.auto_augment, min(data.height_width), self._fill))
         if augment.color_jitter:
             strength = augment.color_jitter
             self._on_pil.append(ColorJitter(brightness=strength, contrast=strength, saturation=strength))
         self._eraser = RandomErasing(augment.random_erasing, mode="const", device="cpu")
 
     def __call__(self, image_hwc: Pixels) -> Pixels:
-        """Returns the augmented image as uint8 [S, S, 3]."""
+        """Returns the augmented image as uint8 [H, W, 3]."""
         image_hwc = self._crop(image_hwc)
         if self._augment.flip and random.random() < self._augment.flip:
             image_hwc = image_hwc[:, ::-1]
@@ -93,28 +97,29 @@ class TrainTransform:
         return self._erase(image_hwc) if self._augment.random_erasing else image_hwc
 
     def _crop(self, image_hwc: Pixels) -> Pixels:
-        size, augment = self._size, self._augment
+        rows, columns, augment = self._rows, self._columns, self._augment
         if augment.crop == "resized":
             image = Image.fromarray(image_hwc)
             top, left, height, width = ResizedCrop.get_params(image, augment.scale, (3 / 4, 4 / 3))
             box = (left, top, left + width, top + height)
-            return np.asarray(image.resize((size, size), _BILINEAR, box=box))
-        image_hwc = resize(image_hwc, size, size)
+            return np.asarray(image.resize((columns, rows), _BILINEAR, box=box))
+        image_hwc = resize(image_hwc, rows, columns)
         padding = augment.padding if augment.crop == "pad" else 0
         if not padding:
             return image_hwc
         top, left = padding - random.randint(-padding, padding), padding - random.randint(-padding, padding)
-        padded_hwc = np.zeros((size + 2 * padding, size + 2 * padding, 3), dtype=np.uint8)
-        padded_hwc[padding : padding + size, padding : padding + size] = image_hwc
-        return padded_hwc[top : top + size, left : left + size]
+        padded_hwc = np.zeros((rows + 2 * padding, columns + 2 * padding, 3), dtype=np.uint8)
+        padded_hwc[padding : padding + rows, padding : padding + columns] = image_hwc
+        return padded_hwc[top : top + rows, left : left + columns]
 
     def _erase(self, image_hwc: Pixels) -> Pixels:
         """Fills what timm's eraser zeroes with the mean colour, which zero is only once normalised."""
-        kept_hw1 = self._eraser(torch.ones(1, self._size, self._size)).permute(1, 2, 0).numpy().astype(bool)
+        kept_hw1 = self._eraser(torch.ones(1, self._rows, self._columns)).permute(1, 2, 0).numpy().astype(bool)
         return np.where(kept_hw1, image_hwc, self._fill)
 
 
 def _policy(text: str, size: int, fill: Pixels) -> Any:
+    """Returns timm's policy; `size` is that of the shorter side in pixels."""
     options = {"translate_const": int(size * 0.45), "img_mean": tuple(fill.tolist())}
     try:
         policy = _POLICIES.get(text.split("-")[0], auto_augment_transform)(text, options)

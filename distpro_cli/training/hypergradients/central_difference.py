@@ -66,5 +66,5 @@ class CentralDifferenceHypergradient(Hypergradient):
 
     def _distances(self, inner: Batch, weights_k: Tensor, step: int) -> Tensor:
         """Runs the training loss forward and backward; returns D_k, [K]."""
-        losses, _ = self.distiller.backward(inner, weights_k, step)
+        losses = self.distiller.backward(inner, weights_k, step)
         return torch.stack([losses.distances[k] for k in range(weights_k.numel())])

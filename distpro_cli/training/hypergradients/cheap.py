@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from distpro_cli.registry import positive_number
+from distpro_cli.registry import positive_number, yes_or_no
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import full_float32, rounds_float32
 from distpro_cli.training.hypergradients.base import (
@@ -22,7 +22,7 @@ from distpro_cli.training.hypergradients.base import (
 )
 from distpro_cli.training.optimiser import learning_rate
 from distpro_cli.training.pull_back import PulledBack, Update, largest_norm
-from distpro_cli.training.step import Distiller, Starts, StepLosses, unmoved_buffers
+from distpro_cli.training.step import Distiller, PathwayGradients, Starts, StepLosses, joined, unmoved_buffers
 
 
 class Differentiated(NamedTuple):
@@ -59,11 +59,14 @@ class CheapHypergradient(Hypergradient):
     Args:
         distiller: Runs the steps.
         shift_length: ‖ξ u‖: how far the parameters are moved along u, in their own Euclidean norm.
+        keep_bfloat16: Whether g_k is rounded to bfloat16 while it waits for Ḟ, for half of the memory: K times the
+            student's feature of the whole batch, however small its micro-batches are.
     """
 
-    def __init__(self, distiller: Distiller, *, shift_length: float = 1e-3) -> None:
+    def __init__(self, distiller: Distiller, *, shift_length: float = 1e-3, keep_bfloat16: bool = False) -> None:
         super().__init__(distiller)
         self.shift_length = positive_number("shift_length", shift_length)
+        self.keep_bfloat16 = yes_or_no("keep_bfloat16", keep_bfloat16)
 
     @override
     def step(self, inner: Batch, outer: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses, Tensor]:
@@ -77,8 +80,11 @@ class CheapHypergradient(Hypergradient):
     def differentiate(self, inner: Batch, outer: Batch, weights_k: Tensor, step: int) -> Differentiated:
         """Takes the step, and runs the student once more a little along u."""
         distiller, start_of = self.distiller, self.distiller.pathways.start_of
-        gradients: dict[int, Tensor] = {}
-        losses, starts = distiller.backward(inner, weights_k, step, gradients)
+        gradients = PathwayGradients(torch.bfloat16 if self.keep_bfloat16 else None)
+        rounded = distiller.precision != "float32" or rounds_float32(distiller.device)
+        # The difference of two rounded forwards has no digits left, so then both ends are run in full float32.
+        starts: Starts | None = None if rounded else {}
+        losses = distiller.backward(inner, weights_k, step, gradients, starts=starts)
         own_k = self._own_products(weights_k)
         # v is known only after the update; then both the student and the shared blocks go back to where they were.
         update = Update(distiller, list(distiller.pathways.shared.parameters()))
@@ -90,12 +96,14 @@ class CheapHypergradient(Hypergradient):
         return Differentiated(losses, outer_losses, pairs, shift, pulled, own_k)
 
     def _changes(
-        self, inner: Batch, starts: Starts, before: list[Tensor], direction: list[Tensor], step: int
+        self, inner: Batch, starts: Starts | None, before: list[Tensor], direction: list[Tensor], step: int
     ) -> tuple[Starts, Tensor]:
-        """Returns F(w_t + ξ u) - F(w_t) of every start in float32, and ξ; all parameters end at step t + 1."""
+        """Returns F(w_t + ξ u) - F(w_t) of every start in float32, and ξ; all parameters end at step t + 1.
+
+        `starts` is F(w_t); None: it is run again.
+        """
         distiller = self.distiller
         moved = [*distiller.student_parameters, *distiller.pathways.shared.parameters()]
-        rounded = distiller.precision != "float32" or rounds_float32(distiller.device)
         shift = shift_along(direction, self.shift_length)
         after = [p.detach().clone() for p in moved]
         with (
@@ -105,13 +113,13 @@ class CheapHypergradient(Hypergradient):
             unmoved_buffers(distiller.pathways.shared),
         ):
             torch._foreach_copy_(moved, before)
-            if rounded:
-                # The difference of two rounded forwards has no digits left, so both ends are run in full float32.
+            if starts is None:
                 starts = self._starts(inner, step)
             torch._foreach_add_(moved[: len(direction)], torch._foreach_mul(direction, shift))
             shifted = self._starts(inner, step)
             torch._foreach_copy_(moved, after)
-        return {start: shifted[start] - starts[start] for start in shifted}, shift
+        # Taken out one by one, so that no third tensor of the whole batch stands beside every two.
+        return {start: shifted.pop(start) - starts.pop(start) for start in [*shifted]}, shift
 
     def _starts(self, inner: Batch, step: int) -> Starts:
         pathways = self.distiller.pathways
@@ -122,10 +130,7 @@ class CheapHypergradient(Hypergradient):
             self.distiller.seed_student(step, place)
             _, features = self.distiller.student(part.images_bchw, levels=levels, output=False, sizes=part.sizes)
             found.append(pathways.starts(features, active))
-        return {
-            start: torch.cat([part[start] for part in found]) if found[1:] else tensor
-            for start, tensor in found[0].items()
-        }
+        return joined(found)
 
     def _own_products(self, weights_k: Tensor) -> Tensor:
         """Returns ⟨g_θ, ∇_θ D_k⟩ by pathway, [K], where θ is its own block and g_θ = weight_k ∇_θ D_k lies there now.
