@@ -20,13 +20,15 @@ batch by overrides: `precision=float32`, `--batch-size 64 distill.micro_batch_si
 Plain training is the student's by the same optimiser, with the teacher's forward for the same images before it.
 Peaks count all tensors alive: weights and buffers of student, teacher and transform blocks, gradients, the optimiser's
 state, the batch (of a search both), and what lives between forward and backward; on the CPU by torch's profiler, on
-CUDA by its allocator. A running average of the weights, which a search has not, is left out. The first four pathways
-join equal levels, so that all levels are seen; the rest goes from deeper to shallower levels, then the other way.
+CUDA by its allocator. Times on the CPU are CPU seconds, which other work on the machine does not stretch. A running
+average of the weights, which a search has not, is left out. The first four pathways join equal levels, so that all
+levels are seen; the rest goes from deeper to shallower levels, then the other way.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from itertools import product
 
@@ -132,7 +134,8 @@ def measure(
 
 def time_ratios(bench: MemoryBench, repetitions: int) -> dict[str, float]:
     """Returns the ratios of times, with the seconds they come from."""
-    seconds = time_interleaved(bench, bench.steps(), repetitions)
+    clock = time.process_time if bench.device.type == "cpu" else time.perf_counter
+    seconds = time_interleaved(bench, bench.steps(), repetitions, clock)
     between, move = (seconds[name] / seconds["plain"] for name in ("distil", "search"))
     return {
         "time_search_over_plain_student": between + (move - between) / LEAST_INTERVAL,

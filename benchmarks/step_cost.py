@@ -136,17 +136,22 @@ def floor_step(bench: Bench) -> None:
     pathways.zero_grad(set_to_none=True)
 
 
-def time_interleaved(bench: Bench, steps: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+def time_interleaved(
+    bench: Bench,
+    steps: dict[str, Callable[[], object]],
+    repetitions: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Returns the median seconds of every step; they take turns, so a slow spell of the machine hits all."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repetition in range(repetitions + 1):
         for name, step in steps.items():
             bench.synchronize()
-            started = time.perf_counter()
+            started = clock()
             step()
             bench.synchronize()
             if repetition:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

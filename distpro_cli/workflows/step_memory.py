@@ -27,7 +27,7 @@ from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
 from distpro_cli.workflows.session import make_distiller, make_stepper
 
 CPU = torch.device("cpu")
-MOST_PARTS = 4  # micro-batches that are run; of more, the peak grows by as much with each as with the one before
+MOST_PARTS = 6  # micro-batches that are run; of more, the peak grows by as much with each as with the last of these
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def _peak(recipe: Recipe, pair: Pair, training: Training, prepare: Callable[[Rec
     size, whole = training.micro_batch_size, training.batch_size
     if size is None or whole <= MOST_PARTS * size:
         return _peak_of(recipe, pair, training, prepare, whole)
-    fewer, few = (_peak_of(recipe, pair, training, prepare, parts * size) for parts in (2, 3))
-    return round(few + (few - fewer) * (whole / size - 3))
+    fewer, few = (_peak_of(recipe, pair, training, prepare, parts * size) for parts in (MOST_PARTS - 1, MOST_PARTS))
+    return round(few + (few - fewer) * (whole / size - MOST_PARTS))
 
 
 def _peak_of(
@@ -159,7 +159,8 @@ def _peak_of(
     stepper.task = _SumOfOutput(recipe, training)
     if isinstance(stepper, Distiller):
         stepper.judge = stepper.task
-    outer_size = recipe.search.images_per_outer_batch(training.batch_size) if prepare is _search else 0
+    judged = prepare is _search and recipe.search.method in ("hypergradient", "cosine-outer")
+    outer_size = recipe.search.images_per_outer_batch(training.batch_size) if judged else 0
     inner, outer = (Batch(torch.zeros(count, 3, *recipe.data.height_width), ()) for count in (batch_size, outer_size))
     with LiveTensors():  # the optimiser's state exists from the first step on
         for parameter in stepper.trained_parameters:

@@ -19,8 +19,10 @@ from tests.helpers import digits_recipe
 
 SMALL = (
     "data.image_size=64",
-    "teacher.options={embed_dim: 48, depth: 12, num_heads: 2}",
-    "student.options={embed_dim: 24, depth: 12, num_heads: 2}",
+    "teacher.options={embed_dim: 48, depth: 4, num_heads: 2}",
+    "student.options={embed_dim: 24, depth: 4, num_heads: 2}",
+    "teacher.levels=[0, 1, 2, 3]",
+    "student.levels=[0, 1, 2, 3]",
 )
 
 
@@ -31,13 +33,14 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    "overrides", [("precision=float32",), ("precision=bfloat16", "distill.micro_batch_size=6")], ids=["whole", "parts"]
+    "overrides", [("precision=float32",), ("precision=bfloat16", "distill.micro_batch_size=3")], ids=["whole", "parts"]
 )
 def test_the_estimate_is_what_is_measured(benchmark: ModuleType, overrides: tuple[str, ...]) -> None:
-    found = benchmark.measure("cpu", 16, 10, 1, [*SMALL, *overrides])
+    found = benchmark.measure("cpu", 8, 10, 1, [*SMALL, *overrides])
     assert all(0.85 < ratio < 1.15 for ratio in found["estimate_over_measured"].values()), found
-    assert 1 < found["distil_over_plain_student"] <= found["search_over_plain_student"] < 2
-    assert 0 < found["growth_per_pathway"] < 0.1
+    assert 1 < found["distil_over_plain_student"] <= found["search_over_plain_student"] < 4
+    assert 0 < found["growth_per_pathway"] < 0.5
+    assert found["time_long_search_over_plain_student"] > 0
     assert found["student_peak_bytes"] < found["plain_peak_bytes"] < found["search_peak_bytes"]
 
 
@@ -73,12 +76,12 @@ def test_it_leaves_the_pair_and_the_random_state_alone() -> None:
 
 
 def test_many_micro_batches_are_estimated_from_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = ("distill.batch_size=48", "distill.micro_batch_size=8")
+    overrides = ("distill.batch_size=36", "distill.micro_batch_size=4", "pathways=[{connections: same}]")
     few = estimate(*overrides)
-    monkeypatch.setattr(estimating, "MOST_PARTS", 6)
+    monkeypatch.setattr(estimating, "MOST_PARTS", 9)
     all_of_them = estimate(*overrides)
-    assert few.search_bytes == pytest.approx(all_of_them.search_bytes, rel=0.01)
-    assert few.distil_bytes == pytest.approx(all_of_them.distil_bytes, rel=0.01)
+    assert few.search_bytes == pytest.approx(all_of_them.search_bytes, rel=0.02)
+    assert few.distil_bytes == pytest.approx(all_of_them.distil_bytes, rel=0.02)
 
 
 def test_other_methods_are_estimated_as_what_they_do() -> None:
@@ -104,8 +107,7 @@ def test_what_cannot_be_estimated_is_said(distpro: Run, workplace: Path) -> None
         "        self.body = nn.Conv2d(3, 4, 3, 2)\n"
         "        self.head = nn.Linear(4, num_classes)\n"
         "    def forward(self, x):\n"
-        "        if x.detach().numpy().size == 0:\n"
-        "            raise ValueError\n"
+        "        x = x * (1 + 0 * len(x.nonzero()))\n"  # a shape that depends on values
         "        return self.head(self.body(x).mean((2, 3)))\n"
     )
     found = distpro("inspect", "tiny.yaml", "student={name: 'net.py:Net', levels: [body]}", "pathways=[{}]")
