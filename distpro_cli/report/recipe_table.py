@@ -122,10 +122,14 @@ def _costs(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _memory(memory: Mapping[str, Any]) -> str:
-    """What a step takes in memory, in one line."""
+    """What a step takes in memory, in two lines."""
     if "error" in memory:
         return f"memory of a step: cannot be estimated ({memory['error']})"
-    return "peak memory, estimated, and over plain training of the student beside the teacher: " + ", ".join(
-        f"{name} {size(memory[f'{kind}_bytes'])} ({memory[f'{kind}_over_plain_student']:.2f}x)"
-        for name, kind in (("search", "search"), ("distillation", "distil"))
+    search, distil = (
+        f"{size(memory[f'{kind}_bytes'])} ({memory[f'{kind}_over_plain_student']:.2f}x)"
+        for kind in ("search", "distil")
+    )
+    return (
+        f"peak memory, estimated: search {search}, distillation {distil}\n"
+        "x: over plain training of the student, the teacher's forward beside it"
     )
