@@ -8,7 +8,8 @@ Then the derivative of its final held-out loss by the weights is carried back th
 momentum and transform blocks included. On the way back every estimator looks at the same states.
 
 Each seed is one file in --out, so a run that was cut goes on where it was, in whole seeds; --report merges what is
-there, under any --windows. --check compares all derivatives with finite differences in float64 and ends.
+there, under any --windows, from any --from-step on. --check compares all derivatives with finite differences in
+float64 and ends.
 
 | key | what |
 | --- | --- |
@@ -22,7 +23,8 @@ there, under any --windows. --check compares all derivatives with finite differe
 Reliability is the correlation of the mean truths of two halves of the seeds, its mean over random halvings, corrected
 from half to all seeds by Spearman-Brown, 2r / (1 + r). `reliability_in_detail` has it uncorrected, centred over
 pathways, over time, per window, with every window at norm 1 (the first steps of a run can outweigh all others), and
-with every seed at norm 1 (one seed can outweigh all others).
+with every seed at norm 1 (one seed can outweigh all others). The first steps of a run can be chaotic: then their
+derivative has no mean to speak of, more seeds do not help, and --from-step leaves them out.
 
 BatchNorm takes the batch's statistics throughout, in the held-out losses too, as the outer loss of a search does.
 The derivative is that of autograd: what a ReLU does to a gradient when it switches is a jump that it does not see.
@@ -85,6 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--windows", type=int, default=6, help="of time, in the report")
+    parser.add_argument("--from-step", type=int, default=0, help="where the report's first window begins")
     parser.add_argument("--horizons", type=numbers, default="10,30", help="steps h, of horizon_h and later_h")
     parser.add_argument("--final-images", type=int, default=2000, help="of the final loss")
     parser.add_argument("--out", type=Path, default=Path("horizon"), help="folder of the results, a file per seed")
@@ -94,6 +97,8 @@ def parse() -> argparse.Namespace:
     for name in ("workers", "threads", "steps", "windows", "final_images"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)}: at least 1")
+    if arguments.from_step < 0:
+        parser.error(f"--from-step {arguments.from_step}: at least 0")
     if any(h < 1 for h in arguments.horizons):
         parser.error(f"--horizons {min(arguments.horizons)}: at least 1")
     if arguments.teacher is not None and not Path(arguments.teacher).is_file():
@@ -122,7 +127,8 @@ def main() -> None:
         if not arguments.report:
             choose_device(arguments.device)
             run_seeds(settings, arguments.seeds, arguments)
-        report = merge(arguments.out, arguments.windows, None if arguments.report else settings.as_json())
+        expected = None if arguments.report else settings.as_json()
+        report = merge(arguments.out, arguments.windows, expected, arguments.from_step)
     except DistproError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -45,13 +45,14 @@ NUM_SPLITS = 500
 NUM_DRAWS = 2000
 
 
-def merge(folder: Path, num_windows: int, settings: dict[str, Any] | None) -> dict[str, Any]:
+def merge(folder: Path, num_windows: int, settings: dict[str, Any] | None, first_step: int = 0) -> dict[str, Any]:
     """Returns the report of all seeds in a folder, as values that JSON knows.
 
     Args:
         folder: Of the seeds' files.
         num_windows: Of time.
         settings: Those that all seeds must have been run with; None: those of the first.
+        first_step: With which the first window begins; what a run does before is left out.
 
     Raises:
         DistproError: there is no seed, or some were run with other settings.
@@ -62,8 +63,8 @@ def merge(folder: Path, num_windows: int, settings: dict[str, Any] | None) -> di
         raise DistproError(f"{folder}: no seed has been run; run without --report first")
     seeds = [_load(path) for path in files]
     settings = settings or seeds[0]["about"]["settings"]
-    if num_windows > settings["steps"]:
-        raise DistproError(f"--windows {num_windows}: a run has {settings['steps']} steps")
+    if num_windows > settings["steps"] - first_step:
+        raise DistproError(f"--windows {num_windows} from step {first_step} on: a run has {settings['steps']} steps")
     for path, seed in zip(files, seeds, strict=True):
         for key, value in seed["about"]["settings"].items():
             if value != settings[key]:
@@ -74,7 +75,12 @@ def merge(folder: Path, num_windows: int, settings: dict[str, Any] | None) -> di
     if not finite:
         raise DistproError(f"{folder}: in no seed is the derivative finite; take fewer steps, or a smaller lr")
     omitted = [seed["about"]["seed"] for seed in seeds if not any(seed is kept for kept in finite)]
-    return _plain(_report(finite, num_windows) | {"omitted_seeds": omitted, "settings": settings})
+    report = _report([_from(seed, first_step) for seed in finite], num_windows)
+    return _plain(report | {"first_step": first_step, "omitted_seeds": omitted, "settings": settings})
+
+
+def _from(seed: dict[str, Any], first_step: int) -> dict[str, Any]:
+    return {key: value if key in ("about", "weights") else value[first_step:] for key, value in seed.items()}
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -241,6 +247,8 @@ def print_report(report: dict[str, Any]) -> None:
     """Prints the report's tables."""
     truth, detail = report["truth"], report["reliability_in_detail"]
     print(f"{len(report['seeds'])} seeds, {report['settings']['steps']} steps, {', '.join(report['devices'])}")
+    if report["first_step"]:
+        print(f"windows from step {report['first_step']} on")
     print(f"final held-out loss {report['final_loss']:.4f}, top-1 {report['final_top1']:.2f} %")
     print(
         f"reliability of the truth (Spearman-Brown) {_text(report['reliability'])}, highest cosine "

@@ -269,7 +269,7 @@ def second_order(bench: Bench, step: int) -> tuple[Tensor, Tensor, list[Tensor]]
     """Returns D_k [K], ∇D_k [K, P], and the gradient of the step's loss with its graph, by parameter."""
     distiller, batch, pathways = bench.distiller, bench.inner[step], bench.pair.pathways
     active = active_pathways(bench.weights_k)
-    teacher_features = distiller.teacher_features(batch.images_bchw, active)
+    teacher_features = distiller.teacher_features(batch, active)
     output, features = distiller.student_forward(batch, pathways.student_levels(active), step)
     distances = pathways(features, teacher_features, active)
     rows = [torch.autograd.grad(distances[k], bench.parameters, retain_graph=True, allow_unused=True) for k in active]

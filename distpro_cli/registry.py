@@ -38,17 +38,18 @@ class Registry(Generic[Entry]):
     """
 
     def __init__(
-        self, noun: str, *, package: str | None = None, canonical: Callable[[str], str] = lambda name: name
+        self, noun: str, *, package: str | tuple[str, ...] = (), canonical: Callable[[str], str] = lambda name: name
     ) -> None:
         """Makes an empty registry.
 
         Args:
             noun: What the entries are.
-            package: Its modules register entries; they are imported when a name is looked up for the first time.
+            package: Its modules (or those of several) register entries; they are imported when a name is looked up for
+                the first time.
             canonical: What two spellings of one name have in common.
         """
         self.noun = noun
-        self._package = package
+        self._packages = (package,) if isinstance(package, str) else package
         self._canonical = canonical
         self._known: list[_Known[Entry]] = []
 
@@ -131,12 +132,13 @@ class Registry(Generic[Entry]):
         )
 
     def _import_package(self) -> None:
-        if self._package is None:
+        if not self._packages:
             return
-        package, self._package = self._package, None
+        packages, self._packages = self._packages, ()
         own, self._known = self._known, []
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-            importlib.import_module(module.name)
+        for package in packages:
+            for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+                importlib.import_module(module.name)
         self._known += own  # what was registered before counts as later than what ships
 
 

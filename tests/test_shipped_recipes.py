@@ -23,13 +23,31 @@ BATCH_SIZE = 2
 
 def test_there_are_recipes_for_every_data_set() -> None:
     folders = {name.partition("/")[0] for name in shipped_recipes()}
-    assert folders == {"quickstart", "cifar10", "cifar100", "imagenet"}
+    assert folders == {"quickstart", "cifar10", "cifar100", "imagenet", "coco", "bccd"}
+
+
+def fake_batch(task: str, size: int) -> Batch:
+    """Images of a data set's shape; of detection with true sizes, one of them without objects."""
+    if task == "classification":
+        return Batch(torch.rand(BATCH_SIZE, 3, size, size), torch.arange(BATCH_SIZE))
+    sizes = ((size, size - 14), (size - 24, 2 * size))
+    boxes = (torch.tensor([[4.0, 6.0, 40.0, 50.0], [20.0, 10.0, 45.0, 30.0]]), torch.zeros(0, 4))
+    targets = [
+        {
+            "boxes": own,
+            "labels": torch.arange(1, len(own) + 1),
+            "masks": torch.ones(len(own), *place, dtype=torch.uint8),
+            "size": place,
+        }
+        for own, place in zip(boxes, sizes, strict=True)
+    ]
+    return Batch(torch.rand(2, 3, size, 2 * size), targets, sizes)
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None:
     torch.manual_seed(0)
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, ["student.options.regions=32"] if name.startswith("coco") else [])
     size = recipe.data.image_size if recipe.data.image_size <= 32 else 64
     data = recipe.data.model_copy(update={"image_size": size})
     training = recipe.search_training
@@ -43,7 +61,7 @@ def test_a_shipped_recipe_takes_a_search_step_and_a_plain_one(name: str) -> None
     optimizer = make_optimizer(pair.modules(), training.optimizer)
     make_schedule(optimizer, training.schedule, total_steps=100, steps_per_epoch=10).step_update(50)
     distiller = Distiller(pair, optimizer, task, device=CPU)
-    batch = Batch(torch.rand(BATCH_SIZE, 3, size, size), torch.arange(BATCH_SIZE))
+    batch = fake_batch(recipe.task, size)
     weights_k = torch.ones(len(pathways.infos))
     before = [p.detach().clone() for p in student.parameters()]
     hypergradient = make_hypergradient(recipe.search.hypergradient, distiller)

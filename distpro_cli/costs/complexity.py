@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from distpro_cli.image_size import ImageSize, height_width
@@ -169,10 +170,19 @@ def network_cost(network: TappedNetwork, image_size: ImageSize) -> NetworkCost:
     def count(copied: nn.Module, device: str) -> int:
         images_bchw = torch.zeros(1, 3, *height_width(image_size), device=device)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            copied.eval().requires_grad_(False)(images_bchw)  # torch's counter fails on parameters given to modules
+            # Without gradients: torch's counter fails on parameters given to modules.
+            output, _ = copied.eval().requires_grad_(False)(images_bchw)
+            tensors_of(output)
         return int(counter.get_total_flops()) // 2
 
     return NetworkCost(_num_parameters(network), without_computing(network, count))
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Returns the tensors of a network's output; of one that makes its losses later, by `fake_work`, those of these."""
+    if callable(fake_work := getattr(output, "fake_work", None)):
+        output = fake_work()
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def shared_costs(pathways: Pathways) -> list[PathwayCost]:

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from distpro_cli.costs.complexity import NUM_IMAGES, feature_of, without_computing
+from distpro_cli.costs.complexity import NUM_IMAGES, feature_of, tensors_of, without_computing
 from distpro_cli.costs.operation_costs import OperationCosts
 from distpro_cli.image_size import ImageSize, height_width
 from distpro_cli.networks.levels import TappedNetwork
@@ -57,7 +56,7 @@ def _student_parts(student: TappedNetwork, image_size: ImageSize, batch_size: in
         images_bchw = torch.zeros(num_images, 3, *height_width(image_size), device=device)
         with OperationCosts() as forward:
             output, _ = network.train()(images_bchw)
-            sums = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+            sums = [leaf.sum() for leaf in tensors_of(output) if leaf.requires_grad]
         with OperationCosts() as backward:
             torch.autograd.backward(sums)
         return [forward.total, backward.total]

@@ -72,10 +72,7 @@ def build_network(
     else:
         model = _build_own(factory, spec, task_options)
         if spec.weights == PRETRAINED:
-            raise DistproError(
-                f"network {spec.name}: weights: pretrained is for timm's models; give a file, or train it "
-                "(teacher.train, distpro train)"
-            )
+            _load_pretrained(spec, model, pretrained_ok=pretrained_ok)
     file = expand_path(str(spec.weights)) if spec.weights not in (None, PRETRAINED) else None
     channels = image_channels(spec.name, model, data.height_width)
     mean, std = normalization(spec, data, model, {} if file is None else weights_metadata(file), channels)
@@ -87,7 +84,7 @@ def build_network(
         tokens=spec.tokens,
         mean=mean,
         std=std,
-        image_size=data.height_width,
+        image_size=_seen_size(model, data.height_width),
         output=spec.output,
         check_output=(lambda output: task.check_output(spec.name, output, data)) if spec.head else None,
         head=spec.head,
@@ -99,6 +96,24 @@ def build_network(
         new_head = load_weights(model, file, new_head=True, head=spec.head)
     network.new_head = new_head if spec.head else None
     return network
+
+
+def _seen_size(model: nn.Module, size: Size) -> Size:
+    """Returns the size of the images that the network sees: multiples of its `size_multiple`, where it states one."""
+    multiple = int(getattr(model, "size_multiple", 1))
+    return (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
+
+
+def _load_pretrained(spec: schema.Network, model: nn.Module, *, pretrained_ok: bool) -> None:
+    """Fills in the published weights of a network that is not timm's, where it has any."""
+    load = getattr(model, "load_pretrained", None)
+    if not callable(load):
+        raise DistproError(
+            f"network {spec.name}: weights: pretrained is for timm's models; give a file, or train it "
+            "(teacher.train, distpro train)"
+        )
+    if pretrained_ok:
+        load()
 
 
 def normalization(

@@ -47,7 +47,10 @@ def head_names(model: nn.Module) -> set[str]:
 
 
 def pretrained_new_head(model: nn.Module) -> NewHead | None:
-    """Says, of a timm network, whether timm gives it a random head when it loads its pretrained weights."""
+    """Says whether a network, of timm or of one's own, has a random head when it has loaded its pretrained weights."""
+    if callable(own := getattr(model, "pretrained_new_head", None)):
+        found: NewHead | None = own()
+        return found
     config = getattr(model, "pretrained_cfg", None) or {}
     needed, found = getattr(model, "num_classes", None), config.get("num_classes")
     if needed is None or found is None or needed == found or not head_names(model):

@@ -82,11 +82,13 @@ def choose_levels(
 
 
 def default_levels(model: nn.Module, trace: Trace) -> list[str]:
-    """Returns the names of the default levels.
+    """Returns the names of the default levels: those that the network states, else its last stages and pooled.
 
     Raises:
         DistproError: nothing suitable is found.
     """
+    if stated := getattr(model, "default_levels", None):
+        return list(stated)
     stages = feature_stages(model)
     names = [str(stage["module"]) for stage in stages]
     if stages and all(_is_tappable(trace, name) for name in names):

@@ -33,6 +33,7 @@ from distpro_cli.networks.heads import NewHead, head_modules
 from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS, POOLED, Choice, choose_levels
 from distpro_cli.networks.tokens import TokenOrder, rolled_block, stated_grid
 from distpro_cli.process.pathway import Grid, LevelInfo, guess_grid
+from distpro_cli.tasks.task import Sizes
 
 # Whose convolutions in channels_last end torch's process on the CPU (segmentation fault; seen with torch 2.14).
 CONTIGUOUS = frozenset({"timm.models.fastvit"})
@@ -166,7 +167,7 @@ class TappedNetwork(nn.Module):
         return self.model.eval()
 
     def forward(
-        self, images_bchw: Tensor, levels: Collection[int] = (), output: bool = True
+        self, images_bchw: Tensor, levels: Collection[int] = (), output: bool = True, sizes: Sizes | None = None
     ) -> tuple[Any, dict[int, Tensor]]:
         """Returns output and features of images in [0, 1], which are normalised here.
 
@@ -175,6 +176,7 @@ class TappedNetwork(nn.Module):
                 is repeated for one of colour.
             levels: Numbers of the levels wanted.
             output: False: not wanted; the forward stops as soon as the deepest wanted level is there.
+            sizes: Of images that are padded, see `Batch`; the network sees zeros beyond them.
 
         Returns:
             What the network returns, None if not wanted (in train mode and with distillation logits among the
@@ -192,6 +194,9 @@ class TappedNetwork(nn.Module):
         if self.channels == GREY and images_bchw.shape[1] == COLOUR:
             images_bchw = as_grey(images_bchw)
         normalized_bchw = (images_bchw - self.mean) / self.std
+        for image_chw, (height, width) in zip(normalized_bchw, sizes or (), strict=sizes is not None):
+            image_chw[:, height:] = 0
+            image_chw[:, :, width:] = 0
         if self._distillation:
             # In train mode the classifiers part where the distillation token learns from the teacher.
             self.model.set_distilled_training(bool(wanted & self._distillation))  # type: ignore[operator]

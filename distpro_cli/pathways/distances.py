@@ -7,6 +7,7 @@
 | l1 | mean absolute error, or smooth L1 | smooth, normalize |
 | cosine | 1 - cosine along the channels, mean over positions | |
 | attention-map | MSE between normalised maps of the mean square over channels (attention transfer) | |
+| pkd | MSE / 2 of channels standardised over batch and positions, 1 - Pearson's correlation (PKD) | |
 | relations | MSE between the cosines of every two positions of an image, for any number of channels | prefix |
 | kl | KL divergence of softened logits, times T² (Hinton et al. 2015) | temperature |
 | hard-label | negative log-likelihood of what the teacher's logits choose (DeiT's distillation token) | |
@@ -19,9 +20,11 @@ Shape legend: b images, c channels, h height, w width, n positions or tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
@@ -32,6 +35,9 @@ from distpro_cli.pathways.layouts import Layout, layout_of, shape_text, to_map
 from distpro_cli.pathways.precision import without_autocast
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.registry import Registry, check_options, positive_number, yes_or_no
+from distpro_cli.tasks.task import Filled
+
+Cells = tuple[int, int]  # rows and columns of a map
 
 
 class Distance:
@@ -40,10 +46,12 @@ class Distance:
     Attributes:
         between_logits: Whether an automatic connection set joins the logits of both networks, and only those.
         compares_channels: Whether both features must have the same channels.
+        takes_half: Whether `measure` takes a prediction of half precision as it is.
     """
 
     between_logits: ClassVar[bool] = False
     compares_channels: ClassVar[bool] = True
+    takes_half: ClassVar[bool] = False
 
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError if the distance is not defined for this teacher level."""
@@ -51,22 +59,55 @@ class Distance:
     def fit(self, teacher: LevelInfo) -> None:
         """Is told what is compared, before the first measurement, by distances that ask where tokens lie."""
 
-    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, prediction: Tensor, target: Tensor, filled: Filled | None = None) -> Tensor:
         """Measures a transformed student feature against the teacher's.
 
         Args:
             prediction: [B, *teacher.shape], any floating type; other channels where those are not compared.
             target: [B, *teacher.shape].
+            filled: Shares of height and width that every image fills, where images are padded; the rest of a map is
+                left out. None: all of it counts.
 
         Returns:
             Scalar ≥ 0, float32 also under autocast.
         """
         with without_autocast(prediction.device):
-            return self.measure(prediction.float(), target.float())
+            prediction, target = prediction if self.takes_half else prediction.float(), target.float()
+            if filled is None or target.ndim != 4:
+                return self.measure(prediction, target)
+            return self.measure_filled(prediction, target, filled_cells(target, filled))
+
+    def measure_filled(self, prediction: Tensor, target: Tensor, cells: Sequence[Cells]) -> Tensor:
+        """Measures float32 maps [B, C, H, W] of which only the first rows and columns of every image count.
+
+        By default images with as many cells are measured together without their padding, and what is found is averaged
+        over the images.
+        """
+        groups: dict[Cells, list[int]] = {}
+        for image, own in enumerate(cells):
+            groups.setdefault(own, []).append(image)
+        parts = []
+        for (rows, columns), images in groups.items():
+            if len(groups) == 1:
+                of_group = [side[:, :, :rows, :columns] for side in (prediction, target)]
+            else:
+                of_group = [side[images, :, :rows, :columns] for side in (prediction, target)]
+            parts.append(self.measure(of_group[0], of_group[1]) * (len(images) / len(cells)))
+        return torch.stack(parts).sum()
 
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Measures float32 features [B, *teacher.shape]; returns a scalar."""
         raise NotImplementedError
+
+
+def filled_cells(map_bchw: Tensor, filled: Filled) -> list[Cells]:
+    """Returns how many rows and columns of a map show each image, those that it fills in part included."""
+    height, width = map_bchw.shape[2:]
+    return [(_cells(height, of_height), _cells(width, of_width)) for of_height, of_width in filled]
+
+
+def _cells(cells: int, share: float) -> int:
+    return max(1, min(cells, math.ceil(cells * share - 1e-6)))  # 1e-6: of a share that no float holds
 
 
 DISTANCES: Registry[Callable[..., Distance]] = Registry("distance")
@@ -110,13 +151,10 @@ class HierarchicalContext(_OnGrid):
         prefix: Whether the tokens before the grid count.
     """
 
+    takes_half = True
+
     def __init__(self, *, prefix: bool = True) -> None:
         super().__init__(prefix=prefix)
-
-    @override
-    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
-        with without_autocast(prediction.device):
-            return self.measure(prediction, target.float())
 
     @override
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -190,6 +228,45 @@ class Cosine(Distance):
         channels = 1 if prediction.ndim == 4 else -1
         similarity = F.cosine_similarity(prediction, target, dim=channels, eps=self.EPSILON)
         return (1 - similarity.mean()).clamp_min(0)
+
+
+@register_distance("pkd")
+class Pearson(Distance):
+    """1 - Pearson's correlation of every channel over batch and positions, mean over channels (PKD, Cao et al. 2022).
+
+    Each channel of both features is standardised over batch and positions; half of their MSE is 1 - Pearson. The
+    authors' code (https://github.com/open-mmlab/mmrazor, `PKDLoss`) divides by the deviation with n - 1.
+    """
+
+    EPSILON: ClassVar[float] = 1e-6
+
+    @override
+    def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self._of_values(*(_values_by_channel(side) for side in (prediction, target)))
+
+    @override
+    def measure_filled(self, prediction: Tensor, target: Tensor, cells: Sequence[Cells]) -> Tensor:
+        """Standardises over what the images fill."""
+
+        def values(side: Tensor) -> Tensor:
+            parts = [map_chw[:, :rows, :columns] for map_chw, (rows, columns) in zip(side, cells, strict=True)]
+            return torch.cat([part.flatten(1) for part in parts], 1)
+
+        return self._of_values(values(prediction), values(target))
+
+    def _of_values(self, prediction_cn: Tensor, target_cn: Tensor) -> Tensor:
+        return F.mse_loss(self._standardised(prediction_cn), self._standardised(target_cn)) / 2
+
+    def _standardised(self, values_cn: Tensor) -> Tensor:
+        return (values_cn - values_cn.mean(1, keepdim=True)) / (
+            values_cn.std(1, correction=0, keepdim=True) + self.EPSILON
+        )
+
+
+def _values_by_channel(feature: Tensor) -> Tensor:
+    """Returns a feature as one row of values per channel, [C, B · positions]."""
+    channels = 1 if feature.ndim == 4 else feature.ndim - 1
+    return feature.movedim(channels, 0).flatten(1)
 
 
 @register_distance("attention-map")

@@ -11,6 +11,7 @@ from distpro_cli.pathways.distances import make_distance
 from distpro_cli.pathways.transforms import make_transform
 from distpro_cli.pathways.transforms.base import TRANSFORMS, SharedBlock
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
+from distpro_cli.tasks.task import Filled
 
 Start = tuple[int | None, int]  # where a pathway's own block begins: number of a shared block or None, student level
 
@@ -79,23 +80,32 @@ class Pathways(nn.Module):
             found |= {(block, level): outputs[level] for level in sorted(levels)}
         return found
 
-    def distance(self, k: int, start: Tensor, teacher_feature: Tensor) -> Tensor:
+    def distance(self, k: int, start: Tensor, teacher_feature: Tensor, filled: Filled | None = None) -> Tensor:
         """Returns D_k, a float32 scalar.
 
         Args:
             k: Number of the pathway, from 0.
             start: What its own block is given; without a shared block the student's feature
                 [B, *infos[k].student.shape].
-            teacher_feature: [B, *infos[k].teacher.shape].
+            teacher_feature: [B, *infos[k].teacher.shape]. Maps of a batch may be of another size than those of the
+                infos.
+            filled: Shares of height and width that every image fills, where images are padded; the rest of a map does
+                not count.
         """
-        measured: Tensor = self.distances[k](self.transforms[k](start), teacher_feature)
-        return measured
+        size = tuple(teacher_feature.shape[2:])
+        if teacher_feature.ndim == 4 and size != self.infos[k].teacher.shape[1:]:
+            carried = self.transforms[k](start, size)
+        else:
+            carried = self.transforms[k](start)
+        distance = self.distances[k]
+        return distance(carried, teacher_feature) if filled is None else distance(carried, teacher_feature, filled)
 
     def forward(
         self,
         student_features: Mapping[int, Tensor],
         teacher_features: Mapping[int, Tensor],
         active: Sequence[int],
+        filled: Filled | None = None,
     ) -> dict[int, Tensor]:
         """Returns D_k of the `active` pathways by k; of the others neither block nor distance runs.
 
@@ -103,10 +113,11 @@ class Pathways(nn.Module):
             student_features: By level number; those the active pathways need.
             teacher_features: Likewise.
             active: Numbers of pathways, from 0.
+            filled: As in `distance`.
         """
         starts = self.starts(student_features, active)
         return {
-            k: self.distance(k, starts[self.start_of[k]], teacher_features[self.infos[k].teacher.number])
+            k: self.distance(k, starts[self.start_of[k]], teacher_features[self.infos[k].teacher.number], filled)
             for k in active
         }
 

@@ -57,11 +57,15 @@ class Augmentation(Model):
     scale: Annotated[list[PositiveShare], Field(min_length=2, max_length=2)] = Field(
         [0.08, 1.0], description="smallest and largest share of the area kept by crop: resized"
     )
+    resize: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = Field(
+        [0.8, 1.0],
+        description="detection: smallest and largest factor of image_size that the shorter side of a train image gets",
+    )
     auto_augment: str | None = Field(None, description="timm policy, such as rand-m9-mstd0.5-inc1")
     color_jitter: NonNegative | None = Field(None, description="strength of timm's colour jitter")
     random_erasing: Probability = Field(0.0, description="probability of random erasing")
 
-    @field_validator("scale")
+    @field_validator("scale", "resize")
     @classmethod
     def _scale_is_ordered(cls, scale: list[float]) -> list[float]:
         if scale[0] > scale[1]:
@@ -74,8 +78,9 @@ class Data(Model):
 
     name: str = Field(
         "folder",
-        description="folder (class folders or archives under root, see docs/data.md), digits (shipped with distpro), "
-        "or a timm dataset name: hfds/..., torch/...",
+        description="folder (class folders or archives under root, see docs/data.md; of detection images and COCO's "
+        "JSON files, see docs/detection.md), digits (shipped with distpro), or a timm dataset name: hfds/..., "
+        "torch/...",
     )
     root: str | None = Field(
         None,
@@ -93,8 +98,15 @@ class Data(Model):
     )
     image_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = Field(
         224,
-        description="height and width of the networks' input in pixels, as one number or as [height, width]",
+        description="height and width of the networks' input in pixels, as one number or as [height, width]; of "
+        "detection: the shorter side",
         examples=[[128, 256]],
+    )
+    longest_side: PositiveInt | None = Field(
+        None, description="detection: most pixels of the longer side; default: 5/3 of image_size"
+    )
+    skip_bad: bool = Field(
+        False, description="detection: leave out faulty images and objects, and count them; otherwise all are reported"
     )
     train_images: PositiveInt | None = Field(
         None, description="use only this many train images, drawn evenly over classes by subset_seed"
@@ -270,6 +282,17 @@ class Network(Model):
     std: Deviation | None = Field(None, description="standard deviation per channel; default as for mean")
 
     _normalization_fits = model_validator(mode="after")(check_normalization)
+
+
+class Student(Network):
+    """The student: a network, and what of the teacher it starts with."""
+
+    inherit: list[str] = Field(
+        [],
+        description="parts of the teacher whose weights the student starts with where names and shapes agree, when it "
+        "is distilled: neck and heads of detectors, or modules of both networks by name",
+        examples=[["neck", "heads"]],
+    )
 
 
 class Teacher(Network):
@@ -462,7 +485,9 @@ class Search(Model):
 class Recipe(Model):
     """A whole recipe."""
 
-    task: str = Field("classification", description="what is learnt: classification, or path/to/file.py:Name")
+    task: str = Field(
+        "classification", description="what is learnt: classification, detection, or path/to/file.py:Name"
+    )
     seed: Seed = Field(0, description="seed of everything random except the data split")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
     channels_last: bool = Field(True, description="memory format of images and networks")
@@ -471,7 +496,7 @@ class Recipe(Model):
     )
     data: Data = Field(..., description="images")
     teacher: Teacher = Field(..., description="the network to learn from")
-    student: Network = Field(..., description="the network to train")
+    student: Student = Field(..., description="the network to train")
     pathways: Annotated[list[PathwayGroup], Field(min_length=1)] | None = Field(
         None,
         description="groups of pathways; K is their sum; default: chosen for the pair, same levels by conv2, by review "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-SCHEME_NAMES = ("plain", "uniform", "kd", "hint", "attention-transfer", "reviewkd", "reviewkd+kd", "deit")
+SCHEME_NAMES = ("plain", "uniform", "kd", "hint", "attention-transfer", "reviewkd", "reviewkd+kd", "pkd", "deit")
 
 SearchMethod = Literal[
     "hypergradient", "random", "metabalance", "cosine", "cosine-outer", "share", "uncertainty", "loss"

@@ -56,6 +56,14 @@ class ReviewKD(Model):
     )
 
 
+class Pearson(Model):
+    """Maps by 1 - Pearson's correlation of their channels (PKD, Cao et al. 2022), made for feature pyramids."""
+
+    weight: PositiveNumber = Field(
+        6.0, description="weight of every level; the authors use 6 for two-stage detectors, on P2 to P5"
+    )
+
+
 class DistillationToken(Model):
     """DeiT's distillation token under hard labels (Touvron et al. 2021), for students that have one."""
 
@@ -72,4 +80,5 @@ class Schemes(Model):
     hint: Hint = Field(Hint(), description="one level regressed onto the teacher's")
     attention_transfer: AttentionTransfer = Field(AttentionTransfer(), description="attention maps, level by level")
     reviewkd: ReviewKD = Field(ReviewKD(), description="knowledge review")
+    pkd: Pearson = Field(Pearson(), description="correlation of maps, channel by channel")
     deit: DistillationToken = Field(DistillationToken(), description="DeiT's distillation token")

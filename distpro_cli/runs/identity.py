@@ -18,7 +18,7 @@ from distpro_cli.process.file import to_bytes
 from distpro_cli.process.fitting import How
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
-from distpro_cli.recipe.schema import Network, Recipe, Training
+from distpro_cli.recipe.schema import Data, Network, Recipe, Training
 from distpro_cli.registry import is_user_file
 from distpro_cli.versions import installed_versions
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Keys by section that change nothing of what a run computes.
 FREE = {"": {"checkpoint_seconds"}, "data": {"root", "workers", "cache"}}
+_NEWER_OF_DATA = ("longest_side", "skip_bad")
 _FREE_OF_TEACHER = {"test_split", "test_images"}  # it is trained without them
 
 
@@ -61,7 +62,7 @@ class Identity:
             **({"timm": installed_versions()["timm"]} if spec.weights == "pretrained" else {}),
             "seed": spec.seed,
             "task": _named(recipe.task),
-            "data": recipe.data.model_dump(exclude=free),
+            "data": _data(recipe.data, free),
             "images": self.data["train"],
             "precision": recipe.precision,
             "version": installed_versions()["distpro-cli"],
@@ -118,7 +119,7 @@ class Identity:
             "task": _named(recipe.task),
             "precision": recipe.precision,
             "channels_last": recipe.channels_last,
-            "data": recipe.data.model_dump(exclude=FREE["data"]),
+            "data": _data(recipe.data, FREE["data"]),
             "images": self.data,
             "student": _network(recipe.student),
             "versions": installed_versions(),
@@ -168,6 +169,18 @@ def _network(spec: Network) -> dict[str, Any]:
     }
 
 
+def _data(spec: Data, free: set[str]) -> dict[str, Any]:
+    """Returns the section without what does not count, and newer keys that are not set: runs keep theirs."""
+    values: dict[str, Any] = spec.model_dump(exclude=free)
+    default = Data()
+    for key in _NEWER_OF_DATA:
+        if getattr(spec, key) == getattr(default, key):
+            values.pop(key, None)
+    if spec.augment.resize == default.augment.resize:
+        del values["augment"]["resize"]
+    return values
+
+
 def _plain(info: PathwayInfo) -> dict[str, Any]:
     values = asdict(info)
     for side in ("teacher", "student"):
@@ -177,7 +190,8 @@ def _plain(info: PathwayInfo) -> dict[str, Any]:
 
 def _left_out(spec: Network) -> set[str]:
     """Returns the keys that count only where they are set, so that runs from before there were such are found."""
-    return {key for key, unset in (("output", None), ("head", True)) if getattr(spec, key) == unset}
+    unset: dict[str, Any] = {"output": None, "head": True, "inherit": []}
+    return {key for key, value in unset.items() if getattr(spec, key, value) == value}
 
 
 def _pathway(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Shape legend: b images, c channels, h height, w width, n classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from distpro_cli.errors import DistproError
 from distpro_cli.metric import Metric
 from distpro_cli.randomness import derived_seed, global_states_kept, seed_globals
 from distpro_cli.recipe.schema import Data
+from distpro_cli.tasks.images.class_names import other_names
 from distpro_cli.tasks.images.data import ImageData
 from distpro_cli.tasks.images.sources import Source
 from distpro_cli.tasks.task import Batch, Task, TaskData, register_task
@@ -67,11 +67,7 @@ class Classification(Task):
     @override
     def doubt(self, facts: Mapping[str, str], data: TaskData) -> str | None:
         """Compares the class names."""
-        own = self.describe(data).get("class_names")
-        theirs = facts.get("class_names")
-        if own is None or theirs is None or theirs == json.dumps(own):
-            return None
-        return f"they were trained on other classes, or in another order: {theirs[:60]} for {json.dumps(own)[:60]}"
+        return other_names(facts, self.describe(data).get("class_names"))
 
     @override
     def augment(self, batch: Batch, step: int) -> Batch:
@@ -95,7 +91,7 @@ class Classification(Task):
 
     @override
     @torch.no_grad()
-    def evaluate(self, forward: Callable[[Tensor], Any], batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, forward: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
         """Measures a network on test batches; see `Task.evaluate`.
 
         Returns:

@@ -21,25 +21,50 @@ from distpro_cli.metric import Metric
 from distpro_cli.recipe.schema import Data, Recipe, Training
 from distpro_cli.registry import Registry
 
+Sizes = tuple[tuple[int, int], ...]
+Filled = tuple[tuple[float, float], ...]
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Images [B, C, H, W] in [0, 1] and their targets: what the task's losses take, nested as it likes."""
+    """Images [B, C, H, W] in [0, 1] and their targets: what the task's losses take, nested as it likes.
+
+    Attributes:
+        images_bchw: The images.
+        targets: Of the task.
+        sizes: True height and width of every image in pixels, where images of several sizes share the batch: what lies
+            below and to the right is padding. Networks see zeros there, and distances leave it out. None: no padding.
+    """
 
     images_bchw: Tensor
     targets: Any
+    sizes: Sizes | None = None
+
+    @property
+    def filled(self) -> Filled | None:
+        """Shares of height and width that every image fills, in (0, 1]; None where no image is padded."""
+        height, width = self.images_bchw.shape[2:]
+        if self.sizes is None or all(size == (height, width) for size in self.sizes):
+            return None
+        return tuple((own_height / height, own_width / width) for own_height, own_width in self.sizes)
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
         """Returns the batch on a device, the images in a memory format."""
         images_bchw = self.images_bchw.to(device, memory_format=memory_format, non_blocking=True)
-        return Batch(images_bchw, map_tensors(self.targets, lambda tensor: tensor.to(device, non_blocking=True)))
+        targets = map_tensors(self.targets, lambda tensor: tensor.to(device, non_blocking=True))
+        return Batch(images_bchw, targets, self.sizes)
 
     def split(self, size: int) -> list[Batch]:
         """Returns the batch in parts of `size` images, the last one smaller; targets are split where they are tensors
         or lists with one entry per image."""
         count = len(self.images_bchw)
+        sizes = self.sizes
         return [
-            Batch(self.images_bchw[at : at + size], _rows(self.targets, at, size, count))
+            Batch(
+                self.images_bchw[at : at + size],
+                _rows(self.targets, at, size, count),
+                None if sizes is None else sizes[at : at + size],
+            )
             for at in range(0, count, size)
         ]
 
@@ -174,11 +199,12 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def evaluate(self, forward: Callable[[Tensor], Any], batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, forward: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
         """Measures a network, which the caller has put into eval mode, on test batches.
 
         Args:
-            forward: Images float32 [B, C, H, W] in [0, 1] on the CPU to the network's output in float32 on the CPU.
+            forward: Images float32 [B, C, H, W] in [0, 1] on the CPU, and the batch's `sizes` where images are padded,
+                to the network's output, whose tensors are float32 on the CPU.
             batches: On the CPU.
 
         Returns:

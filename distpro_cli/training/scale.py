@@ -151,10 +151,10 @@ def distances(distiller: Distiller, batch: Batch, step: int) -> Tensor:
     parts_k = []
     with torch.no_grad(), unmoved_buffers(distiller.student), unmoved_buffers(pathways):
         for place, (part, share) in enumerate(distiller.micro_batches(batch)):
-            teacher_features = distiller.teacher_features(part.images_bchw, active)
+            teacher_features = distiller.teacher_features(part, active)
             _, features = distiller.student_forward(part, pathways.student_levels(active), step, place)
             with autocast(distiller.device, distiller.precision):
-                found = pathways(features, teacher_features, active)
+                found = pathways(features, teacher_features, active, part.filled)
             parts_k.append(shared(torch.stack([found[k].float() for k in active]), share))
     return reduce(add, parts_k)
 

@@ -20,7 +20,7 @@ from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.module import Pathways, Start
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.randomness import derived_seed
-from distpro_cli.tasks.task import Batch, Task
+from distpro_cli.tasks.task import Batch, Filled, Task
 from distpro_cli.training.device import autocast
 from distpro_cli.training.feature_gradients import FeatureGradients, feature_gradients, joined_gradients
 
@@ -159,7 +159,7 @@ class Stepper:
         """Returns the student's output and its features of a (micro-)batch, with their graph."""
         self.seed_student(step, place)
         with autocast(self.device, self.precision):
-            output, features = self.student(batch.images_bchw, levels=levels)
+            output, features = self.student(batch.images_bchw, levels=levels, sizes=batch.sizes)
         return output, features
 
     def seed_student(self, step: int, place: int = 0) -> None:
@@ -283,7 +283,7 @@ class Distiller(Stepper):
         """
         step, place, share = which
         active = active_pathways(weights)
-        teacher_features = self.teacher_features(batch.images_bchw, active)
+        teacher_features = self.teacher_features(batch, active)
         output, features = self.student_forward(batch, self.pathways.student_levels(active), step, place)
         with autocast(self.device, self.precision):
             starts = self.pathways.starts(features, active)
@@ -294,7 +294,8 @@ class Distiller(Stepper):
         pulls: Starts = {}
         last = {self.pathways.infos[k].teacher.number: k for k in active}
         for k in active:
-            distances[k], gradient = self._pathway_backward(k, starts, teacher_features, weights[k], share)
+            of_pathway = (starts, teacher_features, batch.filled)
+            distances[k], gradient = self._pathway_backward(k, of_pathway, weights[k], share)
             if last[level := self.pathways.infos[k].teacher.number] == k:
                 del teacher_features[level]
             pull = gradient * (weights[k].to(gradient.dtype) if isinstance(weights, Tensor) else weights[k])
@@ -314,16 +315,21 @@ class Distiller(Stepper):
         return self.named(parts, task, distances, output, batch)
 
     def _pathway_backward(
-        self, k: int, starts: Starts, teacher_features: Features, weight: float | Tensor, share: float
+        self, k: int, given: tuple[Starts, Features, Filled | None], weight: float | Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
-        """Goes back through pathway k; returns D_k and share · g_k, and adds weight · share · ∂D_k to its block's."""
+        """Goes back through pathway k; returns D_k and share · g_k, and adds weight · share · ∂D_k to its block's.
+
+        `given` is what pathways start from, the teacher's features, and the batch's `filled`.
+        """
+        starts, teacher_features, filled = given
         parameters = list(self.pathways.transforms[k].parameters())
         earlier = [p.grad for p in parameters]
         for p in parameters:
             p.grad = None
         copy = starts[self.pathways.start_of[k]].detach().requires_grad_()
         with autocast(self.device, self.precision):
-            distance = self.pathways.distance(k, copy, teacher_features[self.pathways.infos[k].teacher.number])
+            target = teacher_features[self.pathways.infos[k].teacher.number]
+            distance = self.pathways.distance(k, copy, target, filled)
         shared(distance, share).backward()
         block_gradients = [p.grad for p in parameters if p.grad is not None]
         if block_gradients:
@@ -334,13 +340,14 @@ class Distiller(Stepper):
         gradient = copy.grad if copy.grad is not None else torch.zeros_like(copy)
         return distance.detach(), gradient
 
-    def teacher_features(self, images_bchw: Tensor, active: Sequence[int]) -> Features:
+    def teacher_features(self, batch: Batch, active: Sequence[int]) -> Features:
         """Returns the teacher's features at the levels that the `active` pathways need, without graph."""
         if not active:
             return {}
         with torch.no_grad(), autocast(self.device, self.precision):
             features: Features
-            _, features = self.teacher(images_bchw, levels=self.pathways.teacher_levels(active), output=False)
+            levels = self.pathways.teacher_levels(active)
+            _, features = self.teacher(batch.images_bchw, levels=levels, output=False, sizes=batch.sizes)
         return features
 
 

@@ -141,10 +141,10 @@ def _cosines(distiller: Distiller, batch: Batch, step: int, active: Sequence[int
     """Returns the cosine of each `active` pathway's gradient to the task's on a batch; 0 where either is zero."""
     pathways, parameters = distiller.pathways, distiller.student_parameters
     with unmoved_buffers(distiller.student), unmoved_buffers(pathways):
-        features = distiller.teacher_features(batch.images_bchw, active)
+        features = distiller.teacher_features(batch, active)
         output, own = distiller.student_forward(batch, pathways.student_levels(active), step)
         with autocast(distiller.device, distiller.precision):
-            distances = pathways(own, features, active)
+            distances = pathways(own, features, active, batch.filled)
         _, task = distiller.task_loss(output, batch.targets)
         gradients = [_flat_gradient(loss, parameters) for loss in (task, *(distances[k] for k in active))]
     return torch.stack([cosine_similarity(gradients[0], gradient, dim=0) for gradient in gradients[1:]])

@@ -8,6 +8,7 @@ import torch
 
 from distpro_cli.costs.step_costs import step_parts
 from distpro_cli.errors import first_line
+from distpro_cli.networks.inheritance import inherit, inherited
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.defaults import ends_with_logits, groups_for
@@ -20,7 +21,7 @@ from distpro_cli.process.process import Process
 from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import PathwayGroup, Recipe
 from distpro_cli.tasks.task import Task
-from distpro_cli.training.step import Pair
+from distpro_cli.training.step import Distiller, Pair
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import build_teacher
 
@@ -54,7 +55,9 @@ def join(session: Session, student: TappedNetwork, teacher: TappedNetwork) -> Pa
 
     Raises:
         RecipeError: everything wrong with the pathways.
+        DistproError: the student cannot start with what its recipe says.
     """
+    inherited(student.model, teacher.model, session.recipe.student.inherit)  # before a teacher is trained for it
     groups = groups_for(session.recipe, session.task, teacher.levels, student.levels)
     return with_pathways(session, student, teacher, resolve_pathways(groups, teacher.levels, student.levels))
 
@@ -65,6 +68,21 @@ def with_pathways(
     """Returns the pair of two networks with these pathways, whose weights come from the run's seed."""
     torch.manual_seed(derived_seed(session.recipe.seed, "weights", "pathways"))
     return Pair(student, teacher, session.place(Pathways(infos)))
+
+
+def start_with_teacher(session: Session, distiller: Distiller) -> None:
+    """Fills the student with the parts of the teacher, which is ready, that its recipe names."""
+    parts = session.recipe.student.inherit
+    if not parts:
+        return
+    student, average = distiller.student, distiller.average
+    tensors = inherited(student.model, distiller.teacher.model, parts)
+    for network in (student, average):
+        if network is not None:
+            inherit(network.model, tensors)
+    session.context.reporter.message(
+        f"the student starts with the teacher's {', '.join(parts)}: {len(tensors)} tensors"
+    )
 
 
 def recipe_for(process: Process, recipe: Recipe) -> Recipe:

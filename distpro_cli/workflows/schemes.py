@@ -174,6 +174,16 @@ def _reviewkd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[P
     ]
 
 
+def _pkd_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
+    shapes = [{info.number: info.shape for info in levels} for levels in (teacher, student)]
+    joints: dict[str, list[list[int]]] = {}
+    for i, j in equally_deep(teacher, student, "map"):
+        joints.setdefault("identity" if shapes[0][i] == shapes[1][j] else "conv1", []).append([i, j])
+    if not joints:
+        raise RecipeError([Problem("scheme pkd", "no level is a map in both networks; set levels to maps")])
+    return [PathwayGroup(connections=pairs, transform=transform, distance="pkd") for transform, pairs in joints.items()]
+
+
 def _deit_groups(recipe: Recipe, teacher: Levels, student: Levels) -> list[PathwayGroup]:
     return [PathwayGroup(connections="same", transform="identity", distance="hard-label")]
 
@@ -211,6 +221,7 @@ SCHEMES: dict[str, Scheme] = {
     "reviewkd": Scheme(_reviewkd_rows, _reviewkd_groups),
     # Each group has its own weight, as a factor; the warm-up is ReviewKD's, of both.
     "reviewkd+kd": Scheme(lambda recipe, _: _warmed_up(1.0, recipe), _reviewkd_kd_groups, on_logits=True),
+    "pkd": Scheme(lambda recipe, _: _constant(recipe.schemes.pkd.weight), _pkd_groups),
     # DeiT halves both losses; here both are whole, which Adam and the like do not see.
     "deit": Scheme(
         lambda recipe, _: _constant(recipe.schemes.deit.weight), _deit_groups, levels=(LOGITS, DISTILLATION_LOGITS)

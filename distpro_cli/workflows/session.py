@@ -23,7 +23,7 @@ from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.identity import Identity
 from distpro_cli.runs.signals import Interruption
-from distpro_cli.tasks.task import Batch, Task, find_task, map_tensors
+from distpro_cli.tasks.task import Batch, Sizes, Task, find_task, map_tensors
 from distpro_cli.training.device import autocast, check_open_files, choose_device, make_deterministic
 from distpro_cli.training.loop import Plan, Progress, Trainer
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
@@ -202,10 +202,10 @@ class Session:
         """
         network.eval()
 
-        def forward(images_bchw: Tensor) -> Any:
+        def forward(images_bchw: Tensor, sizes: Sizes | None = None) -> Any:
             self.context.interruption.check()  # the checkpoint is written before an evaluation
             images_bchw = images_bchw.to(self.device, memory_format=self._memory_format, non_blocking=True)
-            output, _ = network(images_bchw)
+            output, _ = network(images_bchw, sizes=sizes)
             return map_tensors(output, _to_cpu)
 
         with torch.no_grad(), autocast(self.device, self.recipe.precision):

@@ -18,7 +18,7 @@ from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.step import Pair, Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
-from distpro_cli.workflows.pairs import FindParts, parts_of
+from distpro_cli.workflows.pairs import FindParts, parts_of, start_with_teacher
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import SchemeSource, Source
 from distpro_cli.workflows.teacher import measured_teacher
@@ -93,6 +93,7 @@ def transfer(
         distiller, total_steps = session.distiller(pair, training), session.total_steps(training)
         weights: Weights = ScheduledWeights(distiller, schedule, total_steps)
         teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
+        start_with_teacher(session, distiller)
     else:
         weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None
     save_process(process, folder.process, force=True)

@@ -328,3 +328,20 @@ def test_what_a_level_states_of_its_tokens_counts() -> None:
     assert torch.equal(carried.flatten(2).transpose(1, 2), source[:, 5:])
     back = make_transform("conv1", level(3, 2, 2), student)(feature(level(3, 2, 2)))
     assert back.shape == (2, 9, 3) and torch.allclose(back[:, 4], back[:, 5:].mean(1), atol=1e-5)
+
+
+SIZES = [((5, 6), (5, 6)), ((8, 6), (3, 4)), ((3, 4), (6, 9))]
+
+
+@pytest.mark.parametrize(("given", "wanted"), SIZES)
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS.names() if name != "identity"])
+def test_maps_may_change_their_size(name: str, given: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """A block that was made for other sizes does what one made for these does."""
+    student, teacher = (level(6, 8, 8), level(6, 4, 4)), (level(6, *given), level(6, *wanted))
+    torch.manual_seed(0)
+    first = make_transform(name, *student).eval()
+    torch.manual_seed(0)
+    other = make_transform(name, *teacher).eval()
+    own = feature(teacher[0])
+    torch.testing.assert_close(first(own, wanted), other(own))
+    assert first(own, wanted).shape[2:] == wanted

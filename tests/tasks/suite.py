@@ -30,7 +30,7 @@ from distpro_cli.tasks.task import Batch, Task, TaskData, find_task, map_tensors
 BATCH_SIZE = 8
 NUM_STEPS = 12
 # Shows all images as they are stored.
-UNCHANGED = {"augment": {"crop": "none", "flip": 0.0}, "train_images": None, "test_images": None}
+UNCHANGED = {"augment": {"crop": "none", "flip": 0.0, "resize": [1.0, 1.0]}, "train_images": None, "test_images": None}
 
 
 def make_task(name: str, data: dict[str, Any], training: dict[str, Any]) -> Task:
@@ -74,9 +74,7 @@ def images_of(batches: Iterable[Batch]) -> Counter[bytes]:
 
 def halves(batches: Iterable[Batch]) -> Iterator[Batch]:
     for batch in batches:
-        half = len(batch.images_bchw) // 2
-        for part in (slice(None, half), slice(half, None)):
-            yield Batch(batch.images_bchw[part], map_tensors(batch.targets, lambda t, part=part: t[part]))
+        yield from batch.split(max(1, len(batch.images_bchw) // 2))
 
 
 class TaskSuite:

@@ -180,7 +180,7 @@ def test_a_plain_step_is_the_gradient_of_the_weighted_sum(groups: Sequence[Pathw
     reference = copy.deepcopy(distiller)
     distiller.backward(inner, values, 0)
     active = [k for k, value in enumerate(values) if value]
-    teacher = reference.teacher_features(inner.images_bchw, active)
+    teacher = reference.teacher_features(inner, active)
     output, own = reference.student_forward(inner, reference.pathways.student_levels(active), 0)
     _, total = reference.task_loss(output, inner.targets)
     for k, distance in reference.pathways(own, teacher, active).items():

@@ -171,7 +171,7 @@ def test_gradients_at_the_student_are_autograds(groups: Sequence[PathwayGroup]) 
     found: dict[int, FeatureGradients] = {}
     distiller.backward(inner, weights(distiller).double(), 0, at_student=found)
     active = range(len(distiller.trained.infos))
-    teacher = reference.teacher_features(inner.images_bchw, active)
+    teacher = reference.teacher_features(inner, active)
     output, own = reference.student_forward(inner, reference.pathways.student_levels(active), 0)
     _, task = reference.task_loss(output, inner.targets)
     distances = reference.pathways(own, teacher, active)

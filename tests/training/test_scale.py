@@ -30,7 +30,7 @@ def by_autograd(distiller: Distiller, batch: Batch) -> tuple[Tensor, Tensor]:
     """Returns ‖g_0‖ and ‖g_k‖ through the whole graph at once, [K] each."""
     distiller = copy.deepcopy(distiller)
     active = range(len(distiller.trained.infos))
-    teacher = distiller.teacher_features(batch.images_bchw, active)
+    teacher = distiller.teacher_features(batch, active)
     output, own = distiller.student_forward(batch, distiller.pathways.student_levels(active), 0)
     _, task = distiller.task_loss(output, batch.targets)
     distances = distiller.pathways(own, teacher, active)
@@ -97,7 +97,7 @@ def test_a_weight_of_1_adds_1_to_the_loss(groups: Sequence[PathwayGroup]) -> Non
     active = range(len(distiller.trained.infos))
     scale = LossScale(distiller, 100)
     scale.look(inner, 0)
-    teacher = distiller.teacher_features(inner.images_bchw, active)
+    teacher = distiller.teacher_features(inner, active)
     _, own = distiller.student_forward(inner, distiller.pathways.student_levels(active), 0)
     distances = distiller.pathways(own, teacher, active)
     parameters = distiller.student_parameters

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from distpro_cli.pathways.layouts import from_map, layouts_of_pair, to_map
-from distpro_cli.pathways.resize import grow, shrink
+from distpro_cli.pathways.resize import Size, grow, shrink
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.registry import Registry, check_options
 
@@ -62,6 +62,11 @@ class SharedBlock(nn.Module):
         raise NotImplementedError
 
 
+def smaller_size(map_bchw: Tensor, size: Size) -> Size:
+    """Returns the smaller height and width of a map's [B, C, H, W] and `size`."""
+    return (min(map_bchw.shape[2], size[0]), min(map_bchw.shape[3], size[1]))
+
+
 class Transform(nn.Module):
     """Base of the blocks that see every feature as a map; a subclass fills in `convert`.
 
@@ -74,7 +79,7 @@ class Transform(nn.Module):
         shared: What pathways with this transform and equal options have in common, before their own blocks.
         in_channels: Channels of the student's feature.
         out_channels: Channels of the teacher's feature.
-        size: Height and width at which `convert` runs.
+        size: Height and width at which `convert` runs, for maps of the levels' sizes.
     """
 
     shared: ClassVar[type[SharedBlock] | None] = None
@@ -91,10 +96,16 @@ class Transform(nn.Module):
             min(self.student_layout.size[1], self.teacher_layout.size[1]),
         )
 
-    def forward(self, student_feature: Tensor) -> Tensor:
-        """Carries a student feature [B, *student.shape] to [B, *teacher.shape]."""
-        map_bchw = shrink(to_map(student_feature, self.student_layout), self.size)
-        map_bchw = grow(self.convert(map_bchw), self.teacher_layout.size)
+    def forward(self, student_feature: Tensor, size: Size | None = None) -> Tensor:
+        """Carries a student feature [B, *student.shape] to [B, *teacher.shape].
+
+        Args:
+            student_feature: A map may be of another size than the level.
+            size: Height and width of the teacher's map, where they are not the level's.
+        """
+        map_bchw = to_map(student_feature, self.student_layout)
+        size = self.teacher_layout.size if size is None else size
+        map_bchw = grow(self.convert(shrink(map_bchw, smaller_size(map_bchw, size))), size)
         return from_map(map_bchw, self.teacher, self.teacher_layout)
 
     def convert(self, map_bchw: Tensor) -> Tensor:

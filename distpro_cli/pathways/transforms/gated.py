@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distpro_cli.pathways.layouts import from_map, to_map
 from distpro_cli.pathways.resize import Size, grow, shrink
-from distpro_cli.pathways.transforms.base import Transform, register_transform
+from distpro_cli.pathways.transforms.base import Transform, register_transform, smaller_size
 from distpro_cli.pathways.transforms.convolutions import conv_bn
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.registry import positive_integer
@@ -42,11 +42,13 @@ class Gated(Transform):
         self.second = nn.Sequential(*_conv_bn(mid, mid, self.size), nn.ReLU(inplace=True))
         self.last = nn.Sequential(*_conv_bn(mid, self.out_channels, self.teacher_layout.size))
 
-    def forward(self, student_feature: Tensor) -> Tensor:
-        """Carries a student feature [B, *student.shape] to [B, *teacher.shape]."""
-        inner_bchw = self.first(shrink(to_map(student_feature, self.student_layout), self.size))
+    def forward(self, student_feature: Tensor, size: Size | None = None) -> Tensor:
+        """Carries a student feature [B, *student.shape] to [B, *teacher.shape]; for `size` see `Transform`."""
+        map_bchw = to_map(student_feature, self.student_layout)
+        size = self.teacher_layout.size if size is None else size
+        inner_bchw = self.first(shrink(map_bchw, smaller_size(map_bchw, size)))
         inner_bchw = self.second(inner_bchw * self.gate(inner_bchw))
-        carried_bchw = self.last(grow(inner_bchw, self.teacher_layout.size))
+        carried_bchw = self.last(grow(inner_bchw, size))
         return from_map(carried_bchw, self.teacher, self.teacher_layout)
 
 

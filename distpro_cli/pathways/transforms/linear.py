@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from distpro_cli.errors import DistproError
 from distpro_cli.pathways.layouts import shape_text
+from distpro_cli.pathways.resize import Size
 from distpro_cli.pathways.transforms.base import Transform, register_transform
 from distpro_cli.process.pathway import LevelInfo
 
@@ -34,12 +35,12 @@ class Linear(Transform):
             self.layer = nn.Linear(self.in_channels, self.out_channels)
         self.per_token = per_token
 
-    def forward(self, student_feature: Tensor) -> Tensor:
-        """Carries a student feature [B, *student.shape] to [B, *teacher.shape]."""
+    def forward(self, student_feature: Tensor, size: Size | None = None) -> Tensor:
+        """Carries a student feature [B, *student.shape] to [B, *teacher.shape]; for `size` see `Transform`."""
         if self.per_token:
             per_token: Tensor = self.layer(student_feature)
             return per_token
-        carried = super().forward(student_feature)
+        carried = super().forward(student_feature, size)
         shared = min(self.student_layout.prefix, self.teacher_layout.prefix)
         if shared == 0:
             return carried
@@ -64,6 +65,6 @@ class Identity(nn.Module):
                 "use conv1 or linear"
             )
 
-    def forward(self, student_feature: Tensor) -> Tensor:
+    def forward(self, student_feature: Tensor, size: Size | None = None) -> Tensor:
         """Returns the student feature [B, *teacher.shape]."""
         return student_feature

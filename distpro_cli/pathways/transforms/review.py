@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from distpro_cli.pathways.layouts import from_map, layout_of, to_map
-from distpro_cli.pathways.resize import grow
+from distpro_cli.pathways.resize import Size, grow
 from distpro_cli.pathways.transforms.base import SharedBlock, Transform, register_transform
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.registry import positive_integer
@@ -114,7 +114,7 @@ class Review(Transform):
         nn.init.kaiming_uniform_(convolution.weight, a=1)
         self.layers = nn.Sequential(convolution, nn.BatchNorm2d(self.out_channels))
 
-    def forward(self, student_feature: Tensor) -> Tensor:
-        """Carries a fused map [B, *student.shape] to [B, *teacher.shape]."""
-        resized_bchw = grow(to_map(student_feature, self.student_layout), self.teacher_layout.size)
+    def forward(self, student_feature: Tensor, size: Size | None = None) -> Tensor:
+        """Carries a fused map [B, *student.shape] to [B, *teacher.shape]; for `size` see `Transform`."""
+        resized_bchw = grow(to_map(student_feature, self.student_layout), size or self.teacher_layout.size)
         return from_map(self.layers(resized_bchw), self.teacher, self.teacher_layout)

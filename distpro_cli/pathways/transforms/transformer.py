@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from distpro_cli.errors import DistproError
 from distpro_cli.pathways.layouts import from_map, to_map
-from distpro_cli.pathways.resize import grow, shrink
-from distpro_cli.pathways.transforms.base import Transform, register_transform
+from distpro_cli.pathways.resize import Size, grow, shrink
+from distpro_cli.pathways.transforms.base import Transform, register_transform, smaller_size
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.registry import positive_integer, positive_number, share_below_one, yes_or_no
 
@@ -82,18 +82,21 @@ class Transformer(Transform):
         self.checkpoint = yes_or_no("checkpoint", checkpoint)
 
     @override
-    def forward(self, student_feature: Tensor) -> Tensor:
-        """Carries a student feature [B, *student.shape] to [B, *teacher.shape]."""
+    def forward(self, student_feature: Tensor, size: Size | None = None) -> Tensor:
+        """Carries a student feature [B, *student.shape] to [B, *teacher.shape]; for `size` see `Transform`."""
         if self.per_token:
             return self._carry(student_feature)
         prefix = self.shared_prefix
-        map_bchw = shrink(to_map(student_feature, self.student_layout), self.size)
+        map_bchw = to_map(student_feature, self.student_layout)
+        size = self.teacher_layout.size if size is None else size
+        inner_size = smaller_size(map_bchw, size)
+        map_bchw = shrink(map_bchw, inner_size)
         tokens_bnd = map_bchw.flatten(2).transpose(1, 2)
         if prefix:
             tokens_bnd = torch.cat([student_feature[:, :prefix], tokens_bnd], 1)
         carried_bnd = self._carry(tokens_bnd)
-        map_bchw = carried_bnd[:, prefix:].transpose(1, 2).unflatten(2, self.size)
-        carried = from_map(grow(map_bchw, self.teacher_layout.size), self.teacher, self.teacher_layout)
+        map_bchw = carried_bnd[:, prefix:].transpose(1, 2).unflatten(2, inner_size)
+        carried = from_map(grow(map_bchw, size), self.teacher, self.teacher_layout)
         return torch.cat([carried_bnd[:, :prefix], carried[:, prefix:]], 1) if prefix else carried
 
     def _carry(self, tokens_bnd: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class ImageData:
         """
         self._spec = spec
         self._seed = seed
-        self._train_transform = TrainTransform(spec)
+        self._train_transform = self.transform(training=True)
         self.train_source = self.test_source = open_source(spec, spec.train_split)
         train = np.arange(len(self.train_source))
         if spec.test_on == "held-out":
@@ -109,7 +109,7 @@ class ImageData:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the batches in one pass over the train images: at least one, and none that is not full."""
-        return _steps_per_epoch(self.train_size, batch_size)
+        return _num_batches(self.train_size, batch_size)
 
     def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0, repeats: int = 1) -> Iterator[Batch]:
         """Returns the batches of steps start_step..num_steps-1 of a run of `num_steps`.
@@ -168,27 +168,43 @@ class ImageData:
             )
         steps = range(start_step * interval, num_steps * interval, interval)
         places = _places(self._train, derived_seed(self._seed, "train"), inner_size, steps)
-        order = _order_beside(places, (inner_size, repeats), batch_size)
+        order = self.order_beside(places, (inner_size, repeats), batch_size)
         return self._loaded(self._train, order, derived_seed(self._seed, "outer"))
 
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Returns all test images once, in a fixed order, unaugmented; the last batch may be smaller."""
         spec = self._spec
-        samples = Samples(self.test_source, TestTransform(spec))
-        order = [_once(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
+        samples = self.samples(self.test_source, self.transform(training=False))
+        order = [once(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
         if spec.cache:
             self.test_source.keep(self._test.tolist())
         return load_batches(samples, order, 0 if spec.cache else min(spec.workers, len(order)))
 
+    def transform(self, *, training: bool) -> Callable[..., Any]:
+        """Makes what changes an image in training or in a test."""
+        return TrainTransform(self._spec) if training else TestTransform(self._spec)
+
+    def samples(self, source: Source, transform: Callable[..., Any], seed: int | None = None) -> Samples:
+        """Makes what reads the batches of a split."""
+        return Samples(source, transform, seed)
+
+    def order(self, places: Places, batch_size: int, repeats: int) -> Order:
+        """Yields the batch of each place, in an epoch of every image `repeats` times in a row."""
+        return _order(places, batch_size, repeats)
+
+    def order_beside(self, places: Places, inner: tuple[int, int], batch_size: int) -> Order:
+        """Yields, for each step, images that are not in its train batch; `inner` is its size and repeats."""
+        return _order_beside(places, inner, batch_size)
+
     def _augmented(self, part: Indices, name: str, batch_size: int, steps: range, repeats: int = 1) -> Iterator[Batch]:
         places = _places(part, derived_seed(self._seed, name), batch_size, steps)
-        order = _order(places, batch_size, repeats)
+        order = self.order(places, batch_size, repeats)
         return self._loaded(part, order, self._seed)
 
     def _loaded(self, part: Indices, order: Order, seed: int) -> Iterator[Batch]:
         if self._spec.cache:
             self.train_source.keep(part.tolist())
-        samples = Samples(self.train_source, self._train_transform, seed)
+        samples = self.samples(self.train_source, self._train_transform, seed)
         return load_batches(samples, order, self._spec.workers)
 
     def _split(self, indices: Indices, share: float, name: str) -> tuple[Indices, Indices]:
@@ -206,34 +222,34 @@ class ImageData:
         return indices[draw_evenly(source.strata_of(indices), count, self._spec.subset_seed, key)]
 
 
-def _steps_per_epoch(size: int, batch_size: int) -> int:
+def _num_batches(size: int, batch_size: int) -> int:
     return max(size // batch_size, 1)
 
 
-def _once(epoch: int, indices: Indices) -> Draw:
+def once(epoch: int, indices: Indices) -> Draw:
+    """Returns the draw of these images, each in the first of its augmentations."""
     return Draw(epoch, indices, np.zeros_like(indices))
 
 
 def _order(places: Places, batch_size: int, repeats: int) -> Order:
-    """Yields the batch of each place, in an epoch of every image `repeats` times in a row."""
     for epoch, order, start in places:
         samples = np.arange(start, min(start + batch_size, len(order)))
         yield Draw(epoch, order[samples // repeats], samples % repeats)
 
 
 def _order_beside(places: Places, inner: tuple[int, int], batch_size: int) -> Order:
-    """Yields, for each step, the images farthest from those of its train batch; `inner` is its size and repeats."""
+    """Yields the images that are farthest from those of each train batch."""
     inner_size, repeats = inner
     for epoch, order, start in places:
         first_inner, end_inner = start // repeats, -(-(start + inner_size) // repeats)
         others = np.roll(order, -end_inner)[: len(order) - (end_inner - first_inner)]
         first = max((len(others) - batch_size) // 2, 0)
-        yield _once(epoch, others[first : first + batch_size])
+        yield once(epoch, others[first : first + batch_size])
 
 
 def _places(part: Indices, seed: int, batch_size: int, steps: range) -> Places:
     """Yields, for each step, its epoch, that epoch's permutation, from (seed, epoch), and where its batch starts."""
-    per_epoch = _steps_per_epoch(len(part), batch_size)
+    per_epoch = _num_batches(len(part), batch_size)
     order, ordered_epoch = part, -1
     for step in steps:
         epoch, within = divmod(step, per_epoch)

@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_convert
+from torch.utils.data import DataLoader, Dataset
 
 from distpro_cli.errors import DistproError, first_line
 from distpro_cli.randomness import derived_seed, global_states_kept, seed_globals
@@ -52,23 +51,23 @@ class Samples(Dataset[Any]):
 
     Attributes:
         source: The images.
-        transform: From uint8 [h, w, 3] to uint8 [H, W, 3].
+        transform: From uint8 [h, w, 3] to uint8 [H, W, 3]; a subclass may have one of another kind.
         seed: With it, the global generators are seeded from (seed, epoch, index, repeat) before each sample.
     """
 
     source: Source
-    transform: Callable[[Pixels], Pixels]
+    transform: Callable[..., Any]
     seed: int | None = None
 
-    def __getitems__(self, ordered: Any) -> tuple[Tensor, Tensor] | DistproError:
+    def __getitems__(self, ordered: Any) -> tuple[Any, ...] | DistproError:
         """Reads one batch of an `Order` for torch's loader; leaves global random states as they were.
 
         Returns:
-            Images uint8 [B, 3, H, W] and targets [B, ...]; or the error of an image that cannot be decoded, because
-            one that a worker raises would carry its traceback as its message.
+            What `batch` makes; or the error of an image that cannot be decoded, because one that a worker raises would
+            carry its traceback as its message.
         """
         draw: Draw = ordered
-        images = []
+        made = []
         with global_states_kept():
             for index, repeat in zip(draw.indices.tolist(), draw.repeats.tolist(), strict=True):
                 try:
@@ -77,13 +76,21 @@ class Samples(Dataset[Any]):
                     return error
                 if self.seed is not None:
                     seed_globals(derived_seed(self.seed, draw.epoch, index, *([repeat] if repeat else [])))
-                images.append(self.transform(image_hwc))
-        images_bchw = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
-        return torch.from_numpy(images_bchw), torch.from_numpy(self.source.targets[draw.indices])
+                made.append(self.sample(image_hwc, index))
+        return self.batch(made, draw.indices)
+
+    def sample(self, image_hwc: Pixels, index: int) -> Any:
+        """Changes an image as `transform` does."""
+        return self.transform(image_hwc)
+
+    def batch(self, made: Sequence[Any], indices: Indices) -> tuple[Any, ...]:
+        """Returns the parts of a `Batch`: images uint8 [B, 3, H, W] and targets [B, ...]."""
+        images_bchw = np.ascontiguousarray(np.stack(made).transpose(0, 3, 1, 2))
+        return torch.from_numpy(images_bchw), torch.from_numpy(self.source.targets[indices])
 
 
 def load_batches(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
-    """Returns images float32 [B, 3, H, W] in [0, 1] and targets [B, ...], batch by batch of the order.
+    """Returns images float32 [B, 3, H, W] in [0, 1] and their targets, batch by batch of the order.
 
     Workers start at the first batch, live until the order ends or the iterator is closed, and leave this
     process's random states alone.
@@ -109,8 +116,8 @@ def _load(samples: Samples, order: Order, workers: int) -> Iterator[Batch]:
         for batch in batches:
             if isinstance(batch, DistproError):
                 raise batch
-            images_bchw, targets = batch
-            yield Batch(images_bchw.to(torch.float32).div_(255), targets)
+            images_bchw, *others = batch
+            yield Batch(images_bchw.to(torch.float32).div_(255), *others)
     except (RuntimeError, OSError, EOFError) as error:  # the last: it died while it handed over a batch
         if not workers or str(error).startswith("Caught "):  # raised by a worker that lives
             raise
@@ -156,7 +163,7 @@ def _death_found_here() -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _start(samples: Samples, order: Order, workers: int) -> Iterator[tuple[Tensor, Tensor] | DistproError]:
+def _start(samples: Samples, order: Order, workers: int) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total.*")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
@@ -164,12 +171,16 @@ def _start(samples: Samples, order: Order, workers: int) -> Iterator[tuple[Tenso
             samples,
             batch_sampler=order,  # type: ignore[arg-type]  # __getitems__ takes what the order yields
             num_workers=workers,
-            collate_fn=default_convert,
+            collate_fn=_as_it_is,
             worker_init_fn=partial(_start_worker, os.getpid()),
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # else a seed is drawn from the global one
         )
         return iter(loader)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _start_worker(parent: int, _worker: int) -> None:

@@ -128,7 +128,7 @@ class CheapHypergradient(Hypergradient):
         found = []
         for place, (part, _) in enumerate(self.distiller.micro_batches(inner)):
             self.distiller.seed_student(step, place)
-            _, features = self.distiller.student(part.images_bchw, levels=levels, output=False)
+            _, features = self.distiller.student(part.images_bchw, levels=levels, output=False, sizes=part.sizes)
             found.append(pathways.starts(features, active))
         return joined(found)
 

@@ -55,11 +55,11 @@ class ExactHypergradient(Hypergradient):
         step, place, share = which
         distiller, pathways = self.distiller, self.distiller.pathways
         active = range(len(pathways.infos))
-        teacher_features = distiller.teacher_features(batch.images_bchw, active)
+        teacher_features = distiller.teacher_features(batch, active)
         output, features = distiller.student_forward(batch, pathways.student_levels(active), step, place)
         parts, task = distiller.task_loss(output, batch.targets)
         with autocast(distiller.device, distiller.precision):
-            distances = pathways(features, teacher_features, active)
+            distances = pathways(features, teacher_features, active, batch.filled)
         moved = [*distiller.student_parameters, *pathways.parameters()]
         shares = {k: shared(distance, share) for k, distance in distances.items()}
         per_pathway: list[Gradients]
