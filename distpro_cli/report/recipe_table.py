@@ -54,8 +54,7 @@ def print_recipe_table(label: str, report: Mapping[str, Any]) -> None:
     pathways.add_row(f"{totals['pathways']} in all", "", "", *_costs(totals), style="bold")
     print_table(console, pathways)
     console.print("multiply-adds: forward, one image; memory: kept for the backward pass, one image")
-    for line in _memory(report["memory"]):
-        console.print(line, soft_wrap=True, markup=False)
+    console.print(_memory(report["memory"]), soft_wrap=True, markup=False)
 
 
 def print_fit(process: str, recipe: str, report: Mapping[str, Any]) -> None:
@@ -122,14 +121,15 @@ def _costs(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return count(row["parameters"]), count(row["multiply_adds"]), size(row["backward_bytes"])
 
 
-def _memory(memory: Mapping[str, Any]) -> list[str]:
-    """What a step takes in memory, line by line."""
+def _memory(memory: Mapping[str, Any]) -> str:
+    """What a step takes in memory, in two lines."""
     if "error" in memory:
-        return [f"memory of a step: cannot be estimated ({memory['error']})"]
-    return [
-        "peak memory of a step, estimated, and over plain training beside the teacher:",
-        *(
-            f"  {name} {size(memory[f'{kind}_bytes'])} ({memory[f'{kind}_over_plain_student']:.2f}x)"
-            for name, kind in (("search", "search"), ("distillation", "distil"))
-        ),
-    ]
+        return f"memory of a step: cannot be estimated ({memory['error']})"
+    search, distil = (
+        f"{size(memory[f'{kind}_bytes'])} ({memory[f'{kind}_over_plain_student']:.2f}x)"
+        for kind in ("search", "distil")
+    )
+    return (
+        f"peak memory, estimated: search {search}, distillation {distil}\n"
+        "x: over plain training of the student, the teacher's forward beside it"
+    )

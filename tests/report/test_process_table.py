@@ -107,6 +107,8 @@ def test_a_recipe_is_shown_with_the_costs_of_its_pathways(capsys: pytest.Capture
     report = {"teacher": network, "student": network, "pathways": [row], "totals": {"pathways": 1, **costs}}
     report["alignment"] = "depth"
     report["shared"] = [{"transform": "review", "student_levels": [1, 2], **costs}]
+    report["memory"] = {f"{kind}_bytes": 2**31 for kind in ("search", "distil")}
+    report["memory"] |= {"search_over_plain_student": 1.251, "distil_over_plain_student": 1.2}
     print_recipe_table("tiny.yaml", report)
     text = capsys.readouterr().out
     for part in (
@@ -117,6 +119,7 @@ def test_a_recipe_is_shown_with_the_costs_of_its_pathways(capsys: pytest.Capture
         "387 KiB",
         "shared review",
         "joined by depth",
+        "search 2 GiB (1.25x), distillation 2 GiB (1.20x)",
         "levels 1, 2",
         "1 in all",
     ):
