@@ -44,7 +44,7 @@ class LevelInfo:
     feature: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.grid is not None or not self.guess:
+        if self.grid is not None or (self.kind == "tokens" and not self.guess):
             return
         prefix: int = 0
         grid: tuple[int, ...] | None = self.shape[1:] if self.kind == "map" else (1, 1)

@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_names_step_and_pathway(distpro: Run) -> None:
         (["transfer", "--process", "tiny.yaml"], "tiny.yaml"),
         (["train", "tiny.yaml", "--network", "pupil"], "student"),
         (["serch", "tiny.yaml"], "search"),
-        (["search", "tiny.yaml", "task=detection"], "classification"),
+        (["search", "tiny.yaml", "task=detection"], "data.root"),
         (["search", "tiny.yaml", "distill.batch_size=1", "data.train_images=3"], "BatchNorm"),
         (["train", "tiny.yaml", "distill.optimizer.name=admw"], "adamw"),
         (["train", "tiny.yaml", "distill.optimizer.name=adahessian"], "second derivatives"),
