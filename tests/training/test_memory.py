@@ -72,10 +72,10 @@ def test_the_teachers_feature_is_held_until_its_last_pathway(monkeypatch: pytest
     features: dict[int, weakref.ref[Tensor]] = {}
     alive: list[set[int]] = []
 
-    def watched(k: int, start: Tensor, teacher_feature: Tensor) -> Tensor:
+    def watched(k: int, start: Tensor, teacher_feature: Tensor, *rest: Any) -> Tensor:
         features[infos[k].teacher.number] = weakref.ref(teacher_feature)
         alive.append({level for level, feature in features.items() if feature() is not None})
-        return measure(k, start, teacher_feature)
+        return measure(k, start, teacher_feature, *rest)
 
     monkeypatch.setattr(found.pathways, "distance", watched)
     found.step(batches()[0], [1.0] * len(infos), 0)
