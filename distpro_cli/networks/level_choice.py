@@ -64,6 +64,8 @@ def choose_levels(
     elif trace.logits is not None and not _tappable(trace):
         entries = [LOGITS]
     else:
+        # A network that states its levels, and returns no logits, has none that could end them.
+        logits = logits and (trace.logits is not None or not getattr(model, "default_levels", None))
         entries = [*default_levels(model, trace), *([LOGITS] if logits else [])]
     if not entries:
         raise DistproError(f"{title(model)}: levels is empty; leave it out for the default, or name a level")

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
+from distpro_cli.costs.complexity import tensors_of
 from distpro_cli.costs.live_tensors import LiveTensors, without_values
 from distpro_cli.errors import first_line
 from distpro_cli.metric import Metric
@@ -194,7 +195,7 @@ class _SumOfOutput(Task):
 
     @override
     def losses(self, output: Any, targets: Any) -> dict[str, Tensor]:
-        made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        made = [tensor for tensor in tensors_of(output) if tensor.requires_grad]
         return {"sum": torch.stack([leaf.float().sum() for leaf in made]).sum()}
 
     @override

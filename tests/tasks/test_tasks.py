@@ -38,7 +38,7 @@ def test_every_task_passes_the_suite() -> None:
 
 def test_tasks_are_found_by_name() -> None:
     assert find_task("classification") is Classification
-    assert TASKS.names() == ["classification"]
+    assert TASKS.names() == ["classification", "detection"]
     with pytest.raises(DistproError, match=r"unknown task 'clasification' \(did you mean 'classification'\?\)"):
         find_task("clasification")
 

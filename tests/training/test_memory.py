@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from distpro_cli.recipe.schema import PathwayGroup
-from distpro_cli.tasks.task import Batch
+from distpro_cli.tasks.task import Batch, Filled
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.scale import distances
 from distpro_cli.training.step import Distiller
@@ -72,10 +72,10 @@ def test_the_teachers_feature_is_held_until_its_last_pathway(monkeypatch: pytest
     features: dict[int, weakref.ref[Tensor]] = {}
     alive: list[set[int]] = []
 
-    def watched(k: int, start: Tensor, teacher_feature: Tensor, *rest: Any) -> Tensor:
+    def watched(k: int, start: Tensor, teacher_feature: Tensor, filled: Filled | None = None) -> Tensor:
         features[infos[k].teacher.number] = weakref.ref(teacher_feature)
         alive.append({level for level, feature in features.items() if feature() is not None})
-        return measure(k, start, teacher_feature, *rest)
+        return measure(k, start, teacher_feature, filled)
 
     monkeypatch.setattr(found.pathways, "distance", watched)
     found.step(batches()[0], [1.0] * len(infos), 0)
