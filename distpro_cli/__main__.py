@@ -12,7 +12,10 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Runs the command line and exits."""
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
+        interrupt = _Interrupt()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as for jobs in the background of a script
+                signal.signal(number, interrupt)
         from distpro_cli.cli import main as run
 
         try:
@@ -20,9 +23,14 @@ def main() -> NoReturn:
         finally:
             _ignore()  # all is said; the interpreter's end must not change the status
     except KeyboardInterrupt:
-        _ignore()
-        if sys.stderr is not None:
-            print("interrupted", file=sys.stderr)
+        pass
+    _end()
+
+
+def _end() -> NoReturn:
+    _ignore()
+    if sys.stderr is not None:
+        print("interrupted", file=sys.stderr)
     os._exit(130)  # the interpreter's own end may hang in a library that was half imported
 
 
@@ -31,8 +39,19 @@ def _ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Raises KeyboardInterrupt at the first signal, and remembers it: a library in its import may swallow that.
+
+    A second one ends the process, wherever the first has got to.
+    """
+
+    came = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            _end()
+        self.came = True
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

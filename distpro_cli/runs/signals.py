@@ -42,6 +42,13 @@ class Interruption:
         self._tickets = itertools.count()  # whoever draws 0 acknowledges the signal
 
     def __enter__(self) -> Interruption:
+        """Starts to note signals.
+
+        Raises:
+            KeyboardInterrupt: one came while libraries were imported, and got lost there.
+        """
+        if any(getattr(signal.getsignal(number), "came", False) for number in _NUMBERS):
+            raise KeyboardInterrupt
         for number in _NUMBERS:
             try:
                 self._previous[number] = signal.signal(number, self._note)

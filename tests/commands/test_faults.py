@@ -113,6 +113,25 @@ def test_a_signal_while_libraries_load_is_one_line(workplace: Path, signals: int
         assert len(lines) == 1 and lines[0].startswith("interrupted"), (delay, errors)
 
 
+def test_a_signal_that_a_library_swallows_is_not_lost(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workplace / "sitecustomize.py").write_text(
+        "import os, signal, sys, time\n"
+        "class Swallows:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'pydantic':\n"
+        "            try:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "                time.sleep(1)\n"
+        "            except KeyboardInterrupt:\n"
+        "                pass\n"
+        "sys.meta_path.insert(0, Swallows())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(workplace), os.environ.get("PYTHONPATH", "")]))
+    process = start_distpro(*LONG, "-q", "--force")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_an_evaluation_stops_at_a_signal_and_is_made_again(
     distpro: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, role: str

@@ -34,6 +34,7 @@ class TestInk(TaskSuite):
 
 def test_every_task_passes_the_suite() -> None:
     import tests.tasks.detection.test_task  # noqa: F401  # its suite
+
     assert set(TASKS.names()) <= {suite.task for suite in TaskSuite.__subclasses__()}
 
 
