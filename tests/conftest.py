@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,15 @@ def process(workplace: Path, searched: Path) -> Path:
     return Path("p.safetensors")
 
 
+# Jobs in the background of a script ignore it, and so would what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_started: list[subprocess.Popen[str]] = []
+
+
 def start_distpro(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Starts the command line in a process of its own."""
-    return subprocess.Popen(
+    """Starts the command line in a process of its own, which does not outlive the test."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "distpro_cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -106,3 +113,16 @@ def start_distpro(*arguments: object, **options: Any) -> subprocess.Popen[str]:
         env=dict(os.environ),
         **options,
     )
+    _started.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs_on() -> Iterator[None]:
+    """Ends what a test that failed has started and not waited for."""
+    yield
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
