@@ -120,7 +120,7 @@ def read_annotations(path: Path) -> AnnotationFile:
     if not all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in lists):
         raise DistproError(f"{path}: no COCO file; it needs the lists images, annotations and categories, of objects")
     images, entries, categories = lists
-    names = {category.get("id"): str(category.get("name", category.get("id"))) for category in categories}
+    names = {_key(category.get("id")): str(category.get("name", category.get("id"))) for category in categories}
     if None in names or len(names) < len(categories) or not names:
         raise DistproError(f"{path}: categories need an id each, and each its own")
     try:
@@ -200,6 +200,9 @@ def _fault(
         return "boxes outside", f"bbox {box} reaches beyond the image of {image.width}×{image.height} pixels"
     if left >= image.width or top >= image.height or right <= 0 or bottom <= 0:
         return "boxes outside", f"bbox {box} lies outside the image of {image.width}×{image.height} pixels"
+    area = entry.get("area")
+    if area is not None and not (_is_number(area) and area >= 0):
+        return "broken areas", f"area is {json.dumps(area)[:60]}; it must be a number of square pixels"
     if masks and (text := _mask_fault(entry.get("segmentation"), image)):
         return "objects without a mask", f"{text}; Mask R-CNN learns masks: take Faster R-CNN, or add them"
     return None
@@ -214,9 +217,13 @@ def _mask_fault(mask: Any, image: Annotated) -> str | None:
             for polygon in mask
         )
         return None if sound else "its segmentation is no list of polygons [x, y, x, y, x, y, ...]"
-    if not (isinstance(mask, Mapping) and mask.get("counts") and mask.get("size")):
+    counts = mask.get("counts") if isinstance(mask, Mapping) else None
+    lengths = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    if not counts or not (lengths or isinstance(counts, str)) or not isinstance(mask.get("size"), list):
         return "its segmentation is neither polygons nor run lengths"
-    if list(mask["size"]) != [image.height, image.width]:
+    if lengths and sum(counts) != image.height * image.width:
+        return f"its run lengths cover {sum(counts)} pixels, the image has {image.height * image.width}"
+    if mask["size"] != [image.height, image.width]:
         return f"its segmentation is of {mask['size']}, the image of [{image.height}, {image.width}] pixels"
     return None
 

@@ -40,6 +40,9 @@ def faulty(tmp_path: Path) -> Path:
         rectangle(8, 1, (4, 4, 20, 20), 3, segmentation=[[1, 2, 3]]),
         rectangle(9, 1, (4, 4, 20, 20), 3, segmentation={"size": [5, 5], "counts": "x"}),
         rectangle(10, 77, (4, 4, 20, 20), 3),
+        rectangle(12, 1, (4, 4, 20, 20), 3, area="large"),
+        rectangle(13, 1, (4, 4, 20, 20), 3, segmentation={"size": 64, "counts": "x"}),
+        rectangle(14, 1, (4, 4, 20, 20), 3, segmentation={"size": [64, 64], "counts": [5, 7]}),
         rectangle(11, 2, (-0.5, 4, 20, 60.2), 3),  # within a pixel: clipped
     ]
     write_json(root, "train", {**content, "annotations": own})
@@ -75,6 +78,9 @@ def test_all_faults_are_reported_at_once(faulty: Path, tmp_path: Path, distpro: 
             "annotation 8, image 1 (train-1.png): its segmentation is no list of polygons",
             "annotation 9, image 1 (train-1.png): its segmentation is of [5, 5], the image of [64, 64] pixels",
             "annotation 10: there is no image 77",
+            'annotation 12, image 1 (train-1.png): area is "large"; it must be a number of square pixels',
+            "annotation 13, image 1 (train-1.png): its segmentation is neither polygons nor run lengths",
+            "annotation 14, image 1 (train-1.png): its run lengths cover 12 pixels, the image has 4096",
             "images/train-3.png: image 3: there is no such file",
             "images/train-4.png: image 4: not a readable image (the file is cut off)",
             "images/train-5.png: image 5: it is 32×64 pixels, ",
@@ -89,13 +95,13 @@ def test_faults_can_be_left_out_and_are_counted(faulty: Path) -> None:
     labels = [own.labels_n.tolist() for own in data.train_source.objects]
     assert labels == [[2], [], [1]]
     assert data.train_source.objects[2].boxes_n4.tolist() == [[0, 4, 19.5, 64]]
-    assert "skipped in train: 3 objects without a mask, 2 boxes outside" in data.found
+    assert "skipped in train: 5 objects without a mask, 2 boxes outside" in data.found
     assert data.found.endswith("skipped in test: 1 broken images")
 
 
 def test_without_masks_none_are_asked_for(faulty: Path) -> None:
     data = open_data(faulty, masks=False, skip_bad=True)
-    assert [len(own.labels_n) for own in data.train_source.objects] == [1, 3, 1]
+    assert [len(own.labels_n) for own in data.train_source.objects] == [1, 5, 1]
     assert all(own.masks == () for own in data.train_source.objects)
 
 
@@ -106,6 +112,7 @@ def test_without_masks_none_are_asked_for(faulty: Path) -> None:
         ("[1]", "no COCO file; it needs the lists images, annotations and categories"),
         ({"images": []}, "no COCO file"),
         ({"categories": []}, "categories need an id each"),
+        ({"categories": [{"id": [1]}]}, "categories need an id each"),
         ({"categories": [{"id": 1}, {"id": "1"}]}, "the ids of its categories must all be numbers, or all texts"),
         ({"images": [{"id": 1, "file_name": "a"}] * 2}, "several images have the same id: 1"),
         ({"images": [{"id": 1}]}, "an image without id or file_name"),
