@@ -179,10 +179,6 @@ def distil(
         trust: Whether Python that the process names may run, and places that it names may be read, though `recipe`
             does not name them (docs/security.md).
         run_dir: As in `search`; so are `resume`, `force`, `device` and `quiet`.
-        resume: Whether the run in `run_dir` is continued.
-        force: Whether what is there may be replaced.
-        device: Where to compute.
-        quiet: Whether nothing is shown on stderr.
 
     Returns:
         The trained `student` (a `torch.nn.Module` in eval mode that takes images normalised by `mean` and `std`),

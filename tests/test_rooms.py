@@ -79,7 +79,7 @@ NUM_CLASSES = re.compile(r"num_classes")
 
 @pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("tasks/")])
 def test_only_tasks_know_what_is_learnt(file: str) -> None:
-    if file == "recipe/schema.py":
+    if file in ("recipe/data.py", "recipe/schema.py"):
         return
     text = (PACKAGE / file).read_text(encoding="utf-8")
     assert not LEARNT.findall(text)

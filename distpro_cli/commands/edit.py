@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -70,11 +71,14 @@ def edit(
     if json:
         print_json({"process": str(output), "history": list(process.history), "gained": dict(process.gained)})
     elif not quiet:
-        from distpro_cli.report.terminal import say
+        _say_all([*process.history, f"process: {output}"])
 
-        for line in process.history:
-            say(line)
-        say(f"process: {output}")
+
+def _say_all(lines: Sequence[str]) -> None:
+    from distpro_cli.report.terminal import say
+
+    for line in lines:
+        say(line)
 
 
 def _moments(text: str) -> tuple[float, float]:

@@ -96,6 +96,7 @@ class _Reader(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
+        """Returns what stands in for a name of the pickle; all but tensors and plain containers are refused."""
         if module == "__torch__" or module.startswith("__torch__."):
             return _Scripted
         harmless = {

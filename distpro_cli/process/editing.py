@@ -19,7 +19,7 @@ from distpro_cli.process.file import MAX_ROWS, to_bytes
 from distpro_cli.process.fitting import fit, moved_parts
 from distpro_cli.process.library import facts_of
 from distpro_cli.process.process import Process
-from distpro_cli.process.schedule import MOST_ROWS, Float32
+from distpro_cli.process.schedule import MOST_ROWS, Float32, rows_at
 from distpro_cli.process.tables import Table
 
 BY_HAND = "none"  # normalisation where the scores are the weights in their unit
@@ -84,7 +84,7 @@ def average(processes: Sequence[Process]) -> Process:
     progress = np.unique(np.concatenate([process.progress for process in fitted]))
     if len(progress) > MOST_ROWS:
         progress = np.linspace(0, 1, MOST_ROWS, dtype=np.float32)
-    of_each = [{name: _at(process, table, progress) for name, table in _tables(process).items()} for process in fitted]
+    of_each = [_tables_at(process, progress) for process in fitted]
     tables: dict[str, Any] = {name: np.mean([tables[name] for tables in of_each], axis=0) for name in of_each[0]}
     facts = [facts_of(process) for process in processes]
     common = {key: value for key, value in facts[0].items() if all(one.get(key) == value for one in facts)}
@@ -170,7 +170,7 @@ def between(process: Process, time: tuple[float, float]) -> Process:
     stretched[-1] = 1
     kept = np.concatenate([[True], np.diff(stretched[:-1]) > 0, [True]])
     kept[1:-1] &= stretched[1:-1] < 1
-    tables: dict[str, Any] = {name: _at(process, table, progress[kept]) for name, table in _tables(process).items()}
+    tables = _tables_at(process, progress[kept])
     return _noted(
         replace(process, progress=stretched[kept], **tables), f"the part from {start:g} to {end:g} of the run"
     )
@@ -185,7 +185,7 @@ def resampled(process: Process, rows: int) -> Process:
     if not 2 <= rows <= MAX_ROWS:
         raise DistproError(f"--rows is {rows}; allowed: 2 to {MAX_ROWS}")
     progress = np.linspace(0, 1, rows, dtype=np.float32)
-    tables: dict[str, Any] = {name: _at(process, table, progress) for name, table in _tables(process).items()}
+    tables = _tables_at(process, progress)
     return _noted(replace(process, progress=progress, **tables), f"read at {rows} rows")
 
 
@@ -211,7 +211,7 @@ def with_table(process: Process, table: Table) -> Process:
     kept = process if len(table.weights) == len(own) else only(process, list(table.weights))
     ids = [info.id for info in kept.pathways]
     progress = table.progress.astype(np.float32)
-    before = {name: _at(kept, values, progress) for name, values in _tables(kept).items()}
+    before = _tables_at(kept, progress)
 
     def given(name: str, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         found = [columns[i] if i in columns else before[name][:, k] for k, i in enumerate(ids)]
@@ -256,10 +256,9 @@ def _tables(process: Process) -> dict[str, Float32]:
     return {"weights": process.weights, "alpha": process.alpha, **scale}
 
 
-def _at(process: Process, table_tk: Float32, progress: NDArray[Any]) -> NDArray[np.float64]:
-    """Returns a table of the process at other moments, linearly interpolated; [len(progress), K]."""
-    u = progress.astype(np.float64)
-    return np.stack([np.interp(u, process.progress, column) for column in table_tk.T], axis=1)
+def _tables_at(process: Process, progress: NDArray[Any]) -> dict[str, Any]:
+    """Returns those tables at other moments, [len(progress), K] each."""
+    return {name: rows_at(process.progress, table, progress) for name, table in _tables(process).items()}
 
 
 def _integral(u_t: NDArray[np.float64], table_tk: Float32, ends: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -180,25 +180,28 @@ def find_match(
     return Match(how, process.pathways, tuple(pathways), columns, matching.both_numbers(process), levels)
 
 
-def fit(
-    process: Process,
-    pathways: Sequence[PathwayInfo],
-    how: How = BY_LEVEL,
-    levels: tuple[Levels, Levels] | None = None,
-) -> Process:
-    """Returns the process with the pair's pathways that it has, and its columns in their order.
-
-    Its schedules are those of `process`, column by column: alpha that is left out still counts for thresholds and
-    shares (a file does not hold it: save `process` itself). Parts of a step that only columns left out need are left
-    out, too. Arguments are those of `find_match`.
+def match_that_fits(
+    process: Process, pathways: Sequence[PathwayInfo], how: How = BY_LEVEL, levels: tuple[Levels, Levels] | None = None
+) -> Match:
+    """Returns what `find_match` finds, of the same arguments, where that can drive the pair.
 
     Raises:
-        ProcessError: they do not match; the message says what differs, and which flags would allow it.
+        ProcessError: it cannot; the message says what differs, and which flags would allow it.
         DistproError: the mode is unknown.
     """
     match = find_match(process, pathways, how, levels)
     check_fits(match, lambda other: find_match(process, pathways, other, levels))
-    return fitted(process, match)
+    return match
+
+
+def fit(process: Process, pathways: Sequence[PathwayInfo], how: How = BY_LEVEL) -> Process:
+    """Returns the process with the pair's pathways that it has, and its columns in their order.
+
+    Its schedules are those of `process`, column by column: alpha that is left out still counts for thresholds and
+    shares (a file does not hold it: save `process` itself). Parts of a step that only columns left out need are left
+    out, too. It raises as `match_that_fits` does.
+    """
+    return fitted(process, match_that_fits(process, pathways, how))
 
 
 def check_fits(match: Match, again: Callable[[How], Match]) -> None:

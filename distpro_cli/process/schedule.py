@@ -6,6 +6,7 @@ Shape legend: t rows, k pathways.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,12 @@ def interpolate(progress_t: Float32, table_tk: Float32, u: float) -> Float32:
         before, after = table_tk[row : row + 2].astype(np.float64)
         table_k = (before * (1 - share) + after * share).astype(np.float32)
     return table_k
+
+
+def rows_at(progress_t: Float32, table_tk: Float32, u_n: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns the rows of a table at many moments, linearly interpolated in float64; [N, K]."""
+    u_n = u_n.astype(np.float64)
+    return np.stack([np.interp(u_n, progress_t, column) for column in table_tk.T], axis=1)
 
 
 def _position(progress_t: Float32, u: float) -> tuple[int, float]:

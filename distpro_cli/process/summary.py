@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from distpro_cli.process.file import FORMAT, version_of
 from distpro_cli.process.pathway import LevelInfo
 from distpro_cli.process.process import THRESHOLDS, Process, levels_of
+from distpro_cli.process.schedule import rows_at
 
 
 def summarize(
@@ -81,8 +82,8 @@ def sample(process: Process, num_points: int) -> NDArray[np.float64]:
     """Returns the mean weights, in units of the scale, in `num_points` equal parts of the run; [points, K]."""
     within = 8
     u = (np.arange(num_points * within) + 0.5) / (num_points * within)
-    columns = [np.interp(u, process.progress, column) for column in process.scaled_weights.T]
-    means: NDArray[np.float64] = np.stack(columns, axis=1).reshape(num_points, within, -1).mean(axis=1)
+    rows = rows_at(process.progress, process.scaled_weights, u)
+    means: NDArray[np.float64] = rows.reshape(num_points, within, -1).mean(axis=1)
     return means
 
 

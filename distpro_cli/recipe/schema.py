@@ -5,12 +5,10 @@ A recipe is a task, two networks, the pathways between their levels, and how to 
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distpro_cli.image_size import height_width
 from distpro_cli.recipe.base import (
     BelowOne,
     Connection,
@@ -21,214 +19,23 @@ from distpro_cli.recipe.base import (
     NonNegative,
     PositiveInt,
     PositiveNumber,
-    PositiveShare,
-    Probability,
     Seed,
     UserFile,
     wrong,
 )
+from distpro_cli.recipe.data import Augmentation, Data, check_normalization
 from distpro_cli.recipe.scheme_names import SearchMethod
 from distpro_cli.recipe.schemes import Schemes
+from distpro_cli.recipe.training import Optimizer, Schedule, Training
 
-Normalized = TypeVar("Normalized", "Data", "Network")
+__all__ = [
+    "Augmentation", "Data", "Network", "Optimizer", "PathwayGroup", "Recipe", "Schedule", "Schemes", "Search",
+    "Student", "Teacher", "Training",
+]  # fmt: skip
 
 # Of search.interval where a recipe leaves it out.
 KAPPA = {"loss": 10.0, "distance": 3.0, "gradient": 1.0}  # by search.scale, where search.weight is not set
 LEAST_INTERVAL, MOST_INTERVAL, ENOUGH_UPDATES = 2, 8, 500
-
-
-def check_normalization(section: Normalized) -> Normalized:
-    """Checks that `mean` and `std` fit each other where both are given."""
-    mean, std = section.mean, section.std
-    if mean is not None and std is not None and len(mean) != len(std):
-        raise wrong(f"has {len(std)} values, but mean has {len(mean)}; give one per channel in both", "std")
-    return section
-
-
-class Augmentation(Model):
-    """What happens to a training image. What is drawn for a sample depends only on seed, epoch and index."""
-
-    crop: Literal["none", "pad", "resized"] = Field(
-        "resized",
-        description="none: resize only; pad: zero-pad and crop (CIFAR); resized: random resized crop (ImageNet)",
-    )
-    padding: PositiveInt = Field(4, description="pixels of padding on each side for crop: pad")
-    flip: Probability = Field(0.5, description="probability of a horizontal flip")
-    scale: Annotated[list[PositiveShare], Field(min_length=2, max_length=2)] = Field(
-        [0.08, 1.0], description="smallest and largest share of the area kept by crop: resized"
-    )
-    resize: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = Field(
-        [0.8, 1.0],
-        description="detection: smallest and largest factor of image_size that the shorter side of a train image gets",
-    )
-    auto_augment: str | None = Field(None, description="timm policy, such as rand-m9-mstd0.5-inc1")
-    color_jitter: NonNegative | None = Field(None, description="strength of timm's colour jitter")
-    random_erasing: Probability = Field(0.0, description="probability of random erasing")
-
-    @field_validator("scale", "resize")
-    @classmethod
-    def _scale_is_ordered(cls, scale: list[float]) -> list[float]:
-        if scale[0] > scale[1]:
-            raise wrong("the smallest share comes first, then the largest")
-        return scale
-
-
-class Data(Model):
-    """Where the images are and how they are preprocessed."""
-
-    name: str = Field(
-        "folder",
-        description="folder (class folders or archives under root, see docs/data.md; of detection images and COCO's "
-        "JSON files, see docs/detection.md), digits (shipped with distpro), or a timm dataset name: hfds/..., "
-        "torch/...",
-    )
-    root: str | None = Field(
-        None,
-        description="folder or archive, needed by the name folder; ~ and environment variables such as $CIFAR10 "
-        "are expanded when it is used",
-    )
-    train_split: str = Field("train", description="name of the split (folder, archive or data set split) to train on")
-    test_split: str | None = Field(
-        None, description="name of the split to test on; otherwise test, validation or val is looked for"
-    )
-    num_classes: PositiveInt | None = Field(
-        None,
-        description="classes; known for digits and the CIFAR sets, otherwise 1000; checked against the data "
-        "when a run starts",
-    )
-    image_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = Field(
-        224,
-        description="height and width of the networks' input in pixels, as one number or as [height, width]; of "
-        "detection: the shorter side",
-        examples=[[128, 256]],
-    )
-    longest_side: PositiveInt | None = Field(
-        None, description="detection: most pixels of the longer side; default: 5/3 of image_size"
-    )
-    skip_bad: bool = Field(
-        False, description="detection: leave out faulty images and objects, and count them; otherwise all are reported"
-    )
-    train_images: PositiveInt | None = Field(
-        None, description="use only this many train images, drawn evenly over classes by subset_seed"
-    )
-    test_images: PositiveInt | None = Field(None, description="use only this many test images, drawn in the same way")
-    subset_seed: Seed = Field(
-        0,
-        description="seed of the subsets and of the split into inner and outer part; the run's seed does not "
-        "change them",
-    )
-    test_on: Literal["test", "held-out"] = Field(
-        "test",
-        description="held-out: report on a held-out part of the train set, to choose settings without the test set",
-    )
-    held_out: Fraction = Field(0.1, description="share of the train set held out when test_on is held-out")
-    augment: Augmentation = Field(Augmentation(), description="training-time augmentation")
-    mean: Mean | None = Field(None, description="mean per channel of images in [0, 1], for networks without their own")
-    std: Deviation | None = Field(None, description="standard deviation per channel, for networks without their own")
-    crop_share: PositiveShare | None = Field(
-        None,
-        description="share of the resized test image kept by the centre crop; default: 0.875 from 64 pixels on, else 1",
-    )
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that load data; results do not depend on it")
-    cache: bool = Field(False, description="keep decoded images in memory (small sets)")
-
-    _normalization_fits = model_validator(mode="after")(check_normalization)
-
-    @field_validator("image_size")
-    @classmethod
-    def _square_is_one_number(cls, image_size: int | list[int]) -> int | list[int]:
-        return image_size[0] if isinstance(image_size, list) and image_size[0] == image_size[1] else image_size
-
-    @property
-    def height_width(self) -> tuple[int, int]:
-        """Height and width of the networks' input in pixels."""
-        return height_width(self.image_size)
-
-
-class Optimizer(Model):
-    """A timm optimiser."""
-
-    name: str = Field(
-        "sgd", description="timm's name: sgd is Nesterov SGD, momentum is plain momentum SGD, adamw, lamb, ..."
-    )
-    lr: PositiveNumber = Field(0.1, description="peak learning rate at this batch size")
-    momentum: BelowOne = Field(0.9, description="momentum, where the optimiser has one")
-    weight_decay: NonNegative = Field(
-        5e-4, description="weight decay; not applied to biases and norms when no_decay is set"
-    )
-    no_decay: bool = Field(False, description="leave biases and normalisation parameters out of weight decay")
-    options: dict[str, Any] = Field({}, description="further keyword arguments of the optimiser, such as betas")
-
-
-class Schedule(Model):
-    """A timm learning-rate schedule, stepped every update."""
-
-    name: Literal["cosine", "step", "constant"] = Field("cosine", description="shape of the learning rate over time")
-    milestones: list[Fraction] = Field(
-        [],
-        description="step: shares of the run, increasing, after which the rate is multiplied by gamma",
-        examples=[[0.3, 0.6, 0.9]],
-    )
-    gamma: PositiveShare = Field(0.1, description="step: the factor at a milestone")
-    warmup_epochs: NonNegative = Field(0.0, description="epochs of linear warm-up from 1 percent of lr")
-    min_lr: NonNegative = Field(0.0, description="cosine: learning rate at the end")
-
-    @field_validator("milestones")
-    @classmethod
-    def _milestones_increase(cls, milestones: list[float]) -> list[float]:
-        if any(later <= earlier for earlier, later in pairwise(milestones)):
-            raise wrong("each milestone must be larger than the one before")
-        return milestones
-
-    @model_validator(mode="after")
-    def _step_has_milestones(self) -> Self:
-        if self.name == "step" and not self.milestones:
-            raise wrong("step needs milestones, such as milestones: [0.3, 0.6, 0.9]", "name")
-        return self
-
-
-class Training(Model):
-    """How a network is trained: alone (`teacher.train`, `distpro train`) or distilled (`distill`)."""
-
-    epochs: PositiveInt = Field(100, description="passes over the train set")
-    batch_size: PositiveInt = Field(128, description="images per step")
-    micro_batch_size: PositiveInt | None = Field(
-        None,
-        description="images that go forward and backward at a time, whose gradients add up to the batch's; less "
-        "memory, and the same step but for BatchNorm and dropout; default: the whole batch",
-    )
-    optimizer: Optimizer = Field(
-        Optimizer(), description="optimiser of the network and, when it is distilled, of the transform blocks"
-    )
-    schedule: Schedule = Field(Schedule(), description="learning rate over time")
-    label_smoothing: BelowOne = Field(0.0, description="label smoothing of the task loss; not of the outer one")
-    mixup: NonNegative = Field(0.0, description="alpha of mixup; 0 disables it")
-    cutmix: NonNegative = Field(0.0, description="alpha of CutMix; 0 disables it")
-    augment_repeats: PositiveInt = Field(
-        1,
-        description="repeated augmentation (timm's --aug-repeats; DeiT: 3): an epoch shows as many samples as without, "
-        "of fewer images, each so many times in a row with other augmentations",
-    )
-    clip_grad: PositiveNumber | None = Field(None, description="largest norm of the gradient")
-    ema_decay: Fraction | None = Field(
-        None,
-        description="decay per step of a running average of the network's weights, such as 0.9998, evaluated and saved "
-        "beside it; of teacher.train it is what teaches; not in a search",
-    )
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        _check_warmup(self.schedule, self.epochs)
-        return self
-
-
-def _check_warmup(schedule: Schedule, epochs: int) -> None:
-    if schedule.warmup_epochs > epochs:
-        raise wrong(
-            f"schedule.warmup_epochs is {schedule.warmup_epochs:g}, longer than the run of {epochs} epochs; set a "
-            "shorter warm-up or more epochs",
-            "schedule",
-        )
 
 
 class Network(Model):

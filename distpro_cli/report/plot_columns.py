@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distpro_cli.process.schedule import rows_at
 from distpro_cli.report.curves import COLOUR_MAP, COLOURS, Named, curves, highest, pathway_ids, quantity
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ def draw_heat_maps(processes: Named, *, normalized: bool) -> Figure:
     top = highest(processes, normalized=normalized)
     for axes, (label, process) in zip(panels, processes, strict=True):
         u = (np.arange(_POINTS) + 0.5) / _POINTS
-        table = curves(process, normalized=normalized)
-        map_ku = np.stack([np.interp(u, process.progress, column) for column in table.T])
+        map_ku = rows_at(process.progress, curves(process, normalized=normalized), u).T
         extent = (0.0, 1.0, len(map_ku) - 0.5, -0.5)
         drawn = axes.imshow(
             map_ku, aspect="auto", extent=extent, cmap=COLOUR_MAP, vmin=0, vmax=top, interpolation="nearest"

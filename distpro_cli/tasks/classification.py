@@ -5,7 +5,7 @@ Shape legend: b images, c channels, h height, w width, n classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,14 +18,13 @@ from distpro_cli.errors import DistproError
 from distpro_cli.metric import Metric
 from distpro_cli.randomness import derived_seed, global_states_kept, seed_globals
 from distpro_cli.recipe.schema import Data
-from distpro_cli.tasks.images.class_names import other_names
+from distpro_cli.tasks.images.classes import TaskOfClasses, some
 from distpro_cli.tasks.images.data import ImageData
-from distpro_cli.tasks.images.sources import Source
-from distpro_cli.tasks.task import Batch, Task, TaskData, register_task
+from distpro_cli.tasks.task import Batch, register_task
 
 
 @register_task("classification")
-class Classification(Task):
+class Classification(TaskOfClasses):
     """Images to one of N classes.
 
     Targets are class numbers int64 [B]; probabilities float32 [B, N] in a batch that mixup or CutMix changed.
@@ -33,16 +32,17 @@ class Classification(Task):
 
     metric = Metric("top1", "top-1", "%")
     outputs_logits = True
+    classes_from = "class folders"
 
     @override
     def data(self, spec: Data, seed: int, outer_share: float | None = None) -> ImageData:
         data = ImageData(spec, seed, outer_share)
-        check_classes(spec, data.train_source, data.test_source)
+        self.check_classes(spec, data.train_source, data.test_source)
         return data
 
     @override
-    def network_options(self, spec: Data) -> dict[str, Any]:
-        return {"num_classes": known_num_classes(spec)}
+    def num_classes(self, spec: Data) -> int:
+        return known_num_classes(spec)
 
     @override
     def check_output(self, name: str, output: Any, spec: Data) -> None:
@@ -57,17 +57,6 @@ class Classification(Task):
                 f"network {name}: it returns logits of {output.shape[1]} classes, data.num_classes is "
                 f"{known_num_classes(spec)}; let its constructor take num_classes, or set data.num_classes"
             )
-
-    @override
-    def describe(self, data: TaskData) -> dict[str, Any]:
-        """Returns `num_classes`, and `class_names` in the order of the logits."""
-        names = {"class_names": list(data.train_source.class_names)} if isinstance(data, ImageData) else {}
-        return {"num_classes": known_num_classes(self.recipe.data), **names}
-
-    @override
-    def doubt(self, facts: Mapping[str, str], data: TaskData) -> str | None:
-        """Compares the class names."""
-        return other_names(facts, self.describe(data).get("class_names"))
 
     @override
     def augment(self, batch: Batch, step: int) -> Batch:
@@ -124,36 +113,13 @@ def known_num_classes(spec: Data) -> int:
     return 10 if name == "digits" or "cifar10" in name else 1000
 
 
-def check_classes(spec: Data, train: Source, test: Source) -> None:
-    """Raises DistproError if two splits have other classes, or not as many as the recipe says."""
-    if train.class_names != test.class_names:
-        missing = sorted(set(train.class_names) - set(test.class_names))
-        extra = sorted(set(test.class_names) - set(train.class_names))
-        differences = [f"without {_some(missing)}"] * bool(missing) + [f"with {_some(extra)}"] * bool(extra)
-        raise DistproError(
-            f"data: {test.place} has other classes than {train.place}: "
-            f"{', '.join(differences) or 'another order'}; both need the same class folders"
-        )
-    found, expected = len(train.class_names), known_num_classes(spec)
-    if found != expected:
-        origin = "" if spec.num_classes is not None else " (not set)"
-        raise DistproError(
-            f"data.num_classes: {expected}{origin}, but {train.place} has {found} classes "
-            f"({_some(train.class_names)}); set data.num_classes={found}"
-        )
-
-
 def _described(output: Any) -> str:
     """Says what a network returned, with the names of its parts."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {list(output.shape)}"
     parts = list(output) if isinstance(output, Mapping) else range(len(output)) if isinstance(output, tuple) else ()
-    names = f" with the parts {_some([str(part) for part in parts])}" if parts else ""
+    names = f" with the parts {some([str(part) for part in parts])}" if parts else ""
     return f"a {type(output).__name__}{names}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def mix(

@@ -28,6 +28,7 @@ from distpro_cli.workflows.session import make_distiller, make_stepper
 
 CPU = torch.device("cpu")
 MOST_PARTS = 6  # micro-batches that are run; of more, the peak grows by as much with each as with the last of these
+_DECIDING = ("batch_size", "micro_batch_size", "optimizer", "clip_grad", "ema_decay")  # the memory of plain training
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,12 @@ def step_memory(recipe: Recipe, pair: Pair) -> StepMemory:
     student, teacher = without_values(pair.student, mode), without_values(pair.teacher, mode)
     parts = Pair(student.train(), teacher.eval().requires_grad_(False), without_values(pair.pathways, mode))
     with torch.random.fork_rng(devices=[]), mode:
+        plain = _peak(recipe, parts, recipe.distill, _plain)
+        alike = all(getattr(search, key) == getattr(recipe.distill, key) for key in _DECIDING)
         return StepMemory(
-            plain_bytes=_peak(recipe, parts, recipe.distill, _plain),
+            plain_bytes=plain,
             distil_bytes=_peak(recipe, parts, recipe.distill, _distil),
-            plain_search_bytes=_peak(recipe, parts, search, _plain),
+            plain_search_bytes=plain if alike else _peak(recipe, parts, search, _plain),
             search_bytes=_peak(recipe, parts, search, _search),
         )
 

@@ -10,13 +10,12 @@ from torch import nn
 
 from distpro_cli.files import write_atomically
 from distpro_cli.process.file import save_process
-from distpro_cli.process.fitting import BY_LEVEL, How, Match, check_fits, find_match, fitted, other_taps
-from distpro_cli.process.process import Process
+from distpro_cli.process.fitting import BY_LEVEL, How, Match, fitted, match_that_fits, other_taps
 from distpro_cli.process.schedule import Schedule
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.training.step import Pair, Solo
+from distpro_cli.training.step import Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
 from distpro_cli.workflows.pairs import FindParts, parts_of, start_with_teacher
 from distpro_cli.workflows.session import Session
@@ -82,7 +81,7 @@ def transfer(
     session = Session(recipe, context)
     metric, training = session.task.metric, recipe.distill
     pair, process = source.set_up(session)
-    match = match_of(pair, process, how)
+    match = match_that_fits(process, pair.infos, how, (pair.teacher.levels, pair.student.levels))
     if not process.parts and match.columns == tuple(range(len(process.pathways))):
         process = replace(process, parts=find_parts(session, pair, training.batch_size))
     for tap in other_taps(process, match):
@@ -97,10 +96,8 @@ def transfer(
     else:
         weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None
     save_process(process, folder.process, force=True)
-    matched = {} if isinstance(source, SchemeSource) else match.values()
-    if matched:
-        write_atomically(folder.matching, json.dumps(matched, indent=2) + "\n")
-    result = train_student_with(session, weights, folder, title, **({"process": matched} if matched else {}))
+    matched = {} if isinstance(source, SchemeSource) else _note_match(match, folder)
+    result = train_student_with(session, weights, folder, title, **matched)
     summary = {
         **result,
         "teacher": metric.fixed(teacher_figure),
@@ -112,16 +109,11 @@ def transfer(
     return Distilled(pair.student.released(), mean, std, summary)
 
 
-def match_of(pair: Pair, process: Process, how: How) -> Match:
-    """Returns what of the process drives what of the pair that its source set up.
-
-    Raises:
-        ProcessError: they do not fit.
-    """
-    levels = pair.teacher.levels, pair.student.levels
-    match = find_match(process, pair.infos, how, levels)
-    check_fits(match, lambda other: find_match(process, pair.infos, other, levels))
-    return match
+def _note_match(match: Match, folder: RunFolder) -> dict[str, Any]:
+    """Writes what was matched to what into the run folder, and returns it for the student's metadata."""
+    values = match.values()
+    write_atomically(folder.matching, json.dumps(values, indent=2) + "\n")
+    return {"process": values}
 
 
 def train_student_with(

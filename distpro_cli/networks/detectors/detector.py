@@ -23,6 +23,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from distpro_cli.networks.detectors.sampling import StepSampler
 from distpro_cli.networks.heads import NewHead
+from distpro_cli.tasks.detection.transforms import MULTIPLE
 from distpro_cli.tasks.task import Sizes
 
 # Of torchvision's losses, in our words.
@@ -56,7 +57,7 @@ class Detector(nn.Module):
         parts: Modules that a student may start with, by the names of a recipe.
     """
 
-    size_multiple = 32
+    size_multiple = MULTIPLE
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"neck": ("backbone.fpn",), "heads": ("rpn", "roi_heads")}
 
     def __init__(

@@ -14,9 +14,8 @@ from distpro_cli.metric import Metric
 from distpro_cli.recipe.schema import Data
 from distpro_cli.tasks.detection.data import DetectionData
 from distpro_cli.tasks.detection.evaluation import average_precisions, check_pycocotools, judged
-from distpro_cli.tasks.detection.source import DetectionSource
-from distpro_cli.tasks.images.class_names import other_names
-from distpro_cli.tasks.task import Batch, Sizes, Task, TaskData, register_task
+from distpro_cli.tasks.images.classes import TaskOfClasses
+from distpro_cli.tasks.task import Batch, Sizes, register_task
 
 COCO_CLASSES = 80
 
@@ -50,17 +49,19 @@ class DetectorOutput(Protocol):
 
 
 @register_task("detection")
-class Detection(Task):
+class Detection(TaskOfClasses):
     """Objects of N classes: boxes, and masks where a network that is trained finds them (its name has `mask` in it)."""
 
     metric = Metric("ap", "box AP", "%")
+    classes_are = "categories"
+    classes_from = "categories in the same order"
 
     @override
     def data(self, spec: Data, seed: int, outer_share: float | None = None) -> DetectionData:
         check_pycocotools()
         self._check_settings(spec)
         data = DetectionData(spec, seed, outer_share, masks=self.learns_masks)
-        _check_classes(spec, data.train_source, data.test_source)
+        self.check_classes(spec, data.train_source, data.test_source)
         return data
 
     @property
@@ -91,8 +92,9 @@ class Detection(Task):
             raise DistproError(*problems)
 
     @override
-    def network_options(self, spec: Data) -> dict[str, Any]:
-        return {"num_classes": known_num_classes(spec)}
+    def num_classes(self, spec: Data) -> int:
+        """Returns the number of classes, without the background: as the recipe says, else COCO's 80."""
+        return COCO_CLASSES if spec.num_classes is None else spec.num_classes
 
     @override
     def check_output(self, name: str, output: Any, spec: Data) -> None:
@@ -101,21 +103,10 @@ class Detection(Task):
                 f"network {name}: it returns a {type(output).__name__}; detection needs a detector, such as "
                 "faster_rcnn or mask_rcnn with options.backbone, or a class of your own that returns a DetectorOutput"
             )
-        if output.num_classes != known_num_classes(spec):
+        if output.num_classes != self.num_classes(spec):
             raise DistproError(
-                f"network {name}: it finds {output.num_classes} classes, data.num_classes is {known_num_classes(spec)}"
+                f"network {name}: it finds {output.num_classes} classes, data.num_classes is {self.num_classes(spec)}"
             )
-
-    @override
-    def describe(self, data: TaskData) -> dict[str, Any]:
-        """Returns `num_classes`, and `class_names` in the order of the labels from 1."""
-        names = {"class_names": list(data.train_source.class_names)} if isinstance(data, DetectionData) else {}
-        return {"num_classes": known_num_classes(self.recipe.data), **names}
-
-    @override
-    def doubt(self, facts: Mapping[str, str], data: TaskData) -> str | None:
-        """Compares the class names."""
-        return other_names(facts, self.describe(data).get("class_names"))
 
     @override
     def losses(self, output: Any, targets: Any) -> dict[str, Tensor]:
@@ -140,25 +131,4 @@ class Detection(Task):
                 on_cpu = {name: tensor.float().cpu() for name, tensor in own.items() if name != "labels"}
                 on_cpu["labels"] = own["labels"].cpu()
                 images.append(judged(on_cpu, size, target["objects"], target["original_size"]))
-        return {**average_precisions(images, known_num_classes(self.recipe.data)), "images": len(images)}
-
-
-def known_num_classes(spec: Data) -> int:
-    """Returns the number of classes, without the background: as the recipe says, else COCO's 80."""
-    return COCO_CLASSES if spec.num_classes is None else spec.num_classes
-
-
-def _check_classes(spec: Data, train: DetectionSource, test: DetectionSource) -> None:
-    """Raises DistproError if two splits have other classes, or not as many as the recipe says."""
-    if train.class_names != test.class_names:
-        raise DistproError(
-            f"data: {test.place} has other categories than {train.place}, or in another order: "
-            f"{', '.join(test.class_names)[:80]} for {', '.join(train.class_names)[:80]}"
-        )
-    found, expected = len(train.class_names), known_num_classes(spec)
-    if found != expected:
-        origin = "" if spec.num_classes is not None else " (not set)"
-        raise DistproError(
-            f"data.num_classes: {expected}{origin}, but {train.place} has {found} categories "
-            f"({', '.join(train.class_names)[:80]}); set data.num_classes={found}"
-        )
+        return {**average_precisions(images, self.num_classes(self.recipe.data)), "images": len(images)}
