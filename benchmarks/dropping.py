@@ -43,7 +43,7 @@ from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.process.schedule import Schedule
 from distpro_cli.tasks.task import Batch, find_task
-from distpro_cli.training.device import choose_device, describe_device, make_deterministic
+from distpro_cli.training.device import choose_device, describe_device, set_determinism
 from distpro_cli.training.optimiser import make_optimizer
 from distpro_cli.training.step import Distiller, Pair
 
@@ -169,8 +169,8 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=10, help="at which each schedule is run")
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
-    make_deterministic()
     device = choose_device(arguments.device)
+    set_determinism(True, device)
     bench = Bench(device, arguments.image_size, arguments.batch_size, arguments.mid or None)
     result = measure(bench, arguments.moments, arguments.repetitions)
     result |= {

@@ -25,17 +25,18 @@ from distpro_cli.pathways.distances import Distance, HierarchicalContext
 from distpro_cli.pathways.hcl import pool_weights
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.report.progress import Reporter
+from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.classification import Classification
 from distpro_cli.tasks.task import Batch
-from distpro_cli.training.device import describe_device, full_float32
+from distpro_cli.training.device import choose_device, describe_device, full_float32
 from distpro_cli.training.hypergradients.base import outer_gradient
 from distpro_cli.training.optimiser import learning_rate, make_schedule
 from distpro_cli.training.step import active_pathways
 from distpro_cli.workflows.pairs import build_pair
 from distpro_cli.workflows.search import searched_weights
-from distpro_cli.workflows.session import Session, run_context
+from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import prepare_teacher
 
 FINAL_BATCH_SIZE = 250
@@ -102,7 +103,7 @@ class Bench:
     def __init__(self, settings: Settings, seed: int, device: str | None, folder: Path) -> None:
         self.settings = settings
         self.recipe = load_recipe_that_fits(settings, seed)
-        context = run_context(device, Reporter(), Interruption())
+        context = RunContext(choose_device(device), Reporter(), Interruption())
         self.session = Session(self.recipe, context, outer_share=self.recipe.search.held_out_share)
         self.device, self.training = self.session.device, self.recipe.search_training
         self.pair = build_pair(self.session)

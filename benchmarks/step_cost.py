@@ -46,12 +46,13 @@ from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.report.progress import Reporter
+from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.task import Batch
-from distpro_cli.training.device import describe_device, full_float32
+from distpro_cli.training.device import choose_device, describe_device, full_float32
 from distpro_cli.training.hypergradients import Hypergradient, make_hypergradient
 from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
-from distpro_cli.workflows.session import Session, run_context
+from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.step_memory import standing_tensors
 
 # In place of the quickstart's own sections.
@@ -87,7 +88,7 @@ class Bench:
         own: Sequence[str] = RECIPE,
     ) -> None:
         self.recipe = recipe = load_recipe(recipe, *own, f"distill.batch_size={batch_size}", *overrides)
-        self.session = Session(self.recipe, run_context(device, Reporter(), Interruption()))
+        self.session = Session(self.recipe, RunContext(choose_device(device), Reporter(), Interruption()))
         self.device, task = self.session.device, self.session.task
         torch.manual_seed(0)
         student, teacher = (

@@ -301,5 +301,5 @@ def _context(device: str | None, quiet: bool) -> Iterator[RunContext]:
     from distpro_cli.runs.signals import Interruption
     from distpro_cli.workflows.session import run_context
 
-    with Interruption() as interruption:
-        yield run_context(device, make_reporter(quiet), interruption)
+    with Interruption() as interruption, run_context(device, make_reporter(quiet), interruption) as context:
+        yield context

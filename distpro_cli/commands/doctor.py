@@ -107,11 +107,10 @@ def self_test(device: str | None) -> dict[str, Any]:
 
             recipe = parse_recipe(TINY_RECIPE, filename="self-test")
             run = open_run_folder("search", "self-test", recipe, Path(folder) / "run", resume=False, force=False)
-            context = run_context(device, Reporter(), Interruption())
-            with redirect_stdout(sys.stderr):
+            with run_context(device, Reporter(), Interruption()) as context, redirect_stdout(sys.stderr):
                 search(recipe, run.process, run, context, force=False)
-            run.close()
-            shown = describe_device(context.device)
+                run.close()
+                shown = describe_device(context.device)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {first_line(error)}"}
     return {"seconds": round(time.monotonic() - start, 1), "device": shown}

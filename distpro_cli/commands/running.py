@@ -76,7 +76,8 @@ def in_context(options: RunOptions, path: Path) -> Iterator[RunContext]:
             from distpro_cli.workflows.session import run_context
 
             interruption.check()
-            yield run_context(options.device, make_reporter(options.quiet), interruption)
+            with run_context(options.device, make_reporter(options.quiet), interruption) as context:
+                yield context
         except KeyboardInterrupt:
             interruption.end()
             raise InterruptedRunError(f"interrupted; {how}") from None

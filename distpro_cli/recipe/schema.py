@@ -298,6 +298,11 @@ class Recipe(Model):
     seed: Seed = Field(0, description="seed of everything random except the data split")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
     channels_last: bool = Field(True, description="memory format of images and networks")
+    deterministic: bool | None = Field(
+        None,
+        description="whether only kernels that give the same bits every time are used, and an operation without one is "
+        "an error; default: on the CPU yes (where such an operation only warns), elsewhere no",
+    )
     checkpoint_seconds: PositiveNumber = Field(
         300.0, description="longest time between two checkpoints; one is also written after every epoch"
     )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 # Keys by section that change nothing of what a run computes.
-FREE = {"": {"checkpoint_seconds"}, "data": {"root", "workers", "cache"}}
+FREE = {"": {"checkpoint_seconds", "deterministic"}, "data": {"root", "workers", "cache"}}
 _NEWER_OF_DATA = ("longest_side", "skip_bad")
 _FREE_OF_TEACHER = {"test_split", "test_images"}  # it is trained without them
 

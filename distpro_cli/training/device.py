@@ -76,11 +76,35 @@ def _tf32_settings() -> list[tuple[Any, str]]:
     return [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
 
 
-def make_deterministic() -> None:
-    """Asks for kernels that give the same bits every time, as far as the device has them."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def set_determinism(wanted: bool | None, device: torch.device) -> None:
+    """Asks for kernels that give the same bits every time, or leaves the choice to torch.
+
+    Args:
+        wanted: A recipe's `deterministic`; None: on the CPU alone, where an operation without such a kernel warns.
+        device: Where the run computes.
+    """
+    on = device.type == "cpu" if wanted is None else wanted
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    # The same switch as use_deterministic_algorithms, which imports the compiler: a second at every start.
+    torch.set_deterministic_debug_mode(("warn" if wanted is None else "error") if on else "default")
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.deterministic = on
+
+
+@contextmanager
+def determinism_kept() -> Iterator[None]:
+    """Puts torch's settings of determinism back to what they were."""
+    cudnn, filling = torch.backends.cudnn, torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), cudnn.benchmark, cudnn.deterministic
+    filled = filling.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        cudnn.benchmark, cudnn.deterministic = before[1:]
+        filling.fill_uninitialized_memory = filled
 
 
 def check_open_files(workers: int) -> None:

@@ -251,6 +251,7 @@ class Trainer:
         self.progress.train_seconds = self._seconds_before + self._saved - self._started
         self.progress.device_seconds += self._clock.take()
         state = {
+            "device": self.stepper.device.type,
             "progress": self.progress.state_dict(self.metric),
             **{name: module.state_dict() for name, module in self.stepper.trained.modules().items()},
             "optimizer": self.stepper.optimizer.state_dict(),
@@ -276,6 +277,9 @@ class Trainer:
             if self.stepper.average is not None:
                 self.stepper.average.model.load_state_dict(state["average"])
             self.progress = Progress.of_state(state["progress"], self.metric)
+            before, now = state.get("device"), self.stepper.device.type  # 0.1.0 wrote none
+            if before not in (None, now):
+                self.reporter.message(f"resumed on {now} from {before}: bits may differ from a run on one of them")
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise DistproError(
                 f"{path}: does not hold what this run needs ({type(error).__name__}: {first_line(error)}); it is "
@@ -296,6 +300,8 @@ def _explaining_steps(which: str) -> Iterator[None]:
             "give the part it comes from more images (data.train_images, search.outer_share)"
         ) from error
     except (RuntimeError, OverflowError) as error:
+        if "does not have a deterministic implementation" in str(error):
+            raise DistproError(f"deterministic: {first_line(error)}; set deterministic=false") from error
         if "overflow" not in str(error) and not isinstance(error, OverflowError):
             raise
         raise NonFiniteLossError(

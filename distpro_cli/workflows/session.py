@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.identity import Identity
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.task import Batch, Sizes, Task, find_task, map_tensors
-from distpro_cli.training.device import autocast, check_open_files, choose_device, make_deterministic
+from distpro_cli.training.device import autocast, check_open_files, choose_device, determinism_kept, set_determinism
 from distpro_cli.training.loop import Plan, Progress, Trainer
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
 from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
@@ -34,10 +35,11 @@ from distpro_cli.versions import installed_versions
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def run_context(device_name: str | None, reporter: Reporter, interruption: Interruption) -> RunContext:
-    """Chooses the device and asks for deterministic kernels."""
-    make_deterministic()
-    return RunContext(choose_device(device_name), reporter, interruption)
+@contextmanager
+def run_context(device_name: str | None, reporter: Reporter, interruption: Interruption) -> Iterator[RunContext]:
+    """Chooses the device; what runs inside leaves torch's settings of determinism as they were."""
+    with determinism_kept():
+        yield RunContext(choose_device(device_name), reporter, interruption)
 
 
 def make_stepper(recipe: Recipe, trained: Solo, training: Training, device: torch.device) -> Stepper:
@@ -78,6 +80,7 @@ class Session:
         self.recipe = recipe
         self.context = context
         self.device = context.device
+        set_determinism(recipe.deterministic, self.device)
         self.task = self.task_under(recipe.distill)
         self.data = self.task.data(recipe.data, recipe.seed, outer_share)
         if found := getattr(self.data, "found", ""):  # data of a user's own task need not say
