@@ -11,8 +11,8 @@ median of the ratios of neighbours.
 | --- | --- |
 | images_per_second_N, timm_images_per_second_N | with N workers |
 | loader_over_timm_N | their ratio; loader_over_timm is the least of them (target: ≥ 1) |
-| main_process_share_N | CPU time of the main process over the time that passed, with N ≥ 1 workers; main_process_share |
-|  | is the largest (target: ≤ 0.1) |
+| main_process_share_N | CPU time of the main process over the time that passed, with N ≥ 1 workers |
+| main_process_share | the largest of them (target: ≤ 0.1) |
 
 Without `--data` it draws photographs of its own: smooth colours, edges and grain, so that they compress as pictures do.
 """

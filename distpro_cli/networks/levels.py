@@ -31,12 +31,16 @@ from distpro_cli.networks.dry_run import (
 )
 from distpro_cli.networks.heads import NewHead, head_modules
 from distpro_cli.networks.level_choice import DISTILLATION_LOGITS, LOGITS, POOLED, Choice, choose_levels
+from distpro_cli.networks.normalization import normalize
 from distpro_cli.networks.tokens import TokenOrder, rolled_block, stated_grid
 from distpro_cli.process.pathway import Grid, LevelInfo, guess_grid
 from distpro_cli.tasks.task import Sizes
 
 # Whose convolutions in channels_last end torch's process on the CPU (segmentation fault; seen with torch 2.14).
 CONTIGUOUS = frozenset({"timm.models.fastvit"})
+
+
+Normalized = dict[Any, tuple[Tensor, int]]  # images by what a network expects, and how often they were written to then
 
 
 class TappedNetwork(nn.Module):
@@ -93,6 +97,7 @@ class TappedNetwork(nn.Module):
         self.model = model
         self.needs_contiguous = type(model).__module__ in CONTIGUOUS
         self._trained_heads: list[nn.Module] = []
+        self._expects = (tuple(mean), tuple(std), self.needs_contiguous)
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
         size = height_width(image_size)
@@ -167,7 +172,12 @@ class TappedNetwork(nn.Module):
         return self.model.eval()
 
     def forward(
-        self, images_bchw: Tensor, levels: Collection[int] = (), output: bool = True, sizes: Sizes | None = None
+        self,
+        images_bchw: Tensor,
+        levels: Collection[int] = (),
+        output: bool = True,
+        sizes: Sizes | None = None,
+        normalized: Normalized | None = None,
     ) -> tuple[Any, dict[int, Tensor]]:
         """Returns output and features of images in [0, 1], which are normalised here.
 
@@ -177,6 +187,7 @@ class TappedNetwork(nn.Module):
             levels: Numbers of the levels wanted.
             output: False: not wanted; the forward stops as soon as the deepest wanted level is there.
             sizes: Of images that are padded, see `Batch`; the network sees zeros beyond them.
+            normalized: Keeps these images once they are normalised, for another network that expects the same.
 
         Returns:
             What the network returns, None if not wanted (in train mode and with distillation logits among the
@@ -189,14 +200,7 @@ class TappedNetwork(nn.Module):
         if not wanted and not output:
             return None, {}
         final = {level for level in wanted if self._layouts[level] == LOGITS}
-        if self.needs_contiguous:
-            images_bchw = images_bchw.contiguous()
-        if self.channels == GREY and images_bchw.shape[1] == COLOUR:
-            images_bchw = as_grey(images_bchw)
-        normalized_bchw = (images_bchw - self.mean) / self.std
-        for image_chw, (height, width) in zip(normalized_bchw, sizes or (), strict=sizes is not None):
-            image_chw[:, height:] = 0
-            image_chw[:, :, width:] = 0
+        normalized_bchw = self._normalized(images_bchw, sizes, {} if normalized is None else normalized)
         if self._distillation:
             # In train mode the classifiers part where the distillation token learns from the teacher.
             self.model.set_distilled_training(bool(wanted & self._distillation))  # type: ignore[operator]
@@ -211,6 +215,23 @@ class TappedNetwork(nn.Module):
         features = {level: self._arranged(level, tapped[level]) for level in sorted(tapped)}
         features |= dict.fromkeys(sorted(final), returned)
         return (returned if output else None), features
+
+    def _normalized(self, images_bchw: Tensor, sizes: Sizes | None, made: Normalized) -> Tensor:
+        """Returns the images as the network expects them; from `made` if it holds them as they were put there."""
+        if self._expects in made:
+            kept_bchw, writes = made[self._expects]
+            if version(kept_bchw) == writes:
+                return kept_bchw
+        if self.needs_contiguous:
+            images_bchw = images_bchw.contiguous()
+        if self.channels == GREY and images_bchw.shape[1] == COLOUR:
+            images_bchw = as_grey(images_bchw)
+        normalized_bchw = normalize(images_bchw, self.mean, self.std)
+        for image_chw, (height, width) in zip(normalized_bchw, sizes or (), strict=sizes is not None):
+            image_chw[:, height:] = 0
+            image_chw[:, :, width:] = 0
+        made[self._expects] = normalized_bchw, version(normalized_bchw)
+        return normalized_bchw
 
     def _arranged(self, level: int, tensor: Tensor) -> Tensor:
         tensor = _arrange(tensor, self._layouts[level])

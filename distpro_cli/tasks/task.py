@@ -11,10 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from distpro_cli.errors import DistproError
 from distpro_cli.metric import Metric
@@ -54,6 +56,14 @@ class Batch:
         targets = map_tensors(self.targets, lambda tensor: tensor.to(device, non_blocking=True))
         return Batch(images_bchw, targets, self.sizes)
 
+    def with_targets(self, targets: Any) -> Batch:
+        """Returns the same images with other targets."""
+        return Batch(self.images_bchw, targets, self.sizes)
+
+    def pinned(self) -> Batch:
+        """Returns the batch in page-locked memory, from which a device takes it while both work on."""
+        return Batch(self.images_bchw.pin_memory(), map_tensors(self.targets, Tensor.pin_memory), self.sizes)
+
     def split(self, size: int) -> list[Batch]:
         """Returns the batch in parts of `size` images, the last one smaller; targets are split where they are tensors
         or lists with one entry per image."""
@@ -67,6 +77,47 @@ class Batch:
             )
             for at in range(0, count, size)
         ]
+
+
+class StoredBatch(Batch):
+    """A batch whose images are uint8 [B, C, H, W] as they were read; they become float32 in [0, 1] on the device that
+    they are moved to, or here when `images_bchw` is looked at.
+    """
+
+    def __init__(self, stored_bchw: Tensor, targets: Any, sizes: Sizes | None = None) -> None:
+        for name, value in (("stored_bchw", stored_bchw), ("targets", targets), ("sizes", sizes)):
+            object.__setattr__(self, name, value)
+
+    stored_bchw: Tensor
+
+    @cached_property
+    def images_bchw(self) -> Tensor:
+        """The images as numbers."""
+        return as_floats(self.stored_bchw).contiguous()
+
+    @override
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+        stored_bchw = self.stored_bchw.to(device, memory_format=memory_format, non_blocking=True)
+        targets = map_tensors(self.targets, lambda tensor: tensor.to(device, non_blocking=True))
+        return Batch(as_floats(stored_bchw), targets, self.sizes)
+
+    @override
+    def with_targets(self, targets: Any) -> Batch:
+        return StoredBatch(self.stored_bchw, targets, self.sizes)
+
+    @override
+    def pinned(self) -> Batch:
+        targets = map_tensors(self.targets, Tensor.pin_memory)
+        return StoredBatch(self.stored_bchw.pin_memory(), targets, self.sizes)
+
+
+def as_floats(images_bchw: Tensor) -> Tensor:
+    """Returns uint8 images as float32 in [0, 1], the nearest number to x / 255 on every device."""
+    floats_bchw = images_bchw.to(torch.float32)
+    if images_bchw.device.type == "cpu":
+        return floats_bchw.div_(255)
+    # By a number, CUDA multiplies with the reciprocal, which is not always the same.
+    return floats_bchw.div_(torch.full((), 255.0, device=images_bchw.device))
 
 
 def _rows(value: Any, start: int, size: int, count: int) -> Any:
@@ -187,7 +238,8 @@ class Task(ABC):
         return None
 
     def augment(self, batch: Batch, step: int) -> Batch:
-        """Changes a whole train batch, on the CPU; what it draws depends on the seed and the step alone."""
+        """Changes a whole train batch, on the device where it lies; what it draws depends on the seed and the step
+        alone."""
         return batch
 
     @abstractmethod
@@ -203,9 +255,9 @@ class Task(ABC):
         """Measures a network, which the caller has put into eval mode, on test batches.
 
         Args:
-            forward: Images float32 [B, C, H, W] in [0, 1] on the CPU, and the batch's `sizes` where images are padded,
-                to the network's output, whose tensors are float32 on the CPU.
-            batches: On the CPU.
+            forward: Images float32 [B, C, H, W] in [0, 1], and the batch's `sizes` where images are padded, to the
+                network's output, whose tensors are float32 on the CPU.
+            batches: Targets on the CPU; images on the network's device or on the CPU.
 
         Returns:
             Figures by name, that of the metric among them.

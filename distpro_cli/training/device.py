@@ -86,17 +86,21 @@ def set_determinism(wanted: bool | None, device: torch.device) -> None:
     on = device.type == "cpu" if wanted is None else wanted
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+        _memory().fill_uninitialized_memory = False  # nothing here reads what it has not written
     # The same switch as use_deterministic_algorithms, which imports the compiler: a second at every start.
     torch.set_deterministic_debug_mode(("warn" if wanted is None else "error") if on else "default")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = on
 
 
+def _memory() -> Any:
+    return torch.utils.deterministic
+
+
 @contextmanager
 def determinism_kept() -> Iterator[None]:
     """Puts torch's settings of determinism back to what they were."""
-    cudnn, filling = torch.backends.cudnn, torch.utils.deterministic
+    cudnn, filling = torch.backends.cudnn, _memory()
     before = torch.get_deterministic_debug_mode(), cudnn.benchmark, cudnn.deterministic
     filled = filling.fill_uninitialized_memory
     try:

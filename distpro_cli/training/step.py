@@ -16,7 +16,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.networks.levels import Normalized, TappedNetwork
 from distpro_cli.pathways.module import Pathways, Start
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.randomness import derived_seed
@@ -155,11 +155,18 @@ class Stepper:
             return [(batch, 1.0)]
         return [(part, len(part.images_bchw) / count) for part in batch.split(size)]
 
-    def student_forward(self, batch: Batch, levels: Collection[int], step: int, place: int = 0) -> tuple[Any, Features]:
+    def student_forward(
+        self,
+        batch: Batch,
+        levels: Collection[int],
+        step: int,
+        place: int = 0,
+        normalized: Normalized | None = None,
+    ) -> tuple[Any, Features]:
         """Returns the student's output and its features of a (micro-)batch, with their graph."""
         self.seed_student(step, place)
         with autocast(self.device, self.precision):
-            output, features = self.student(batch.images_bchw, levels=levels, sizes=batch.sizes)
+            output, features = self.student(batch.images_bchw, levels=levels, sizes=batch.sizes, normalized=normalized)
         return output, features
 
     def seed_student(self, step: int, place: int = 0) -> None:
@@ -283,8 +290,11 @@ class Distiller(Stepper):
         """
         step, place, share = which
         active = active_pathways(weights)
-        teacher_features = self.teacher_features(batch, active)
-        output, features = self.student_forward(batch, self.pathways.student_levels(active), step, place)
+        normalized: Normalized = {}
+        teacher_features = self.teacher_features(batch, active, normalized)
+        levels = self.pathways.student_levels(active)
+        output, features = self.student_forward(batch, levels, step, place, normalized)
+        del normalized
         with autocast(self.device, self.precision):
             starts = self.pathways.starts(features, active)
         parts, task = self.task_loss(output, batch.targets)
@@ -340,14 +350,16 @@ class Distiller(Stepper):
         gradient = copy.grad if copy.grad is not None else torch.zeros_like(copy)
         return distance.detach(), gradient
 
-    def teacher_features(self, batch: Batch, active: Sequence[int]) -> Features:
+    def teacher_features(self, batch: Batch, active: Sequence[int], normalized: Normalized | None = None) -> Features:
         """Returns the teacher's features at the levels that the `active` pathways need, without graph."""
         if not active:
             return {}
         with torch.no_grad(), autocast(self.device, self.precision):
             features: Features
             levels = self.pathways.teacher_levels(active)
-            _, features = self.teacher(batch.images_bchw, levels=levels, output=False, sizes=batch.sizes)
+            _, features = self.teacher(
+                batch.images_bchw, levels=levels, output=False, sizes=batch.sizes, normalized=normalized
+            )
         return features
 
 

@@ -28,6 +28,7 @@ from distpro_cli.tasks.task import Batch, Sizes, Task, find_task, map_tensors
 from distpro_cli.training.device import autocast, check_open_files, choose_device, determinism_kept, set_determinism
 from distpro_cli.training.loop import Plan, Progress, Trainer
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
+from distpro_cli.training.prefetch import SideStream, on_device
 from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
 from distpro_cli.training.weights import Batches, Weights
 from distpro_cli.versions import installed_versions
@@ -190,12 +191,18 @@ class Session:
             _check_repeats(source)
             options["repeats"] = repeats
 
+        def prepare(step: int, batch: Batch) -> Batch:
+            batch = batch.to(self.device, self._memory_format)
+            return batch if task is None else task.augment(batch, step).to(self.device, self._memory_format)
+
         def make(start_step: int) -> Iterator[Batch]:
-            for step, batch in enumerate(source(batch_size, num_steps, start_step, **options), start_step):
-                changed = batch if task is None else task.augment(batch, step)
-                yield changed.to(self.device, self._memory_format)
+            batches = source(batch_size, num_steps, start_step, **options)
+            return on_device(enumerate(batches, start_step), prepare, self._side_stream())
 
         return make
+
+    def _side_stream(self) -> SideStream | None:
+        return SideStream(self.device) if self.device.type == "cuda" else None
 
     def evaluate(self, network: TappedNetwork) -> dict[str, float]:
         """Returns the task's figures of a network on the test images, in eval mode.
@@ -211,8 +218,14 @@ class Session:
             output, _ = network(images_bchw, sizes=sizes)
             return map_tensors(output, _to_cpu)
 
+        def with_images(_: int, batch: Batch) -> Batch:
+            return Batch(batch.to(self.device, self._memory_format).images_bchw, batch.targets, batch.sizes)
+
+        batches = self.data.test_batches()
+        if (stream := self._side_stream()) is not None:
+            batches = on_device(enumerate(batches), with_images, stream)
         with torch.no_grad(), autocast(self.device, self.recipe.precision):
-            return self.task.evaluate(forward, self.data.test_batches())
+            return self.task.evaluate(forward, batches)
 
     def total_steps(self, training: Training) -> int:
         """Returns the steps of a whole training."""

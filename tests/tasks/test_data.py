@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -237,6 +239,18 @@ def test_abandoned_workers_end_with_the_iterator(image_root: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_worker_that_dies_is_named(image_root: Path) -> None:
+    batches = ImageData(folder_data(image_root, workers=2), 0).train_batches(4, 100)
+    next(batches)
+    for process in multiprocessing.active_children():
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(DistproError, match=r"data\.workers: a process that loads data died.* there were 2, set fewer"):
+        list(batches)
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
 def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named(
     image_root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -246,7 +260,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named(
 
     batches = ImageData(folder_data(image_root, workers=2), 0).train_batches(4, 100)
     next(batches)
-    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data", fail)
+    monkeypatch.setattr("multiprocessing.connection.Connection.recv", fail)
     with pytest.raises(DistproError, match=r"data\.workers: a process that loads data died.* there were 2, set fewer"):
         list(batches)
     assert not multiprocessing.active_children()

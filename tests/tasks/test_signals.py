@@ -88,6 +88,6 @@ def test_an_iterator_that_is_still_held_does_not_keep_the_process_from_ending() 
 
 
 def test_a_worker_whose_parent_is_gone_ends() -> None:
-    code = "import os; from distpro_cli.tasks.images.loader import _start_worker; _start_worker({}, 0); os._exit(7)"
+    code = "import os; from distpro_cli.tasks.images.workers import _start_worker; _start_worker({}); os._exit(7)"
     for parent, status in (("os.getppid()", 7), ("1 + os.getppid()", 1)):
         assert subprocess.run([sys.executable, "-c", code.format(parent)], timeout=60).returncode == status

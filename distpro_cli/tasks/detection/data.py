@@ -17,8 +17,8 @@ from distpro_cli.recipe import schema
 from distpro_cli.tasks.detection.source import DetectionSource, open_splits
 from distpro_cli.tasks.detection.transforms import DetectionTransform, Target, padded
 from distpro_cli.tasks.images.data import ImageData, Places, once
-from distpro_cli.tasks.images.loader import Order, Samples, load_batches
-from distpro_cli.tasks.images.sources import Indices, Pixels, Source
+from distpro_cli.tasks.images.loader import Order, Samples
+from distpro_cli.tasks.images.sources import Indices, Picture, Pixels, Source
 from distpro_cli.tasks.task import Batch
 
 TEST_BATCH = 4
@@ -31,9 +31,9 @@ class DetectionSamples(Samples):
     source: DetectionSource
 
     @override
-    def sample(self, image_hwc: Pixels, index: int) -> tuple[Pixels, Target]:
+    def sample(self, image: Picture, index: int) -> tuple[Pixels, Target]:
         """Returns the image and its targets, with its number as `image` and its height and width as `size`."""
-        image_hwc, target = self.transform(image_hwc, self.source.objects[index])
+        image_hwc, target = self.transform(image, self.source.objects[index])
         return image_hwc, {**target, "image": index, "size": (image_hwc.shape[0], image_hwc.shape[1])}
 
     @override
@@ -86,19 +86,16 @@ class DetectionData(ImageData):
 
         Targets hold all that an evaluation needs of an image as it was: its `objects` and its `original_size`.
         """
-        spec, source = self._spec, self.test_source
+        source = self.test_source
         aspects = np.array([width / height for height, width in source.sizes])
         ordered = self._test[np.argsort(aspects[self._test], kind="stable")]
         order = [once(0, ordered[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
-        samples = self.samples(source, self.transform(training=False))
-        if spec.cache:
-            source.keep(self._test.tolist())
-        for batch in load_batches(samples, order, 0 if spec.cache else min(spec.workers, len(order))):
+        for batch in self._loaded_tests(order):
             targets = [
                 {**own, "objects": source.objects[own["image"]], "original_size": source.sizes[own["image"]]}
                 for own in batch.targets
             ]
-            yield Batch(batch.images_bchw, targets, batch.sizes)
+            yield batch.with_targets(targets)
 
     @override
     def order(self, places: Places, batch_size: int, repeats: int) -> Order:

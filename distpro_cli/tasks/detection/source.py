@@ -61,6 +61,10 @@ class DetectionSource(FolderSource):
             return as_pixels(image)
 
     @override
+    def read_picture(self, index: int) -> Pixels:
+        return self.read(index)
+
+    @override
     def content(self) -> str:
         """Returns a hash over the files' names below their folder and their sizes.
 

@@ -23,6 +23,7 @@ from distpro_cli.recipe import schema
 from distpro_cli.tasks.detection.annotations import Objects
 from distpro_cli.tasks.images.sources import Pixels
 from distpro_cli.tasks.images.transforms import resize
+from distpro_cli.tasks.images.workers import empty_batch
 from distpro_cli.tasks.task import Sizes
 
 MULTIPLE = 32  # of which the sides of a batch are
@@ -153,7 +154,7 @@ def padded(images: Sequence[Pixels]) -> tuple[Tensor, Sizes]:
     """
     sizes = tuple((image.shape[0], image.shape[1]) for image in images)
     height, width = (-(-max(size[axis] for size in sizes) // MULTIPLE) * MULTIPLE for axis in (0, 1))
-    images_bhwc = np.zeros((len(images), height, width, 3), dtype=np.uint8)
-    for place, image_hwc, (rows, columns) in zip(images_bhwc, images, sizes, strict=True):
+    images_bhwc = empty_batch(len(images), height, width, 3).zero_()
+    for place, image_hwc, (rows, columns) in zip(images_bhwc.numpy(), images, sizes, strict=True):
         place[:rows, :columns] = image_hwc
-    return torch.from_numpy(np.ascontiguousarray(images_bhwc.transpose(0, 3, 1, 2))), sizes
+    return images_bhwc.permute(0, 3, 1, 2), sizes

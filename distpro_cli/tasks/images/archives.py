@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from distpro_cli.errors import DistproError
 from distpro_cli.tasks.images.listing import is_hidden
-from distpro_cli.tasks.images.sources import Pixels, Source, decode, hash_of_files
+from distpro_cli.tasks.images.sources import Picture, Pixels, Source, decode_picture, hash_of_files
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an empty one
@@ -184,6 +184,10 @@ class ArchiveSource(Source):
 
     @override
     def read(self, index: int) -> Pixels:
+        return np.asarray(self.read_picture(index))
+
+    @override
+    def read_picture(self, index: int) -> Picture:
         number, offset, stored, size = self.extents[index].tolist()
         descriptor, method = _descriptor(self.archives[number]), self.methods[index]
         if method is not None:
@@ -194,7 +198,7 @@ class ArchiveSource(Source):
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size)
         if len(content) != size:
             raise ValueError(f"{len(content)} of its {size} bytes are there")
-        return decode(io.BytesIO(content))
+        return decode_picture(io.BytesIO(content))
 
     @override
     def label(self, index: int) -> str:

@@ -5,7 +5,8 @@ Shape legend: b images of a batch, m images of a split, h height, w width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from distpro_cli.tasks.images.loader import Draw, Order, Samples, load_batches
 from distpro_cli.tasks.images.sources import Indices, Source
 from distpro_cli.tasks.images.subsets import draw_evenly, split_off
 from distpro_cli.tasks.images.transforms import TestTransform, TrainTransform
+from distpro_cli.tasks.images.workers import Workers
 from distpro_cli.tasks.task import Batch
 
 SourceOpener = Callable[[schema.Data, str | None], Source]
@@ -75,6 +77,7 @@ class ImageData:
         self._spec = spec
         self._seed = seed
         self._train_transform = self.transform(training=True)
+        self._workers = Workers(spec.workers) if spec.workers else None
         self.train_source = self.test_source = open_source(spec, spec.train_split)
         train = np.arange(len(self.train_source))
         if spec.test_on == "held-out":
@@ -169,16 +172,12 @@ class ImageData:
         steps = range(start_step * interval, num_steps * interval, interval)
         places = _places(self._train, derived_seed(self._seed, "train"), inner_size, steps)
         order = self.order_beside(places, (inner_size, repeats), batch_size)
-        return self._loaded(self._train, order, derived_seed(self._seed, "outer"))
+        return self._loaded("beside", order)
 
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Returns all test images once, in a fixed order, unaugmented; the last batch may be smaller."""
-        spec = self._spec
-        samples = self.samples(self.test_source, self.transform(training=False))
         order = [once(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
-        if spec.cache:
-            self.test_source.keep(self._test.tolist())
-        return load_batches(samples, order, 0 if spec.cache else min(spec.workers, len(order)))
+        return self._loaded_tests(order)
 
     def transform(self, *, training: bool) -> Callable[..., Any]:
         """Makes what changes an image in training or in a test."""
@@ -198,14 +197,30 @@ class ImageData:
 
     def _augmented(self, part: Indices, name: str, batch_size: int, steps: range, repeats: int = 1) -> Iterator[Batch]:
         places = _places(part, derived_seed(self._seed, name), batch_size, steps)
-        order = self.order(places, batch_size, repeats)
-        return self._loaded(part, order, self._seed)
+        return self._loaded("train", self.order(places, batch_size, repeats))
 
-    def _loaded(self, part: Indices, order: Order, seed: int) -> Iterator[Batch]:
+    @cached_property
+    def _samples(self) -> dict[str, Samples]:
+        """What reads train and outer images, outer images of a run without an outer part, and test images."""
+        train, test = self._train_transform, self.transform(training=False)
+        return {
+            "train": self.samples(self.train_source, train, self._seed),
+            "beside": self.samples(self.train_source, train, derived_seed(self._seed, "outer")),
+            "test": self.samples(self.test_source, test),
+        }
+
+    def _loaded(self, name: str, order: Order) -> Iterator[Batch]:
+        if self._spec.cache:  # all of them before processes are forked, which then share them
+            self.train_source.keep([*self._train.tolist(), *self._outer.tolist()])
+        return self._load(name, order, self._workers)
+
+    def _load(self, name: str, order: Order, workers: Workers | None) -> Iterator[Batch]:
+        return load_batches(self._samples[name], order, workers, [*self._samples.values()])
+
+    def _loaded_tests(self, order: Sequence[Draw]) -> Iterator[Batch]:
         if self._spec.cache:
-            self.train_source.keep(part.tolist())
-        samples = self.samples(self.train_source, self._train_transform, seed)
-        return load_batches(samples, order, self._spec.workers)
+            self.test_source.keep(self._test.tolist())
+        return self._load("test", order, None if self._spec.cache else self._workers)
 
     def _split(self, indices: Indices, share: float, name: str) -> tuple[Indices, Indices]:
         source = self.train_source

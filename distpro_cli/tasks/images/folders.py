@@ -41,7 +41,7 @@ from distpro_cli.tasks.images.listing import (
     skipped_text,
     without_wrapping,
 )
-from distpro_cli.tasks.images.sources import Pixels, Source, decode, hash_of_files
+from distpro_cli.tasks.images.sources import Picture, Pixels, Source, decode_picture, hash_of_files
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "val", "valid")
@@ -167,8 +167,12 @@ class FolderSource(Source):
 
     @override
     def read(self, index: int) -> Pixels:
+        return np.asarray(self.read_picture(index))
+
+    @override
+    def read_picture(self, index: int) -> Picture:
         with Path(self.paths[index]).open("rb") as file:
-            return decode(file)
+            return decode_picture(file)
 
     @override
     def label(self, index: int) -> str:

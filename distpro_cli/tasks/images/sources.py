@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from distpro_cli.errors import DistproError, first_line
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
+Picture = Pixels | Image.Image  # uint8 [H, W, 3], or mode RGB
+Read = TypeVar("Read")
 _LISTED_CLASSES = 6
 # By EXIF's orientation.
 _TURNS = {
@@ -112,10 +114,12 @@ class Source(ABC):
         Raises:
             DistproError: it cannot be decoded; the message names it.
         """
-        if index in self._kept:
-            return self._kept[index]
+        return self._kept[index] if index in self._kept else self._explained(self.read, index)
+
+    def _explained(self, read: Callable[[int], Read], index: int) -> Read:
+        """Reads an image; says of one that cannot be decoded which and why."""
         try:
-            return self.read(index)
+            return read(index)
         except Exception as error:  # decoders raise almost anything on broken files
             if isinstance(error, OSError) and error.strerror:  # of the disk, not of a decoder
                 raise DistproError(
@@ -127,6 +131,14 @@ class Source(ABC):
             reason = "no format that Pillow knows" if unknown else first_line(error)
             raise DistproError(f"{self.label(index)}: not a readable image ({reason}); fix or remove it") from error
 
+    def picture(self, index: int) -> Picture:
+        """Returns image `index` as `load` does, or as Pillow's image in RGB where it comes as one."""
+        return self._kept[index] if index in self._kept else self._explained(self.read_picture, index)
+
+    def read_picture(self, index: int) -> Picture:
+        """Decodes image `index` for `picture`; by default as `read` does."""
+        return self.read(index)
+
     def keep(self, indices: Iterable[int]) -> None:
         """Decodes these images once and holds them in memory; processes forked later share it."""
         for index in indices:
@@ -135,11 +147,20 @@ class Source(ABC):
 
 def decode(file: IO[bytes]) -> Pixels:
     """Returns the image in an open file as uint8 [H, W, 3], turned as its EXIF orientation says; see `as_pixels`."""
-    with Image.open(file) as image:
-        if image.format in ("PNG", "TIFF"):
-            image.load()  # a PNG may say behind its pixels how it is turned, and Pillow turns a TIFF itself
-        turn = None if _WITH_ORIENTATION.isdisjoint(image.info) else _TURNS.get(_orientation(image))
-        return as_pixels(image if turn is None else image.transpose(turn))
+    return np.asarray(decode_picture(file))
+
+
+def decode_picture(file: IO[bytes]) -> Picture:
+    """Returns the same image; if it is stored in RGB, as Pillow's own, which spares a copy in and out of it."""
+    with Image.open(file) as opened:
+        if opened.format in ("PNG", "TIFF"):
+            opened.load()  # a PNG may say behind its pixels how it is turned, and Pillow turns a TIFF itself
+        turn = None if _WITH_ORIENTATION.isdisjoint(opened.info) else _TURNS.get(_orientation(opened))
+        image = opened if turn is None else opened.transpose(turn)
+        if image.mode != "RGB":
+            return as_pixels(image)
+        image.load()
+        return image
 
 
 def as_pixels(image: Image.Image) -> Pixels:

@@ -24,18 +24,27 @@ from torchvision.transforms import ColorJitter
 
 from distpro_cli.errors import DistproError
 from distpro_cli.recipe import schema
-from distpro_cli.tasks.images.sources import Pixels
+from distpro_cli.tasks.images.sources import Picture, Pixels
 
-_BILINEAR = Image.Resampling.BILINEAR
+_BILINEAR, _MIRROR = Image.Resampling.BILINEAR, Image.Transpose.FLIP_LEFT_RIGHT
 # By timm's prefix; a policy without one of these is AutoAugment's.
 _POLICIES = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
 
 
-def resize(image_hwc: Pixels, height: int, width: int) -> Pixels:
+def resize(image: Picture, height: int, width: int) -> Pixels:
     """Returns the image at that size; the very same pixels where it has the size already."""
-    if image_hwc.shape[:2] == (height, width):
-        return image_hwc
-    return np.asarray(Image.fromarray(image_hwc).resize((width, height), _BILINEAR))
+    if height_width_of(image) == (height, width):
+        return np.asarray(image)
+    return np.asarray(_as_picture(image).resize((width, height), _BILINEAR))
+
+
+def height_width_of(image: Picture) -> tuple[int, int]:
+    """Returns an image's height and width in pixels."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
+
+
+def _as_picture(image: Picture) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
 
 
 class TestTransform:
@@ -45,21 +54,22 @@ class TestTransform:
     """
 
     __test__ = False  # pytest takes classes called Test... for tests
+    takes_pictures = True
 
     def __init__(self, data: schema.Data) -> None:
         self._rows, self._columns = data.height_width
         share = data.crop_share or (0.875 if min(data.height_width) >= 64 else 1.0)
         self._covered = None if data.augment.crop == "none" else [round(side / share) for side in data.height_width]
 
-    def __call__(self, image_hwc: Pixels) -> Pixels:
+    def __call__(self, image: Picture) -> Pixels:
         """Returns the image as uint8 [H, W, 3]."""
         rows, columns = self._rows, self._columns
         if self._covered is None:
-            return resize(image_hwc, rows, columns)
-        height, width = image_hwc.shape[:2]
+            return resize(image, rows, columns)
+        height, width = height_width_of(image)
         scale = max(self._covered[0] / height, self._covered[1] / width)
         height, width = max(round(height * scale), rows), max(round(width * scale), columns)
-        image_hwc = resize(image_hwc, height, width)
+        image_hwc = resize(image, height, width)
         top, left = (height - rows) // 2, (width - columns) // 2
         return image_hwc[top : top + rows, left : left + columns]
 
@@ -70,6 +80,8 @@ class TrainTransform:
     Raises:
         DistproError: `auto_augment` is not a policy timm understands.
     """
+
+    takes_pictures = True
 
     def __init__(self, data: schema.Data) -> None:
         self._augment = augment = data.augment
@@ -84,26 +96,25 @@ class TrainTransform:
             self._on_pil.append(ColorJitter(brightness=strength, contrast=strength, saturation=strength))
         self._eraser = RandomErasing(augment.random_erasing, mode="const", device="cpu")
 
-    def __call__(self, image_hwc: Pixels) -> Pixels:
+    def __call__(self, image: Picture) -> Pixels:
         """Returns the augmented image as uint8 [H, W, 3]."""
-        image_hwc = self._crop(image_hwc)
+        image = self._crop(image)
         if self._augment.flip and random.random() < self._augment.flip:
-            image_hwc = image_hwc[:, ::-1]
+            image = image.transpose(_MIRROR) if isinstance(image, Image.Image) else image[:, ::-1]
         if self._on_pil:
-            image = Image.fromarray(np.ascontiguousarray(image_hwc))
+            picture = _as_picture(image)
             for step in self._on_pil:
-                image = step(image)
-            image_hwc = np.asarray(image)
-        return self._erase(image_hwc) if self._augment.random_erasing else image_hwc
+                picture = step(picture)
+            image = picture
+        return self._erase(np.asarray(image)) if self._augment.random_erasing else np.asarray(image)
 
-    def _crop(self, image_hwc: Pixels) -> Pixels:
+    def _crop(self, image: Picture) -> Picture:
         rows, columns, augment = self._rows, self._columns, self._augment
         if augment.crop == "resized":
-            image = Image.fromarray(image_hwc)
+            image = _as_picture(image)
             top, left, height, width = ResizedCrop.get_params(image, augment.scale, (3 / 4, 4 / 3))
-            box = (left, top, left + width, top + height)
-            return np.asarray(image.resize((columns, rows), _BILINEAR, box=box))
-        image_hwc = resize(image_hwc, rows, columns)
+            return image.resize((columns, rows), _BILINEAR, box=(left, top, left + width, top + height))
+        image_hwc = resize(image, rows, columns)
         padding = augment.padding if augment.crop == "pad" else 0
         if not padding:
             return image_hwc
