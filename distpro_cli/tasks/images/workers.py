@@ -23,10 +23,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-import torch.multiprocessing  # teaches pickle to hand tensors over by shared memory
 from torch import Tensor
 
 from distpro_cli.errors import DistproError, first_line
+from distpro_cli.tasks.images.handover import HAS_SLOTS, Seen, Slots
 
 AHEAD = 2  # jobs per process that a stream has under way
 _LOOK_SECONDS = 5.0  # between two looks of an idle process whether its parent still lives
@@ -39,6 +39,7 @@ class _Process:
     process: multiprocessing.process.BaseProcess
     connection: Connection
     jobs: int = 0
+    seen: Seen = field(default_factory=Seen)
 
 
 @dataclass(eq=False)
@@ -156,7 +157,7 @@ class Workers:
                 return number
         self._makers.append(maker)
         for one in self._processes:
-            one.connection.send((None, 0, 0, maker))
+            one.connection.send((None, 0, 0, maker, []))
         return len(self._makers) - 1
 
     def _ask(self, own: _Stream) -> None:
@@ -167,7 +168,7 @@ class Workers:
                 return
             with self._explaining():
                 least = min(self._processes, key=lambda one: one.jobs)
-                least.connection.send((own.number, own.asked, own.maker, job))
+                least.connection.send((own.number, own.asked, own.maker, job, least.seen.take_done()))
             least.jobs += 1
             own.asked += 1
 
@@ -180,7 +181,7 @@ class Workers:
             if not found:
                 raise EOFError("it ended by itself")
             for one in found:
-                stream, number, made = one.connection.recv()
+                stream, number, made = one.seen.receive(one.connection) if HAS_SLOTS else one.connection.recv()
                 one.jobs -= 1
                 if stream in self._streams:
                     self._streams[stream].made[number] = made
@@ -231,18 +232,22 @@ def _work(connection: Connection, inherited: list[Connection], makers: list[Make
     for end in inherited:
         end.close()
     torch.set_num_threads(1)
-    _in_worker.append(True)
+    slots = _own_slots() if HAS_SLOTS else None
     makers = [*makers]
     while True:
         try:
             while not connection.poll(_LOOK_SECONDS):
                 if os.getppid() != parent:
                     return
-            stream, number, maker, job = connection.recv()
+            stream, number, maker, job, done = connection.recv()
             if stream is None:
                 makers.append(job)
                 continue
-            connection.send((stream, number, _made(makers[maker], job)))
+            if slots is None:
+                connection.send((stream, number, _made(makers[maker], job)))
+                continue
+            slots.give_back(done)
+            slots.send(connection, (stream, number, _made(makers[maker], job)))
         except (EOFError, ConnectionError):
             return
 
@@ -259,16 +264,17 @@ def _made(maker: Maker, job: Any) -> Any:
         return _Raised(error, text)
 
 
-_in_worker: list[bool] = []
+_slots: list[Slots] = []  # of this process, if it is a worker
+
+
+def _own_slots() -> Slots:
+    _slots[:] = [Slots()]
+    return _slots[0]
 
 
 def empty_batch(*shape: int) -> Tensor:
-    """Returns a uint8 tensor that is to be filled; in a worker in shared memory, so that to hand it over copies
-    nothing."""
-    if not _in_worker:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    """Returns a uint8 tensor that is to be filled; in a worker, memory that is handed over without a copy."""
+    return _slots[0].empty(math.prod(shape)).view(shape) if _slots else torch.empty(shape, dtype=torch.uint8)
 
 
 def _start_worker(parent: int) -> None:
