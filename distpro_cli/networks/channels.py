@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -58,5 +59,10 @@ def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 def as_grey(images_bchw: Tensor) -> Tensor:
     """Returns images [B, 3, H, W] as grey ones [B, 1, H, W]; those that are grey already keep their values."""
-    luma_c = images_bchw.new_tensor(LUMA).reshape(1, -1, 1, 1)
-    return (images_bchw * luma_c).sum(1, keepdim=True)
+    return (images_bchw * _luma(images_bchw.device, images_bchw.dtype)).sum(1, keepdim=True)
+
+
+@functools.cache
+def _luma(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns the weights of the channels [1, 3, 1, 1], copied to a device once: every copy makes it wait."""
+    return torch.tensor(LUMA, device=device, dtype=dtype).reshape(1, -1, 1, 1)

@@ -20,7 +20,7 @@ Normalization = Callable[[Tensor, float, float], Tensor]
 
 
 def _biased_softmax(alpha_k: Tensor, kappa: float, bias: float) -> Tensor:
-    extended = torch.cat([alpha_k, alpha_k.new_tensor([bias])])
+    extended = torch.cat([alpha_k, alpha_k.new_full((1,), bias)])
     return alpha_k.numel() * kappa * torch.softmax(extended, dim=0)[:-1]
 
 

@@ -29,6 +29,7 @@ from distpro_cli.tasks.detection.annotations import (
     read_annotations,
 )
 from distpro_cli.tasks.images.folders import TEST_NAMES, TRAIN_NAMES, FolderSource, quoted
+from distpro_cli.tasks.images.listing import Names
 from distpro_cli.tasks.images.sources import Pixels, as_pixels
 
 # Below data.root, {} being the split: COCO's own, plain, and Roboflow's.
@@ -165,7 +166,7 @@ def _open(
         targets=np.arange(len(images), dtype=np.int64),
         class_names=file.class_names,
         folder=str(folder),
-        paths=tuple(str(folder / image.file_name) for image in images),
+        paths=Names(str(folder / image.file_name) for image in images),
         objects=objects,
         sizes=tuple((image.height, image.width) for image in images),
         numbers=tuple(image.number for image in images),

@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from distpro_cli.errors import DistproError
-from distpro_cli.tasks.images.listing import is_hidden
+from distpro_cli.tasks.images.listing import Names, is_hidden
 from distpro_cli.tasks.images.sources import Picture, Pixels, Source, decode_picture, hash_of_files
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
@@ -178,7 +179,7 @@ class ArchiveSource(Source):
     """
 
     archives: tuple[Archive, ...]
-    names: tuple[str, ...]
+    names: Sequence[str]
     extents: NDArray[np.int64]
     methods: tuple[int | None, ...]
 
@@ -227,7 +228,7 @@ def archive_source(place: str, found: list[tuple[Archive, Member]], **fields: An
     return ArchiveSource(
         place,
         archives=tuple(numbers),
-        names=tuple(member.name for _, member in found),
+        names=Names(member.name for _, member in found),
         extents=np.array(extents, dtype=np.int64),
         methods=tuple(member.method for _, member in found),
         **fields,

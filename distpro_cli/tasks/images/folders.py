@@ -32,6 +32,7 @@ from distpro_cli.tasks.images.archives import (
     stem,
 )
 from distpro_cli.tasks.images.listing import (
+    Names,
     Sieve,
     classes_of,
     folders_of,
@@ -163,7 +164,7 @@ def _explaining(place: Path, sieve: Sieve) -> Iterator[None]:
 class FolderSource(Source):
     """Images as files of their own, below the folder that is the place."""
 
-    paths: tuple[str, ...]
+    paths: Sequence[str]
 
     @override
     def read(self, index: int) -> Pixels:
@@ -196,7 +197,7 @@ def _open_images(place: Path, sieve: Sieve) -> Source:
     paths = [path for path in _walk(place, "") if sieve.takes(path)]
     paths.sort(key=lambda path: (natural_key(path), path))
     fields = _fields(str(place), [(folders_of(path) or ("",))[0] for path in paths], sieve)
-    return FolderSource(str(place), paths=tuple(f"{place}/{path}" for path in paths), **fields)
+    return FolderSource(str(place), paths=Names(f"{place}/{path}" for path in paths), **fields)
 
 
 def _walk(folder: Path, below: str) -> Iterator[str]:

@@ -6,7 +6,9 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import overload
 
+import numpy as np
 from PIL import Image
 
 from distpro_cli.errors import DistproError
@@ -22,6 +24,32 @@ def image_endings() -> frozenset[str]:
     Image.preinit()  # formats are tried in the order of their loading; with the usual ones last a JPEG takes 1.4 ×
     endings = Image.registered_extensions()
     return frozenset(end for end, kind in endings.items() if kind in Image.OPEN and kind not in _UNREADABLE)
+
+
+class Names(Sequence[str]):
+    """Texts in one buffer: forked processes share it, while every text of a tuple that one looks at is copied for it.
+
+    Args:
+        names: The texts.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        packed = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([0, *map(len, packed)], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Names: ...
+    def __getitem__(self, index: int | slice) -> str | Names:
+        if isinstance(index, slice):
+            return Names(self[number] for number in range(*index.indices(len(self))))
+        place = range(len(self))[index]
+        return self._bytes[self._ends[place] : self._ends[place + 1]].tobytes().decode("utf-8", "surrogateescape")
 
 
 class Sieve:
