@@ -111,6 +111,18 @@ def determinism_kept() -> Iterator[None]:
         filling.fill_uninitialized_memory = filled
 
 
+@contextmanager
+def explaining_determinism() -> Iterator[None]:
+    """Says of an operation that has no deterministic kernel what to do about it."""
+    try:
+        yield
+    except RuntimeError as error:
+        name, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise DistproError(f"deterministic: {name} has no kernel that is; set deterministic=false") from error
+
+
 def check_open_files(workers: int) -> None:
     """Raises this process's own limit on open files where it is low and may be raised.
 

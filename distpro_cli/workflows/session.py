@@ -25,7 +25,14 @@ from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.identity import Identity
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.task import Batch, Sizes, Task, find_task, map_tensors
-from distpro_cli.training.device import autocast, check_open_files, choose_device, determinism_kept, set_determinism
+from distpro_cli.training.device import (
+    autocast,
+    check_open_files,
+    choose_device,
+    determinism_kept,
+    explaining_determinism,
+    set_determinism,
+)
 from distpro_cli.training.loop import Plan, Progress, Trainer
 from distpro_cli.training.optimiser import make_optimizer, make_schedule
 from distpro_cli.training.prefetch import SideStream, on_device
@@ -224,7 +231,7 @@ class Session:
         batches = self.data.test_batches()
         if (stream := self._side_stream()) is not None:
             batches = on_device(enumerate(batches), with_images, stream)
-        with torch.no_grad(), autocast(self.device, self.recipe.precision):
+        with explaining_determinism(), torch.no_grad(), autocast(self.device, self.recipe.precision):
             return self.task.evaluate(forward, batches)
 
     def total_steps(self, training: Training) -> int:
