@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distpro_cli.pathways.precision import without_autocast
-from distpro_cli.pathways.resize import pooling_matrix
+from distpro_cli.pathways.resize import kept, pooling_matrix
 
 POOL_SIZES = (4, 2, 1)
 
@@ -118,7 +118,7 @@ def _divides(map_bchw: Tensor, size: int) -> bool:
 
 
 def _unequal_pools(difference: Tensor, sizes: list[int]) -> list[Tensor]:
-    matrix = _pool_matrix(difference, sizes)
+    matrix = kept(_pool_matrix, difference, *difference.shape[2:], *sizes)
     counts = [size * size for size in sizes]
     if _is_channels_last(difference):
         cells_bpc = difference.permute(0, 2, 3, 1).flatten(1, 2)
@@ -130,7 +130,7 @@ def _unequal_pools(difference: Tensor, sizes: list[int]) -> list[Tensor]:
 
 
 def _unequal_gradient(difference: Tensor, pools: list[Tensor], weights: list[float]) -> Tensor:
-    matrix = _pool_matrix(difference, [pool.shape[2] for pool in pools])
+    matrix = kept(_pool_matrix, difference, *difference.shape[2:], *(pool.shape[2] for pool in pools))
     scaled = [pool.flatten(2) * (w / pool.numel()) for pool, w in zip(pools, weights, strict=True)]
     pulls_bcp = torch.cat(scaled, 2)
     if _is_channels_last(difference):
@@ -139,10 +139,10 @@ def _unequal_gradient(difference: Tensor, pools: list[Tensor], weights: list[flo
     return (pulls_bcp @ matrix).view(difference.shape)
 
 
-def _pool_matrix(difference: Tensor, sizes: list[int]) -> Tensor:
+def _pool_matrix(height: int, width: int, *sizes_and_device: Any) -> Tensor:
     """Returns the pools of all sizes, one after the other, as averages over the cells: [pools, H · W]."""
-    height, width = difference.shape[2:]
-    axes = [(pooling_matrix(height, s, difference.device), pooling_matrix(width, s, difference.device)) for s in sizes]
+    *sizes, device = sizes_and_device
+    axes = [(pooling_matrix(height, size, device), pooling_matrix(width, size, device)) for size in sizes]
     return torch.cat([torch.kron(rows, columns) for rows, columns in axes])
 
 

@@ -5,11 +5,13 @@ Shape legend: b images, c channels, h height, w width; sizes are (height, width)
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from distpro_cli.pathways.precision import without_autocast
 
@@ -44,8 +46,8 @@ def spread(pooled_bchw: Tensor, size: Size) -> Tensor:
     Returns:
         [B, C, *size], float32.
     """
-    rows = pooling_matrix(size[0], pooled_bchw.shape[2], pooled_bchw.device)
-    columns = pooling_matrix(size[1], pooled_bchw.shape[3], pooled_bchw.device)
+    rows = kept(pooling_matrix, pooled_bchw, size[0], pooled_bchw.shape[2])
+    columns = kept(pooling_matrix, pooled_bchw, size[1], pooled_bchw.shape[3])
     # A matrix on the right makes one large product, on the left a small one for every image and channel.
     return ((pooled_bchw.float() @ columns).transpose(2, 3) @ rows).transpose(2, 3)
 
@@ -57,6 +59,19 @@ def pooling_matrix(cells: int, pools: int, device: torch.device) -> Tensor:
     start, end = pool * cells // pools, -(-(pool + 1) * cells // pools)
     inside = ((cell >= start) & (cell < end)).float()
     return inside / (end - start)
+
+
+def kept(make: Callable[..., Tensor], like: Tensor, *sizes: int) -> Tensor:
+    """Returns `make(*sizes, device)` on the device of `like`, made once; not to be written to.
+
+    Tensors without values (those that estimate memory) are neither kept nor given what was.
+    """
+    return _kept(make, *sizes, like.device) if type(like) in (Tensor, nn.Parameter) else make(*sizes, like.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept(make: Callable[..., Tensor], *given: Any) -> Tensor:
+    return make(*given)
 
 
 class _AdaptivePool(torch.autograd.Function):

@@ -19,7 +19,7 @@ from timm.optim import SGDW, AdamWLegacy, Lamb, Lion
 from torch import Tensor, nn
 
 from distpro_cli.training.optimiser import learning_rate
-from distpro_cli.training.step import Distiller
+from distpro_cli.training.step import Distiller, clones
 
 
 @dataclass(frozen=True)
@@ -273,11 +273,12 @@ class Update:
 
     def __init__(self, distiller: Distiller, blocks: Sequence[Tensor]) -> None:
         self.optimizer, self.student = distiller.optimizer, distiller.student_parameters
-        self.before = [p.detach().clone() for p in (*self.student, *blocks)]
+        self.before = clones([*self.student, *blocks])
         self.limit = largest_norm(self.optimizer, distiller.clip_grad)
         kept = self.student if self.limit is None else [*self.student, *blocks]
         # Copies, because torch's Nesterov SGD may add the momentum to the gradients themselves.
-        self.gradients = [None if p.grad is None else p.grad.clone() for p in kept]
+        copies = iter(clones([p.grad for p in kept if p.grad is not None]))
+        self.gradients = [None if p.grad is None else next(copies) for p in kept]
         if self.limit is not None:
             self.norm = nn.utils.get_total_norm([p.grad for p in distiller.trained_parameters if p.grad is not None])
 

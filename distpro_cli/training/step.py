@@ -404,10 +404,27 @@ def active_pathways(weights: Sequence[float] | Tensor) -> list[int]:
 def unmoved_buffers(module: nn.Module) -> Iterator[None]:
     """Keeps every buffer of `module` (BatchNorm's running statistics) unchanged by what runs inside."""
     buffers = list(module.buffers())
-    before = [buffer.detach().clone() for buffer in buffers]
+    before = clones(buffers)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, saved in zip(buffers, before, strict=True):
-                buffer.copy_(saved)
+        copy_into(buffers, before)
+
+
+def clones(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns copies without graph, made by one kernel per type and not one per tensor."""
+    made = [torch.empty_like(tensor) for tensor in tensors]
+    copy_into(made, tensors)
+    return made
+
+
+def copy_into(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copies values into tensors of the same types, those of one type together."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for tensor, value in zip(tensors, values, strict=True):
+        group = groups.setdefault(tensor.dtype, ([], []))
+        group[0].append(tensor)
+        group[1].append(value)
+    with torch.no_grad():
+        for group in groups.values():
+            torch._foreach_copy_(*group)

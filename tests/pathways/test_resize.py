@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from distpro_cli.pathways.resize import grow, pooling_matrix, shrink, spread
+from distpro_cli.pathways.resize import grow, kept, pooling_matrix, shrink, spread
 
 SIZES = [((8, 8), (4, 4)), ((7, 7), (4, 4)), ((9, 4), (5, 3)), ((6, 5), (1, 1)), ((5, 5), (5, 5))]
 
@@ -36,3 +37,20 @@ def test_pooling_matrix_is_adaptive_pooling_along_one_axis(cells: int, pools: in
     matrix = pooling_matrix(cells, pools, values.device)
     assert torch.allclose(values @ matrix.T, F.adaptive_avg_pool1d(values, pools), atol=1e-6)
     assert spread(torch.ones(1, 1, pools, pools), (cells, cells)).sum().item() == pytest.approx(pools**2, rel=1e-5)
+
+
+def test_matrices_are_made_once_and_never_without_values() -> None:
+    made: list[tuple[int, int]] = []
+
+    def make(cells: int, pools: int, device: torch.device) -> torch.Tensor:
+        made.append((cells, pools))
+        return pooling_matrix(cells, pools, device)
+
+    like = torch.ones(1)
+    with FakeTensorMode() as mode:
+        assert type(kept(make, mode.from_tensor(like), 7, 3)) is not torch.Tensor
+    first = kept(make, like, 7, 3)
+    assert type(first) is torch.Tensor and kept(make, like, 7, 3) is first
+    with mode:
+        assert kept(make, mode.from_tensor(like), 7, 3) is not first
+    assert made == [(7, 3)] * 3

@@ -22,7 +22,16 @@ from distpro_cli.training.hypergradients.base import (
 )
 from distpro_cli.training.optimiser import learning_rate
 from distpro_cli.training.pull_back import PulledBack, Update, largest_norm
-from distpro_cli.training.step import Distiller, PathwayGradients, Starts, StepLosses, joined, unmoved_buffers
+from distpro_cli.training.step import (
+    Distiller,
+    PathwayGradients,
+    Starts,
+    StepLosses,
+    clones,
+    copy_into,
+    joined,
+    unmoved_buffers,
+)
 
 
 class Differentiated(NamedTuple):
@@ -105,19 +114,19 @@ class CheapHypergradient(Hypergradient):
         distiller = self.distiller
         moved = [*distiller.student_parameters, *distiller.pathways.shared.parameters()]
         shift = shift_along(direction, self.shift_length)
-        after = [p.detach().clone() for p in moved]
+        after = clones(moved)
         with (
             torch.no_grad(),
             full_float32(),
             unmoved_buffers(distiller.student),
             unmoved_buffers(distiller.pathways.shared),
         ):
-            torch._foreach_copy_(moved, before)
+            copy_into(moved, before)
             if starts is None:
                 starts = self._starts(inner, step)
             torch._foreach_add_(moved[: len(direction)], torch._foreach_mul(direction, shift))
             shifted = self._starts(inner, step)
-            torch._foreach_copy_(moved, after)
+            copy_into(moved, after)
         # Taken out one by one, so that no third tensor of the whole batch stands beside every two.
         return {start: shifted.pop(start) - starts.pop(start) for start in [*shifted]}, shift
 
