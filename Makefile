@@ -18,6 +18,7 @@ bench:
 	python benchmarks/step_cost.py
 	python benchmarks/dropping.py
 	python benchmarks/memory.py
+	python benchmarks/loader.py
 
 # Mutated files and killed runs, about an hour; the tests hold a short form.
 soak:
