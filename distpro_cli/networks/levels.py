@@ -18,6 +18,7 @@ from distpro_cli.errors import DistproError
 from distpro_cli.image_size import ImageSize, Size, height_width, longer_side
 from distpro_cli.networks.activations import Point
 from distpro_cli.networks.channels import COLOUR, GREY, as_grey
+from distpro_cli.networks.compiled import without_compiling
 from distpro_cli.networks.dry_run import (
     channels_last,
     describe,
@@ -166,10 +167,10 @@ class TappedNetwork(nn.Module):
         return self
 
     def released(self) -> nn.Module:
-        """Takes the taps off and returns the network itself, in eval mode; its levels cannot be seen any more."""
+        """Takes taps and compilation off and returns the network itself, in eval mode; no level can be seen any more."""
         for tap in self._taps:
             tap.remove()
-        return self.model.eval()
+        return without_compiling(self.model).eval()
 
     def forward(
         self,

@@ -298,6 +298,11 @@ class Recipe(Model):
     seed: Seed = Field(0, description="seed of everything random except the data split")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
     channels_last: bool = Field(True, description="memory format of images and networks")
+    compile: bool = Field(
+        False,
+        description="whether the parts of both networks between the levels that are tapped are compiled "
+        "(torch.compile): fewer and larger kernels, minutes of waiting at first, and other rounding",
+    )
     deterministic: bool | None = Field(
         None,
         description="whether only kernels that give the same bits every time are used, and an operation without one is "

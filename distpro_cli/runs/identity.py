@@ -119,6 +119,7 @@ class Identity:
             "task": _named(recipe.task),
             "precision": recipe.precision,
             "channels_last": recipe.channels_last,
+            **({"compile": True} if recipe.compile else {}),
             "data": _data(recipe.data, FREE["data"]),
             "images": self.data,
             "student": _network(recipe.student),

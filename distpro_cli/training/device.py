@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from distpro_cli.errors import DistproError
+from distpro_cli.errors import DistproError, first_line
 
 _MANY_FILES = 4096
 _FILES, _FILES_OF_A_WORKER = 16, 16
@@ -112,11 +112,13 @@ def determinism_kept() -> Iterator[None]:
 
 
 @contextmanager
-def explaining_determinism() -> Iterator[None]:
-    """Says of an operation that has no deterministic kernel what to do about it."""
+def explaining_kernels() -> Iterator[None]:
+    """Says what to do about an operation that has no deterministic kernel, and about networks that do not compile."""
     try:
         yield
     except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise DistproError(f"compile: torch cannot do it here ({first_line(error)}); set compile=false") from error
         name, found, _ = str(error).partition(" does not have a deterministic implementation")
         if not found:
             raise

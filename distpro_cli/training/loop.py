@@ -23,7 +23,7 @@ from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.metrics import MetricsFile
 from distpro_cli.runs.signals import Interrupted
 from distpro_cli.tasks.task import Batch
-from distpro_cli.training.device import DeviceClock, explaining_determinism
+from distpro_cli.training.device import DeviceClock, explaining_kernels
 from distpro_cli.training.optimiser import learning_rate
 from distpro_cli.training.step import StepLosses
 from distpro_cli.training.weights import Batches, Weights
@@ -145,7 +145,7 @@ class Trainer:
         step = self.progress.step
         self.schedule.step_update(step)
         self.stepper.student.train()
-        with _explaining_steps(f"{self.plan.network}: step {step}"), explaining_determinism(), self._clock:
+        with _explaining_steps(f"{self.plan.network}: step {step}"), explaining_kernels(), self._clock:
             losses, outer_losses = self.weights.step(batch, step)
         self.progress.step += 1
         self._unchecked.append((step, losses, outer_losses))

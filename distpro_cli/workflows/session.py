@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distpro_cli.errors import DistproError
 from distpro_cli.files import expand_path
 from distpro_cli.networks.build import build_network
+from distpro_cli.networks.compiled import compile_between_taps
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.weights import save_weights, weights_metadata
 from distpro_cli.randomness import derived_seed
@@ -30,7 +31,7 @@ from distpro_cli.training.device import (
     check_open_files,
     choose_device,
     determinism_kept,
-    explaining_determinism,
+    explaining_kernels,
     set_determinism,
 )
 from distpro_cli.training.loop import Plan, Progress, Trainer
@@ -231,7 +232,7 @@ class Session:
         batches = self.data.test_batches()
         if (stream := self._side_stream()) is not None:
             batches = on_device(enumerate(batches), with_images, stream)
-        with explaining_determinism(), torch.no_grad(), autocast(self.device, self.recipe.precision):
+        with explaining_kernels(), torch.no_grad(), autocast(self.device, self.recipe.precision):
             return self.task.evaluate(forward, batches)
 
     def total_steps(self, training: Training) -> int:
@@ -240,11 +241,17 @@ class Session:
 
     def stepper(self, trained: Solo, training: Training) -> Stepper:
         """Makes the steps of a network that is trained alone."""
+        self._compile(trained.student)
         return make_stepper(self.recipe, trained, training, self.device)
 
     def distiller(self, pair: Pair, training: Training) -> Distiller:
         """Makes the steps of a pair."""
+        self._compile(pair.teacher, pair.student)
         return make_distiller(self.recipe, pair, training, self.device)
+
+    def _compile(self, *networks: TappedNetwork) -> None:
+        for network in networks if self.recipe.compile else ():
+            compile_between_taps(network.model)
 
     def train(
         self,

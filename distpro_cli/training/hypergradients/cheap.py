@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from distpro_cli.networks.compiled import as_written, is_compiled
 from distpro_cli.registry import positive_number, yes_or_no
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import full_float32, rounds_float32
@@ -90,8 +91,9 @@ class CheapHypergradient(Hypergradient):
         """Takes the step, and runs the student once more a little along u."""
         distiller, start_of = self.distiller, self.distiller.pathways.start_of
         gradients = PathwayGradients(torch.bfloat16 if self.keep_bfloat16 else None)
-        rounded = distiller.precision != "float32" or rounds_float32(distiller.device)
-        # The difference of two rounded forwards has no digits left, so then both ends are run in full float32.
+        rounded = distiller.precision != "float32" or rounds_float32(distiller.device) or is_compiled(distiller.student)
+        # The difference of two rounded forwards has no digits left, so then both ends are run in full float32. Compiled
+        # ones round each in its own way, so then both are run as they are written.
         starts: Starts | None = None if rounded else {}
         losses = distiller.backward(inner, weights_k, step, gradients, starts=starts)
         own_k = self._own_products(weights_k)
@@ -118,6 +120,7 @@ class CheapHypergradient(Hypergradient):
         with (
             torch.no_grad(),
             full_float32(),
+            as_written(distiller.student),
             unmoved_buffers(distiller.student),
             unmoved_buffers(distiller.pathways.shared),
         ):
