@@ -11,9 +11,10 @@ median of the ratios of neighbours.
 | --- | --- |
 | images_per_second_N, timm_images_per_second_N | with N workers |
 | loader_over_timm_N | their ratio; loader_over_timm is the least of them (target: ≥ 1) |
-| main_process_share_N | CPU time that the main process spends on getting batches (orders, messages), over the time |
-|  | that passed, with N ≥ 1 workers; main_process_share is the largest (target: ≤ 0.1) |
-| converting_share_N | likewise, on making normalised floats of them, which on a GPU is the GPU's work |
+| main_process_share_N | CPU time that the main process spends on getting an image (orders, messages), over an N-th of |
+|  | what the workers spend on it: its share of the time if each of them had a core, however busy the machine is |
+| main_process_share | the largest of them (target: ≤ 0.1) |
+| converting_share_N | likewise, on making normalised floats of it, which on a GPU is the GPU's work |
 
 Without `--data` it draws photographs of its own: smooth colours, edges and grain, so that they compress as pictures do.
 """
@@ -24,6 +25,7 @@ import argparse
 import gc
 import json
 import platform
+import resource
 import statistics
 import sys
 import tempfile
@@ -133,18 +135,25 @@ Loader = Callable[[Setting, int, list[float]], Iterator[int]]
 
 
 def run(loader: Loader, setting: Setting, workers: int) -> tuple[float, list[float]]:
-    """Returns images a second, and the main process's CPU times over the time that passed."""
+    """Returns images a second, and the main process's CPU times over the time that the workers need."""
     gc.collect()
-    busy = [0.0, 0.0]
+    busy, before = [0.0, 0.0], _seconds_of_ended()
     batches = loader(setting, workers, busy)
-    next(batches)
+    first = next(batches)
     busy[:] = 0.0, 0.0
     started = time.perf_counter()
     images = sum(batches)
     if setting.device.type == "cuda":
         torch.cuda.synchronize(setting.device)
     passed = time.perf_counter() - started
-    return images / passed, [seconds / passed for seconds in busy]
+    of_an_image = (_seconds_of_ended() - before) / (first + images) / max(workers, 1)
+    return images / passed, [seconds / images / of_an_image if of_an_image else 0.0 for seconds in busy]
+
+
+def _seconds_of_ended() -> float:
+    """Returns the CPU seconds of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def measure(setting: Setting, workers: list[int], repetitions: int) -> dict[str, Any]:

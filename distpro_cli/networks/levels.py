@@ -167,7 +167,7 @@ class TappedNetwork(nn.Module):
         return self
 
     def released(self) -> nn.Module:
-        """Takes taps and compilation off and returns the network itself, in eval mode; no level can be seen any more."""
+        """Takes taps and compilation off and returns the network itself, in eval mode; levels are seen no more."""
         for tap in self._taps:
             tap.remove()
         return without_compiling(self.model).eval()
