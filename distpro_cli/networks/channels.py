@@ -59,10 +59,16 @@ def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 def as_grey(images_bchw: Tensor) -> Tensor:
     """Returns images [B, 3, H, W] as grey ones [B, 1, H, W]; those that are grey already keep their values."""
-    return (images_bchw * _luma(images_bchw.device, images_bchw.dtype)).sum(1, keepdim=True)
+    # Images without values, which estimate memory, take none that has them, and leave none behind.
+    luma = _kept_luma if type(images_bchw) is Tensor else _luma
+    return (images_bchw * luma(images_bchw.device, images_bchw.dtype)).sum(1, keepdim=True)
+
+
+def _luma(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(LUMA, device=device, dtype=dtype).reshape(1, -1, 1, 1)
 
 
 @functools.cache
-def _luma(device: torch.device, dtype: torch.dtype) -> Tensor:
+def _kept_luma(device: torch.device, dtype: torch.dtype) -> Tensor:
     """Returns the weights of the channels [1, 3, 1, 1], copied to a device once: every copy makes it wait."""
-    return torch.tensor(LUMA, device=device, dtype=dtype).reshape(1, -1, 1, 1)
+    return _luma(device, dtype)
