@@ -36,8 +36,9 @@ def compile_between_taps(model: nn.Module) -> int:
     import torch._functorch.config
 
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, MOST_FORMS)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * MOST_FORMS)
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # the latter in torch 2.6
+    for name, least in ((limit, MOST_FORMS), (f"accumulated_{limit}", 4 * MOST_FORMS)):
+        setattr(config, name, max(getattr(config, name), least))
     torch._functorch.config.donated_buffer = False  # a graph may be gone through several times
     # Torch's own code asks a feature for its gradient.
     warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distpro_cli.tasks.images import workers as workers_module
 from distpro_cli.tasks.images.data import ImageData
 from distpro_cli.tasks.images.handover import SMALL_BYTES
 from distpro_cli.tasks.images.listing import Names
@@ -88,6 +89,13 @@ def test_memory_is_used_again() -> None:
             numbers = set(process.seen._slots)
         elif job == 58:
             assert set(process.seen._slots) == numbers
+
+
+def test_without_slots_torch_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "HAS_SLOTS", False)
+    for job, (batch, others) in enumerate(Workers(1).stream(filled, range(3))):
+        assert torch.equal(batch, filled(job)[0]) and torch.equal(others["large"][0], filled(job)[1]["large"][0])
+    assert not children()
 
 
 def test_streams_share_processes_and_the_last_one_ends_them() -> None:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterable
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SMALL_BYTES = 1 << 14  # tensors up to here travel in the message itself
-HAS_SLOTS = hasattr(os, "memfd_create")
+_DESCRIPTORS = Path("/proc/self/fd")
+HAS_SLOTS = hasattr(os, "memfd_create") and _DESCRIPTORS.is_dir()
 
 
 class Slots:
@@ -160,6 +162,6 @@ class _Unpickler(pickle.Unpickler):
 
 def _mapped(descriptor: int, num_bytes: int) -> NDArray[np.uint8]:
     """Returns the memory behind a descriptor, which may then be closed; Python's own mmap would keep it open."""
-    tensor = torch.from_file(f"/proc/self/fd/{descriptor}", shared=True, size=num_bytes, dtype=torch.uint8)
+    tensor = torch.from_file(str(_DESCRIPTORS / str(descriptor)), shared=True, size=num_bytes, dtype=torch.uint8)
     mapped: NDArray[np.uint8] = tensor.numpy()
     return mapped
