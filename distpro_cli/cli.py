@@ -22,6 +22,7 @@ from distpro_cli.commands.search import search
 from distpro_cli.commands.train import train
 from distpro_cli.commands.transfer import transfer
 from distpro_cli.errors import DistproError, escaped, first_line
+from distpro_cli.world import joined
 
 _TOO_MANY_FILES = "too many open files"
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
@@ -61,10 +62,11 @@ def _run(given: list[str]) -> int:
         print(f"distpro {version('distpro-cli')}")
         return DONE
     try:
-        status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
-        sys.stdout.flush()  # here, since a failure at the interpreter's exit could not be reported
-        if status == INTERRUPTED:  # so does typer answer a KeyboardInterrupt
-            _tell("interrupted")
+        with joined():
+            status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
+            sys.stdout.flush()  # here, since a failure at the interpreter's exit could not be reported
+            if status == INTERRUPTED:  # so does typer answer a KeyboardInterrupt
+                raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         _tell("interrupted")
         status = INTERRUPTED

@@ -298,6 +298,11 @@ class Recipe(Model):
     seed: Seed = Field(0, description="seed of everything random except the data split")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
     channels_last: bool = Field(True, description="memory format of images and networks")
+    sync_batch_norm: bool = Field(
+        False,
+        description="on many ranks (torchrun): BatchNorm takes mean and variance over the images of all of them, not "
+        "of each one's own; on CUDA only",
+    )
     checkpoint_seconds: PositiveNumber = Field(
         300.0, description="longest time between two checkpoints; one is also written after every epoch"
     )
