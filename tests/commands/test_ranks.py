@@ -1,0 +1,149 @@
+"""Many ranks through the command line: the run of one process, stopped and resumed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distpro_cli.process.file import load_process
+from tests.conftest import Run
+from tests.ranks import fork_ranks
+from tests.soak import run_command
+
+VIT = "name: vit_tiny_patch16_224, options: {patch_size: 4, embed_dim: 12, depth: 2, num_heads: 2}"
+RECIPE = f"""\
+data: {{name: digits, image_size: 16, train_images: 100, test_images: 300, workers: 0, augment: {{crop: none}}}}
+teacher: {{{VIT}, train: {{epochs: 1, batch_size: 20}}}}
+student: {{{VIT}}}
+pathways: [{{connections: lower, transform: linear, distance: mse}}]
+search: {{epochs: 3, interval: 1, outer_batch_size: 8, hypergradient: stopping.py:Stopping}}
+distill: {{epochs: 2, batch_size: 16, mixup: 0.2, optimizer: {{lr: 0.02}}}}
+"""
+MADE = ("p.safetensors", "run/student.safetensors", "run/metrics.jsonl")
+SEARCH = ("search", "vit.yaml", "-o", "p.safetensors", "--run-dir", "run")
+
+
+def start_folder(path: Path) -> Path:
+    path.mkdir()
+    (path / "vit.yaml").write_text(RECIPE)
+    shutil.copy(Path(__file__).parent.parent / "toys" / "stopping.py", path)
+    return path
+
+
+def on_ranks(folder: Path, *arguments: str, size: int = 2, **environment: str) -> tuple[list[int], str]:
+    """Runs the command line on forked ranks; returns exit statuses, and what all of them said on stderr."""
+    import os
+
+    def work() -> int:
+        os.chdir(folder)
+        status, out, errors = run_command(*arguments)
+        (folder / f"errors-{os.environ['RANK']}").write_text(errors)
+        assert not out or os.environ["RANK"] == "0"
+        return status
+
+    statuses = fork_ranks(size, work, {"DISTPRO_CACHE": str(folder.parent / "cache"), **environment})
+    return statuses, "".join(path.read_text() for path in sorted(folder.glob("errors-*")))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search on two ranks that nothing stopped, with its teacher."""
+    folder = start_folder(tmp_path_factory.mktemp("ranks") / "whole")
+    statuses, errors = on_ranks(folder, *SEARCH)
+    assert statuses == [0, 0], errors
+    assert errors.count("search: 15 steps") == errors.count("teacher vit_tiny_patch16_224: 5 steps") == 1
+    return folder
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    for name in MADE:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_search_on_ranks_is_that_of_one_process(
+    whole: Path, tmp_path: Path, distpro: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = start_folder(tmp_path / "alone")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DISTPRO_CACHE", str(folder / "cache"))
+    assert distpro(*SEARCH, "-q").status == 0
+    alone, found = load_process(folder / "p.safetensors"), load_process(whole / "p.safetensors")
+    np.testing.assert_allclose(found.alpha, alone.alpha, atol=0.02)
+    np.testing.assert_allclose(found.weights, alone.weights, rtol=0.02)
+    assert np.ptp(alone.alpha) > 0.3
+    rows = [[json.loads(line) for line in (path / "run/metrics.jsonl").open()] for path in (folder, whole)]
+    assert len(rows[0]) == len(rows[1])
+    for one, other in zip(*rows, strict=True):
+        assert one.keys() == other.keys()
+        for key in ("task", "train_top1", "outer_task", "test_top1", "test_loss", "test_images"):
+            assert other.get(key) == pytest.approx(one.get(key), rel=1e-3), key
+
+
+def test_a_signal_to_one_rank_stops_all_and_the_run_resumes(whole: Path) -> None:
+    folder = start_folder(whole.parent / "interrupted")
+    statuses, errors = on_ranks(folder, *SEARCH, "-q", STOPS_BY=str(int(signal.SIGTERM)))
+    assert statuses == [130, 130]
+    assert errors.count("interrupted; resume with: torchrun --nproc-per-node 2 -m distpro_cli") == 1
+    assert (folder / "run/checkpoint.pt").exists() and not (folder / "p.safetensors").exists()
+    assert on_ranks(folder, *SEARCH, "-q", "--resume") == ([0, 0], "")
+    assert_same(folder, whole)
+
+
+def test_a_group_that_lost_a_rank_is_started_again_by_torchrun(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = start_folder(whole.parent / "killed")
+    monkeypatch.setenv("STOPS_BY", str(int(signal.SIGKILL)))
+    monkeypatch.setenv("DISTPRO_CACHE", str(whole.parent / "cache"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    result = subprocess.run(
+        [*torchrun, "-m", "distpro_cli", *SEARCH, "--json", "checkpoint_seconds=0.01"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["process"] == "p.safetensors"
+    assert "resuming at step 7" in result.stderr
+    assert result.stderr.count("another rank of this run has ended, or cannot be reached") == 1
+    assert_same(folder, whole)
+
+
+def test_an_error_of_one_rank_ends_all_with_its_message(whole: Path) -> None:
+    folder = start_folder(whole.parent / "error")
+    statuses, errors = on_ranks(folder, *SEARCH, "-q", STOPS_BY="error")
+    assert statuses == [2, 2]
+    assert errors == "error: rank 1 has had enough\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*SEARCH, "distill.batch_size=15"], "a batch of 15 images cannot be shared evenly by 2 ranks; set a batch_si"),
+        ([*SEARCH, "search.outer_batch_size=7"], "a batch of 7 images cannot be shared evenly by 2 ranks"),
+        ([*SEARCH, "data.train_images=9", "search.outer=train"], "a batch of 9 images cannot be shared evenly"),
+        ([*SEARCH, "--device", "cuda:0"], "--device cuda:0: many ranks compute on cpu or cuda"),
+        ([*SEARCH, "distill.nothing=1"], "distill.nothing"),
+        (["compare", "vit.yaml"], "compare runs in one process; start it without torchrun"),
+    ],
+)
+def test_what_is_refused_is_said_once(whole: Path, arguments: list[str], message: str) -> None:
+    folder = whole.parent / "refused"
+    if not folder.exists():
+        start_folder(folder)
+    statuses, errors = on_ranks(folder, *arguments)
+    assert statuses == [2, 2]
+    assert errors.count(message) == 1 and errors.count("error:") == 1
+    assert not (folder / "run" / "recipe.yaml").exists()
+
+
+def test_synchronised_batch_norm_is_refused_on_the_cpu(whole: Path) -> None:
+    arguments = [*SEARCH, "sync_batch_norm=true", "--device", "cpu", "student={name: wrn_10_1}"]
+    statuses, errors = on_ranks(whole.parent / "refused", *arguments, "pathways=[{connections: same}]")
+    assert statuses == [2, 2]
+    assert errors.count("sync_batch_norm: torch's SyncBatchNorm computes on CUDA only, this run on cpu") == 1
