@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import override
 
-from distpro_cli.errors import DistproError, first_line
+from distpro_cli.errors import DistproError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,6 @@ Anything = TypeVar("Anything")
 LONGEST_WAIT = timedelta(hours=1)  # for a slower rank; one that has died is noticed at once, or ended by torchrun
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-_ERRORS = "distpro/errors"
 
 
 class World:
@@ -99,7 +98,9 @@ class Ranks(World):
         cuda = torch.cuda.is_available() and distributed.is_nccl_available()
         self._distributed = distributed
         with _explained():
-            self._store, self.rank, self.size = next(rendezvous("env://", timeout=LONGEST_WAIT))
+            store, self.rank, self.size = next(rendezvous("env://", timeout=LONGEST_WAIT))
+            # torchrun may keep one store for all its restarts, and in it the addresses of ranks that have died.
+            self._store = distributed.PrefixStore(f"distpro/{os.environ.get(_RESTARTS, 0)}", store)
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 store=self._store,
@@ -178,7 +179,7 @@ class Ranks(World):
     def tells_error(self) -> bool:
         """Says whether this rank's error is the first one; asked once."""
         try:
-            return bool(self._store.add(_ERRORS, 1) == 1)
+            return bool(self._store.add("errors", 1) == 1)
         except RuntimeError:  # whoever kept count is gone
             return True
 
@@ -236,8 +237,8 @@ def _explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise DistproError(
-            f"another rank of this run has ended, or cannot be reached ({first_line(error)}); its own message, if it "
-            "had time for one, stands above; torchrun --max-restarts N starts such a run again from its checkpoint"
+            "another rank of this run has ended, or cannot be reached; torchrun says below which one it was (--debug: "
+            "what torch says); with --max-restarts N torchrun starts such a run again from its checkpoint"
         ) from error
 
 

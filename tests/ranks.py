@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import traceback
 import warnings
 from collections.abc import Callable
@@ -11,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 from distpro_cli.world import joined
+
+NO_RANKS = not hasattr(os, "fork") or not torch.distributed.is_gloo_available()
 
 
 def fork_ranks(size: int, work: Callable[[], int | None], environment: dict[str, str] | None = None) -> list[int]:
@@ -23,9 +25,7 @@ def fork_ranks(size: int, work: Callable[[], int | None], environment: dict[str,
         work: Returns an exit status, None for 0.
         environment: Further variables.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it beside the ranks, too
     children = []
     for rank in range(size):
         with warnings.catch_warnings():
@@ -36,7 +36,8 @@ def fork_ranks(size: int, work: Callable[[], int | None], environment: dict[str,
             try:
                 torch.set_num_threads(1)
                 os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **(environment or {})}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+                os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", **(environment or {})}
                 status = work() or 0
             except BaseException:
                 traceback.print_exc()
