@@ -218,7 +218,6 @@ class SearchedWeights(MovedWeights):
     def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
         outer = self.next_outer(step)
         losses, outer_losses, hypergradient_k = self.hypergradient.step(batch, outer, weights_k, step)
-        (hypergradient_k,) = self.stepper.world.mean([hypergradient_k])
         lr = learning_rate(self.stepper.optimizer)
         if lr and not self.alpha.spec.lr_in_hypergradient:
             hypergradient_k = hypergradient_k / lr

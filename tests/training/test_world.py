@@ -36,6 +36,7 @@ from tests.ranks import NO_RANKS, results_of_ranks
 pytestmark = pytest.mark.skipif(NO_RANKS, reason="ranks are forked, and speak by Gloo")
 
 STEPS, BATCH = 12, 16
+OTHERS = ("metabalance", "cosine", "cosine-outer", "uncertainty")
 VIT = {"name": "vit_tiny_patch16_224", "options": {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2}}
 OF_TOKENS = {"connections": [[1, 1], [2, 1]], "transform": "transformer", "transform_options": {"dropout": 0.0}}
 OF_MAPS = {"connections": [[1, 1], [3, 2]], "transform": "conv1"}

@@ -48,8 +48,8 @@ class Hypergradient(ABC):
             step: Number of the step.
 
         Returns:
-            The losses of both batches, and d(outer loss)/d(weight), [K]: where many ranks share the batches, a number
-            whose mean over the ranks it is.
+            The losses of both batches, and d(outer loss)/d(weight), [K]; the same on all ranks that share the batches,
+            whose means of what depends on their own images `distiller.world` gives.
         """
 
     def observe(self, inner: Batch, step: int) -> None:

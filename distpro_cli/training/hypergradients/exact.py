@@ -44,7 +44,8 @@ class ExactHypergradient(Hypergradient):
         pulled = update.pull_back(v)
         # Where nothing clips, the direction ends with the student's parameters.
         products = [inner_product(pulled.direction, g[: len(pulled.direction)]) for g in per_pathway]
-        return losses, outer_losses, torch.stack(products) * (-lr * pulled.scale)
+        (product_k,) = distiller.world.mean([torch.stack(products)])
+        return losses, outer_losses, product_k * (-lr * pulled.scale)
 
     def _backward_part(
         self, batch: Batch, weights_k: Tensor, which: tuple[int, int, float]
