@@ -172,12 +172,12 @@ class Stepper:
         if self.world.size == 1:
             return losses
         own = [value.to(self.device, torch.promote_types(value.dtype, torch.float32)) for value in losses.tensors()]
-        changed = [*(p.grad for p in self.trained_parameters if p.grad is not None), *self._statistics()]
+        changed = [*(p.grad for p in self.trained_parameters if p.grad is not None), *self.running_statistics()]
         means = self.world.mean([*changed, *own])
         torch._foreach_copy_(changed, means[: len(changed)])
         return losses.holding(means[len(changed) :])
 
-    def _statistics(self) -> list[Tensor]:
+    def running_statistics(self) -> list[Tensor]:
         """Returns the running means and variances of what is trained."""
         norms = (m for part in self.trained.modules().values() for m in part.modules() if isinstance(m, _NormBase))
         return [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
