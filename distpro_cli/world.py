@@ -93,6 +93,7 @@ class Ranks(World):
     def __init__(self) -> None:
         import torch
         from torch import distributed
+        from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         cuda = torch.cuda.is_available() and distributed.is_nccl_available()
@@ -100,7 +101,7 @@ class Ranks(World):
         with _explained():
             store, self.rank, self.size = next(rendezvous("env://", timeout=LONGEST_WAIT))
             # torchrun may keep one store for all its restarts, and in it the addresses of ranks that have died.
-            self._store = distributed.PrefixStore(f"distpro/{os.environ.get(_RESTARTS, 0)}", store)
+            self._store = PrefixStore(f"distpro/{os.environ.get(_RESTARTS, 0)}", store)
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 store=self._store,
