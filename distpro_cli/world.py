@@ -213,7 +213,7 @@ def joined() -> Iterator[World]:
         DistproError: they cannot be reached.
     """
     global _world
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not all(name in os.environ for name in _NEEDED):
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not all(os.environ.get(name) for name in _NEEDED):
         yield _world
         return
     ranks = _world = Ranks()

@@ -27,7 +27,7 @@ def choose_device(name: str | None) -> torch.device:
         DistproError: the name is unknown, or this machine has no such device.
     """
     if current_world().size > 1:
-        name = _of_rank(name, current_world().local_rank)
+        name = device_of_rank(name, current_world().local_rank)
     if name is None or name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -47,7 +47,7 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _of_rank(name: str | None, local_rank: int) -> str:
+def device_of_rank(name: str | None, local_rank: int) -> str:
     """Returns the device of one of many ranks, where the user has named `name`."""
     if name not in (None, "auto", "cpu", "cuda"):
         raise DistproError(f"--device {name}: many ranks compute on cpu or cuda, on which each takes a GPU of its own")

@@ -23,6 +23,7 @@ from distpro_cli.tasks.classification import mix
 from distpro_cli.tasks.images.data import ImageData
 from distpro_cli.tasks.task import Batch, find_task, rows_of
 from distpro_cli.training.alpha import AlphaOptimizer, Record
+from distpro_cli.training.device import device_of_rank
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.optimiser import make_optimizer
 from distpro_cli.training.rivals import RIVALS
@@ -36,7 +37,7 @@ from tests.ranks import NO_RANKS, results_of_ranks
 pytestmark = pytest.mark.skipif(NO_RANKS, reason="ranks are forked, and speak by Gloo")
 
 STEPS, BATCH = 12, 16
-OTHERS = ("metabalance", "cosine", "cosine-outer", "uncertainty")
+OTHERS = ("metabalance", "cosine-outer", "uncertainty")
 VIT = {"name": "vit_tiny_patch16_224", "options": {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2}}
 OF_TOKENS = {"connections": [[1, 1], [2, 1]], "transform": "transformer", "transform_options": {"dropout": 0.0}}
 OF_MAPS = {"connections": [[1, 1], [3, 2]], "transform": "conv1"}
@@ -268,6 +269,32 @@ def test_images_of_ranks_are_those_of_the_whole_batch(repeats: int) -> None:
         target for rank in range(3) for batch in data.test_batches(50, part=(rank, 3)) for target in batch.targets
     ]
     assert len(tested) == data.test_size
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "expected"),
+    [
+        (None, 1, "cuda:1"),
+        ("auto", 0, "cuda:0"),
+        ("cuda", 1, "cuda:1"),
+        ("cpu", 3, "cpu"),
+        ("cuda:1", 1, "--device cuda:1: many ranks compute on cpu or cuda, on which each takes a GPU of its own"),
+        ("mps", 0, "--device mps: many ranks compute on cpu or cuda"),
+        (None, 2, r"rank 2 of this machine has no GPU, there are 2; start as many ranks \(torchrun --nproc-per-node 2"),
+    ],
+)
+def test_every_rank_has_a_gpu_of_its_own(
+    name: str | None, local_rank: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if " " in expected:
+        with pytest.raises(DistproError, match=expected):
+            device_of_rank(name, local_rank)
+    else:
+        assert device_of_rank(name, local_rank) == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of_rank(None, 5) == "cpu"
 
 
 def test_batch_norm_is_synchronised_on_cuda_alone() -> None:
