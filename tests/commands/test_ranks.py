@@ -51,7 +51,7 @@ def on_ranks(folder: Path, *arguments: str, size: int = 2, **environment: str) -
         assert not out or os.environ["RANK"] == "0"
         return status
 
-    statuses = fork_ranks(size, work, {"DISTPRO_CACHE": str(folder.parent / "cache"), **environment})
+    statuses = fork_ranks(size, work, {"DISTPRO_CACHE": str(folder.parent / "cache"), "STOPS_BY": "", **environment})
     return statuses, "".join(path.read_text() for path in sorted(folder.glob("errors-*")))
 
 

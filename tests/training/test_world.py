@@ -30,8 +30,9 @@ from distpro_cli.training.rivals import RIVALS
 from distpro_cli.training.scale import SCALES
 from distpro_cli.training.step import Distiller, Pair
 from distpro_cli.training.weights import MovedWeights, SearchedWeights
+from distpro_cli.workflows.session import Session
 from distpro_cli.world import current_world
-from tests.helpers import CPU, digits_recipe
+from tests.helpers import CONTEXT, CPU, digits_recipe
 from tests.ranks import NO_RANKS, results_of_ranks
 
 pytestmark = pytest.mark.skipif(NO_RANKS, reason="ranks are forked, and speak by Gloo")
@@ -269,6 +270,32 @@ def test_images_of_ranks_are_those_of_the_whole_batch(repeats: int) -> None:
         target for rank in range(3) for batch in data.test_batches(50, part=(rank, 3)) for target in batch.targets
     ]
     assert len(tested) == data.test_size
+
+
+def test_data_that_know_no_parts_are_cut(tmp_path: Path) -> None:
+    class Whole(ImageData):
+        def train_batches(self, batch_size, num_steps, start_step=0):  # type: ignore
+            return super().train_batches(batch_size, num_steps, start_step)
+
+        def test_batches(self):  # type: ignore
+            return super().test_batches()
+
+    def work() -> list[Any]:
+        session = Session(digits_recipe("data.train_images=40", "data.test_images=300"), CONTEXT)
+        network = session.build(session.recipe.student, "student")
+        found = []
+        for kind in (ImageData, Whole):
+            session.data = kind(session.recipe.data, session.recipe.seed)
+            batches = [[b.images_bchw, b.targets] for b in session.batches("train", 8, 3, session.task)(1)]
+            found.append([batches, session.evaluate(network)])
+        return found
+
+    ((alone, _),) = results_of_ranks(1, work, tmp_path)
+    for rank, (parts, cut) in enumerate(results_of_ranks(2, work, tmp_path)):
+        assert_same_bits([parts, cut])
+        assert parts[1] == pytest.approx(alone[1]) and parts[1]["images"] == 300
+        rows = rows_of(8, (rank, 2))
+        assert_same_bits([parts[0], [[images[rows], targets[rows]] for images, targets in alone[0]]])
 
 
 @pytest.mark.parametrize(
