@@ -122,6 +122,16 @@ def test_a_search_by_torchrun(whole: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert_same(folder, whole)
 
 
+def test_the_main_rank_decides_about_files(whole: Path) -> None:
+    statuses, errors = on_ranks(whole, *SEARCH)
+    assert statuses == [2, 2] and errors == "error: p.safetensors exists already; --force replaces it\n"
+    statuses, errors = on_ranks(whole, *SEARCH[:2], "-o", "other.safetensors", *SEARCH[4:])
+    assert statuses == [2, 2] and errors.startswith("error: run holds a run already (recipe.yaml): --resume")
+    before = [(whole / name).stat().st_mtime_ns for name in MADE]
+    assert on_ranks(whole, *SEARCH, "--resume") == ([0, 0], "")  # it is finished
+    assert before == [(whole / name).stat().st_mtime_ns for name in MADE]
+
+
 def test_an_error_of_one_rank_ends_all_with_its_message(whole: Path) -> None:
     folder = start_folder(whole.parent / "error")
     statuses, errors = on_ranks(folder, *SEARCH, "-q", STOPS_BY="error")
