@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import traceback
 import warnings
 from collections.abc import Callable
@@ -25,7 +26,9 @@ def fork_ranks(size: int, work: Callable[[], int | None], environment: dict[str,
         work: Returns an exit status, None for 0.
         environment: Further variables.
     """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it beside the ranks, too
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     children = []
     for rank in range(size):
         with warnings.catch_warnings():
@@ -36,7 +39,7 @@ def fork_ranks(size: int, work: Callable[[], int | None], environment: dict[str,
             try:
                 torch.set_num_threads(1)
                 os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", **(environment or {})}
                 status = work() or 0
             except BaseException:
@@ -44,6 +47,9 @@ def fork_ranks(size: int, work: Callable[[], int | None], environment: dict[str,
             finally:
                 os._exit(status)
         children.append(child)
+    # As torchrun's, beside the ranks; after the forks, since its thread may hold a lock that a child would wait for.
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    assert store.port == port
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 

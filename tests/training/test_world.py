@@ -50,11 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulation": {"distill": {"micro_batch_size": 3, "optimizer": {"name": "adamw", "lr": 1e-3}}, "steps": 6},
     "exact": {"search": {"hypergradient": "exact", "scale": "gradient", "interval": 3}, "steps": 6},
     "central-difference": {"search": {"hypergradient": "central-difference", "scale": "distance"}, "steps": 4},
-    **{
-        name: {"search": {"method": name, "weight": 1, "interval": 2}, "steps": 4}
-        for name in RIVALS
-        if name != "random"
-    },
+    **{name: {"search": {"method": name, "weight": 1, "interval": 2}, "steps": 4} for name in OTHERS},
 }
 
 
