@@ -1,4 +1,4 @@
-.PHONY: format lint types test bench soak zoo
+.PHONY: format lint types test bench gpu soak zoo
 
 format:
 	ruff format .
@@ -18,6 +18,10 @@ bench:
 	python benchmarks/step_cost.py
 	python benchmarks/dropping.py
 	python benchmarks/memory.py
+
+# Tests, costs and, with CIFAR10 set, all methods on all of CIFAR-10; nine minutes a call, resumes where it stopped.
+gpu:
+	python benchmarks/gpu.py --page docs/gpu.md
 
 # Mutated files and killed runs, about an hour; the tests hold a short form.
 soak:

@@ -18,9 +18,14 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+ATTEMPTS = (
+    1,
+    20,
+)  # steps that the teacher is trained; after one, averages of a deep network's BatchNorm can be useless
 SIZES = (64, 96, 128, 224, 240, 256, 384)  # of images; the first that the network takes is used
 SMALL = re.compile(r"femto|atto|pico|zepto|nano|micro|mini|tiny|small|xxs|xs|(?:^|_)[st]\d*(?:_|$)|lite|18|10t|14t|26t")
 MOST_BUILT = 12  # members of a family that are built, on the meta device, to find the smallest
@@ -31,7 +36,7 @@ GROUPS = (
 )
 RECIPE = """\
 data: {{name: digits, image_size: {size}, train_images: 4, test_images: 2, workers: 0, augment: {{crop: none}}}}
-teacher: {{name: {teacher}, train: {{epochs: 1, batch_size: 4, optimizer: {{lr: 0.001}}}}}}
+teacher: {{name: {teacher}, train: {{epochs: {steps}, batch_size: 4, optimizer: {{lr: 0.001}}}}}}
 student: {{name: {student}}}
 pathways: {group}
 distill: {{epochs: 1, batch_size: 4, optimizer: {{lr: 0.001}}}}
@@ -42,7 +47,8 @@ PAGE = """\
 `make zoo` takes the smallest member of every family (module) of timm {timm}, with random weights and default levels, \
 builds a pair with resnet18 in both roles, and runs `inspect` and one training step each, on the CPU with torch \
 {torch}. Image sizes are tried from small to large, and of the transform blocks conv1, attention and linear the first \
-that fits is taken. What to write for networks that are unlike these: [networks.md](networks.md).
+that fits is taken; where none does, the teacher is trained twenty steps first, not one. What to write \
+for networks that are unlike these: [networks.md](networks.md).
 
 {table}"""
 PARTNER = "resnet18"  # the other network of the pair
@@ -109,9 +115,9 @@ def try_family(family: str, names: Sequence[str]) -> dict[str, Any]:
         if "pathways." in result["inspect"]:  # the networks were built; another transform block is asked for
             break
     for role in ("student", "teacher"):
-        for group in GROUPS:
-            pair = (PARTNER, name) if role == "student" else (name, PARTNER)
-            _write(f"{role}.yaml", result["size"], *pair, group)
+        pair = (PARTNER, name) if role == "student" else (name, PARTNER)
+        for steps, group in product(ATTEMPTS, GROUPS):
+            _write(f"{role}.yaml", result["size"], *pair, group, steps)
             result[role] = distpro("transfer", f"{role}.yaml", "-p", "uniform", "-q", "--device", "cpu", "--force")
             result[f"{role}_transform"] = group.partition("transform: ")[2].partition(",")[0]
             if not result[role]:
@@ -122,8 +128,9 @@ def try_family(family: str, names: Sequence[str]) -> dict[str, Any]:
     return result | {"seconds": round(time.monotonic() - start, 1)}
 
 
-def _write(file: str, size: int, teacher: str, student: str, group: str) -> None:
-    Path(file).write_text(RECIPE.format(size=size, teacher=teacher, student=student, group=group), encoding="utf-8")
+def _write(file: str, size: int, teacher: str, student: str, group: str, steps: int = 1) -> None:
+    text = RECIPE.format(size=size, teacher=teacher, student=student, group=group, steps=steps)
+    Path(file).write_text(text, encoding="utf-8")
 
 
 def run_apart(family: str, seconds: float) -> dict[str, Any]:

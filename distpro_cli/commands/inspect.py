@@ -125,6 +125,7 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, picture: Picture | None, 
         recipes = [{"path": source, **report} for source, report in reports]
         several = {
             "processes": processes,
+            **_likeness(targets),
             **({"recipes": recipes} if recipes else {}),
             **({"fits": fits} if fits else {}),
         }
@@ -200,6 +201,15 @@ def _summaries(targets: Targets, marks: Marks, *, listed: bool) -> list[dict[str
 
             found[-1]["about"] = about(process, targets.files.get(label))
     return found
+
+
+def _likeness(targets: Targets) -> dict[str, Any]:
+    """Returns how alike several processes are, each with each, in the order in which they are listed."""
+    if len(targets.sound) < 2 or len(targets.sound) < len(targets.processes):
+        return {}
+    from distpro_cli.process.likeness import likenesses
+
+    return {"likeness": likenesses([process for _, process in targets.sound])}
 
 
 def _recipe_report(source: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def fitting_weights(
     if not head:
         found = {name: tensor for name, tensor in found.items() if name in expected}
         new_head = new_head and bool(stated_classifiers(model))
-    _check_finite(found, source)
+    _check_finite(found, expected, source)
     heads = head_names(model)
     unfit = _unfit(expected, found)
     if new_head and unfit and unfit <= heads:
@@ -216,17 +216,25 @@ def _without_prefix(found: dict[str, Tensor], expected: Mapping[str, Tensor]) ->
     return under(max(sorted(prefixes), key=matches))  # of equals, the student rather than the teacher
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors that hold NaN or an infinity; a device is waited for once."""
-    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+def not_finite(tensors: Mapping[str, Tensor], unbounded: Collection[str] = ()) -> list[str]:
+    """Returns the names of the tensors that hold NaN or an infinity; a device is waited for once.
+
+    Those that are `unbounded` may hold infinities.
+    """
+    floating = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floating:
         return []
-    finite = torch.stack([tensor.detach().isfinite().all() for tensor in floating.values()]).tolist()
-    return [name for name, is_finite in zip(floating, finite, strict=True) if not is_finite]
+    fine = [~t.isnan().any() if name in unbounded else t.isfinite().all() for name, t in floating.items()]
+    return [name for name, is_fine in zip(floating, torch.stack(fine).tolist(), strict=True) if not is_fine]
 
 
-def _check_finite(found: Mapping[str, Tensor], source: Path) -> None:
-    if wrong := not_finite(found):
+def unbounded_tensors(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Returns the names of the tensors that hold an infinity and no NaN, as limits of a network do that clips."""
+    return set(not_finite(tensors)) - set(not_finite(tensors, tensors))
+
+
+def _check_finite(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
+    if wrong := not_finite(found, unbounded_tensors(expected)):
         raise DistproError(
             f"weights {source}: {len(wrong)} of {len(found)} tensors hold NaN or infinity ({_some(wrong)}), so the "
             "network that they are of has diverged; take other weights"

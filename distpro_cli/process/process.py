@@ -100,6 +100,10 @@ class Process:
         """Weights in units of the scale, [T, K]: what pathways are compared by. Without a scale, the weights."""
         return self.weights if self.scale is None else self.weights / self.scale.astype(np.float64)
 
+    def in_units(self) -> Process:
+        """Returns the same process with weights in units of the scale, and no scale; itself where it has none."""
+        return self if self.scale is None else replace(self, weights=self.scaled_weights, scale=None)
+
     @property
     def mean(self) -> NDArray[np.float64]:
         """Mean weight of every pathway over time (trapezoid, exact for the interpolated weights); [K]."""

@@ -26,11 +26,11 @@ from distpro_cli.recipe.base import (
 from distpro_cli.recipe.data import Augmentation, Data, check_normalization
 from distpro_cli.recipe.scheme_names import SearchMethod
 from distpro_cli.recipe.schemes import Schemes
-from distpro_cli.recipe.training import Optimizer, Schedule, Training
+from distpro_cli.recipe.training import Distillation, Optimizer, Schedule, Training
 
 __all__ = [
-    "Augmentation", "Data", "Network", "Optimizer", "PathwayGroup", "Recipe", "Schedule", "Schemes", "Search",
-    "Student", "Teacher", "Training",
+    "Augmentation", "Data", "Distillation", "Network", "Optimizer", "PathwayGroup", "Recipe", "Schedule", "Schemes",
+    "Search", "Student", "Teacher", "Training",
 ]  # fmt: skip
 
 # Of search.interval where a recipe leaves it out.
@@ -317,7 +317,7 @@ class Recipe(Model):
     )
     search: Search = Field(Search(), description="how the process is searched")
     schemes: Schemes = Field(Schemes(), description="settings of the built-in processes")
-    distill: Training = Field(Training(), description="how the student is distilled")
+    distill: Distillation = Field(Distillation(), description="how the student is distilled")
 
     @model_validator(mode="after")
     def _student_has_a_head(self) -> Self:

@@ -96,6 +96,16 @@ class Training(Model):
         return self
 
 
+class Distillation(Training):
+    """How a student is distilled."""
+
+    scale: Literal["recorded", "measured"] = Field(
+        "recorded",
+        description="unit of a process's weights, where it was searched in one (search.scale); recorded: as in its "
+        "file, step by step; measured: anew in this run, which then follows its own losses",
+    )
+
+
 def check_warmup(schedule: Schedule, epochs: int) -> None:
     """Raises if the warm-up is longer than the run."""
     if schedule.warmup_epochs > epochs:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distpro_cli.errors import escaped
+from distpro_cli.process.likeness import likenesses
 from distpro_cli.process.process import THRESHOLDS, Process
 from distpro_cli.process.summary import levels, sample, summarize
 from distpro_cli.report.terminal import (
@@ -59,6 +60,7 @@ def print_side_by_side(
     if any(process.scale is not None for _, process in processes):
         console.print("share and weight over time are of weight / scale, where a process has a scale")
     console.print()
+    _print_likeness(console, processes)
     _print_thresholds(console, processes, thresholds, keeps)
 
 
@@ -186,6 +188,20 @@ def _print_dropping(console: Console, summary: Mapping[str, Any]) -> None:
     else:
         shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in summary["step_cost"].items())
         console.print(f"a step with nothing dropped, estimated: {shares}")
+
+
+def _print_likeness(console: Console, processes: Sequence[tuple[str, Process]]) -> None:
+    """Prints how alike the processes are, each with those before it; nothing where none can be compared."""
+    found = likenesses([process for _, process in processes])
+    if all(found[i][j] is None for i in range(len(found)) for j in range(i)):
+        return
+    table = make_table("process", title="correlation of the pathways' shares over time")
+    add_columns(table, *map(str, range(1, len(found))), numbers=True)
+    for i, (label, _) in enumerate(processes):
+        shown = ["-" if value is None else f"{value:.2f}" for value in found[i][:i]]
+        table.add_row(f"{i + 1} {escaped(label)}", *shown)
+    console.print(table)
+    console.print()
 
 
 def _print_thresholds(

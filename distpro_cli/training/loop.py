@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distpro_cli.errors import DistproError, NonFiniteLossError, first_line
 from distpro_cli.metric import Metric
 from distpro_cli.networks.levels import TappedNetwork
-from distpro_cli.networks.weights import not_finite
+from distpro_cli.networks.weights import not_finite, unbounded_tensors
 from distpro_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.metrics import MetricsFile
@@ -116,6 +116,7 @@ class Trainer:
         self.progress = Progress()
         self._clock = DeviceClock(self.stepper.device)
         self._unchecked: list[tuple[int, StepLosses, StepLosses | None]] = []
+        self._unbounded = unbounded_tensors(self._trained_tensors())
 
     def run(self) -> Progress:
         """Trains from where the progress stands to the end of the plan.
@@ -203,12 +204,16 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Raises if the last update left a weight that is not finite; run before a checkpoint is written."""
-        parts = self.stepper.trained.modules()
-        named = nn.ModuleDict(parts) if len(parts) > 1 else next(iter(parts.values()))
-        tensors = named.state_dict()
-        if wrong := not_finite(tensors):
+        tensors = self._trained_tensors()
+        if wrong := not_finite(tensors, self._unbounded):
             what = f"{len(wrong)} of {len(tensors)} tensors of weights, such as {wrong[0]}, hold"
             self._stop_at_non_finite(self.progress.step - 1, what, "NaN or infinity", verb="")
+
+    def _trained_tensors(self) -> dict[str, Tensor]:
+        parts = self.stepper.trained.modules()
+        named = nn.ModuleDict(parts) if len(parts) > 1 else next(iter(parts.values()))
+        tensors: dict[str, Tensor] = named.state_dict()
+        return tensors
 
     def _check_result(self, result: Mapping[str, float]) -> None:
         """Raises if the loss on the test images, or the metric, is not finite."""

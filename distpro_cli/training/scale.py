@@ -27,11 +27,11 @@ LEAST_LOSS = 1e-4  # of the first loss: what lies below counts as much
 
 
 class Scale(ABC):
-    """A factor of every pathway's weight that follows from what the search sees.
+    """A factor of every pathway's weight that follows from what a run sees.
 
     Args:
         distiller: Runs the steps.
-        total_steps: Of the search.
+        total_steps: Of the run.
 
     Attributes:
         scale_k: The scale in force, [K] > 0; ones before the first step.
@@ -56,7 +56,7 @@ class Scale(ABC):
         """Returns the scale that follows from the state."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed search needs."""
+        """Returns what a resumed run needs."""
         return dict(self.state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -125,8 +125,9 @@ SCALES: dict[str, type[Scale]] = {"loss": LossScale, "gradient": GradientScale}
 
 
 def running(loss_k: Tensor, losses: StepLosses) -> Tensor:
-    """Returns the running loss of every pathway after one more step, [K]."""
-    return KEPT * loss_k + (1 - KEPT) * losses.distance_k.to(loss_k)
+    """Returns the running loss of every pathway after one more step, [K]; that of a pathway that was off stays."""
+    seen = [losses.distances.get(k, loss_k[k]) for k in range(len(loss_k))]
+    return KEPT * loss_k + (1 - KEPT) * torch.stack(seen).to(loss_k)
 
 
 def inverse_loss(loss_k: Tensor, first_k: Tensor) -> Tensor:

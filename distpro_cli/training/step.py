@@ -245,13 +245,13 @@ class Distiller(Stepper):
         self.pathways = pair.pathways
         self.judge = task if judge is None else judge
 
-    def step(self, batch: Batch, weights: Sequence[float] | Tensor, step: int) -> StepLosses:
+    def step(self, batch: Batch, weights: Sequence[float | Tensor] | Tensor, step: int) -> StepLosses:
         """Trains on one batch.
 
         Args:
             batch: On the device.
-            weights: [K] ≥ 0; a sequence of floats, in which zeros are neither computed nor fetched from the
-                teacher, or a tensor, of which all pathways are computed.
+            weights: [K] ≥ 0; a tensor, of which all pathways are computed, or a sequence of floats and scalar
+                tensors, in which floats that are zero are neither computed nor fetched from the teacher.
             step: Number of the step, which seeds its randomness.
         """
         losses = self.backward(batch, weights, step)
@@ -261,7 +261,7 @@ class Distiller(Stepper):
     def backward(
         self,
         batch: Batch,
-        weights: Sequence[float] | Tensor,
+        weights: Sequence[float | Tensor] | Tensor,
         step: int,
         gradients: PathwayGradients | None = None,
         at_student: dict[int, FeatureGradients] | None = None,
@@ -307,7 +307,7 @@ class Distiller(Stepper):
     def _backward_part(
         self,
         batch: Batch,
-        weights: Sequence[float] | Tensor,
+        weights: Sequence[float | Tensor] | Tensor,
         which: tuple[int, int, float],
         gradients: PathwayGradients | None = None,
         at_student: dict[int, FeatureGradients] | None = None,
@@ -334,7 +334,8 @@ class Distiller(Stepper):
             distances[k], gradient = self._pathway_backward(k, of_pathway, weights[k], share)
             if last[level := self.pathways.infos[k].teacher.number] == k:
                 del teacher_features[level]
-            pull = gradient * (weights[k].to(gradient.dtype) if isinstance(weights, Tensor) else weights[k])
+            weight = weights[k]
+            pull = gradient * (weight.to(gradient.dtype) if isinstance(weight, Tensor) else weight)
             start = self.pathways.start_of[k]
             pulls[start] = pulls[start].add_(pull) if start in pulls else pull
             if gradients is not None:
@@ -417,11 +418,11 @@ def weighted_losses(found: Sequence[tuple[StepLosses, float]]) -> StepLosses:
     )
 
 
-def active_pathways(weights: Sequence[float] | Tensor) -> list[int]:
-    """Returns the columns to compute: all of a tensor (looking would stall the device), else those not zero."""
+def active_pathways(weights: Sequence[float | Tensor] | Tensor) -> list[int]:
+    """Returns the columns to compute: all tensors (looking would stall the device), and numbers that are not zero."""
     if isinstance(weights, Tensor):
         return list(range(weights.numel()))
-    return [k for k, weight in enumerate(weights) if weight != 0]
+    return [k for k, weight in enumerate(weights) if isinstance(weight, Tensor) or weight != 0]
 
 
 @contextmanager

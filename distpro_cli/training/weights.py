@@ -70,23 +70,46 @@ class ScheduledWeights(Weights):
         distiller: Runs the steps.
         schedule: Of a process whose columns are the pair's pathways.
         total_steps: Of the run.
+        unit: Of the schedule's weights, measured in this run; None: they are factors of the distances.
     """
 
-    def __init__(self, distiller: Distiller, schedule: Schedule, total_steps: int) -> None:
+    def __init__(self, distiller: Distiller, schedule: Schedule, total_steps: int, unit: Scale | None = None) -> None:
         super().__init__(distiller)
         self.distiller = distiller
         self.schedule = schedule
         self.total_steps = total_steps
-        self._current: list[float] = [0.0] * len(distiller.trained.infos)
+        self.unit = unit
+        self._current: Sequence[float | Tensor] = [0.0] * len(distiller.trained.infos)
 
     @override
     def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
         self._current = self.schedule.at(step / self.total_steps).tolist()
-        return self.distiller.step(batch, self._current, step), None
+        if self.unit is None:
+            return self.distiller.step(batch, self._current, step), None
+        self.unit.look(batch, step)
+        # What is dropped stays the number 0, which is not computed.
+        self._current = [w and w * scale for w, scale in zip(self._current, self.unit.scale_k, strict=True)]
+        losses = self.distiller.step(batch, self._current, step)
+        self.unit.see(losses)
+        return losses, None
 
     @override
     def current(self) -> Sequence[float]:
-        return self._current
+        return [float(weight) for weight in self._current]
+
+    @override
+    def scale(self) -> Sequence[float]:
+        scale: list[float] = [] if self.unit is None else self.unit.scale_k.tolist()
+        return scale
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.unit is None else {"scale": self.unit.state_dict()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.unit is not None:
+            self.unit.load_state_dict(state["scale"])
 
 
 class MovedWeights(Weights):

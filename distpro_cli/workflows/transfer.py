@@ -11,10 +11,13 @@ from torch import nn
 from distpro_cli.files import write_atomically
 from distpro_cli.process.file import save_process
 from distpro_cli.process.fitting import BY_LEVEL, How, Match, fitted, match_that_fits, other_taps
+from distpro_cli.process.library import facts_of
+from distpro_cli.process.process import Process
 from distpro_cli.process.schedule import Schedule
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
+from distpro_cli.training.scale import SCALES, Scale
 from distpro_cli.training.step import Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
 from distpro_cli.workflows.pairs import FindParts, parts_of, start_with_teacher
@@ -86,11 +89,14 @@ def transfer(
         process = replace(process, parts=find_parts(session, pair, training.batch_size))
     for tap in other_taps(process, match):
         context.say_once(tap)
-    schedule = fitted(process, match).schedule(threshold=dropping.threshold, keep=dropping.keep)
+    unit = unit_of(process) if training.scale == "measured" else None
+    driving = process if unit is None else process.in_units()
+    schedule = fitted(driving, match).schedule(threshold=dropping.threshold, keep=dropping.keep)
     num_used = _num_used(schedule)
     if num_used:
         distiller, total_steps = session.distiller(pair, training), session.total_steps(training)
-        weights: Weights = ScheduledWeights(distiller, schedule, total_steps)
+        measured = None if unit is None else unit(distiller, total_steps)
+        weights: Weights = ScheduledWeights(distiller, schedule, total_steps, measured)
         teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
         start_with_teacher(session, distiller)
     else:
@@ -107,6 +113,11 @@ def transfer(
     folder.write_summary(summary)
     mean, std = (tuple(values.flatten().tolist()) for values in (pair.student.mean, pair.student.std))
     return Distilled(pair.student.released(), mean, std, summary)
+
+
+def unit_of(process: Process) -> type[Scale] | None:
+    """Returns the unit in which a process was searched; None: its weights are factors, or it does not say."""
+    return None if process.scale is None else SCALES.get(str(facts_of(process).get("scale")))
 
 
 def _note_match(match: Match, folder: RunFolder) -> dict[str, Any]:

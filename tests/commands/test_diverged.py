@@ -54,6 +54,37 @@ def test_a_diverged_teacher_is_named_and_not_cached(distpro: Run) -> None:
     assert not list(Path().rglob("*.safetensors"))
 
 
+CLIPPED = """\
+import torch
+from torch import nn
+
+class Clipped(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.register_buffer("limit", torch.tensor(float("inf")))
+        self.stages = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, stride=2))
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        return self.head(self.stages(images).mean((2, 3)).minimum(self.limit))
+"""
+
+
+def test_limits_that_are_infinite_from_the_start_are_no_fault(distpro: Run) -> None:
+    Path("clipped.py").write_text(CLIPPED)
+    network = ["student.name=clipped.py:Clipped", "student.levels=[stages.0, stages.2]"]
+    trained = distpro("train", "tiny.yaml", *ONE_STEP, *network, "--json")
+    assert trained.status == 0, trained.err
+    path = Path(trained.json["student"]["weights"])
+    assert distpro("train", "tiny.yaml", *ONE_STEP, *network, f"student.weights={path}").status == 0
+    state = load_file(path)
+    assert state["limit"].isinf()
+    state["stages.1.running_var"][0] = torch.inf
+    save_file(state, "inf.safetensors")
+    result = distpro("train", "tiny.yaml", *ONE_STEP, *network, "student.weights=inf.safetensors")
+    assert result.status == 2 and "1 of" in result.err and "(stages.1.running_var)" in result.err
+
+
 def test_nan_in_a_file_is_found_when_it_is_read(distpro: Run) -> None:
     trained = distpro("train", "tiny.yaml", *ONE_STEP, "--json")
     path = Path(trained.json["student"]["weights"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distpro_cli.recipe.strict_yaml import read_yaml, write_yaml
 from distpro_cli.training import loop
@@ -91,8 +92,11 @@ def test_kill_at_any_moment_and_resume(distpro: Run, workplace: Path, uninterrup
     assert torch.equal(whole, mine)
 
 
-def test_transfer_resumes_bit_identical(distpro: Run, process: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = distpro("transfer", "-p", process, "--run-dir", "whole", "-q", "--json")
+@pytest.mark.parametrize("scale", ["recorded", "measured"])
+def test_transfer_resumes_bit_identical(distpro: Run, monkeypatch: pytest.MonkeyPatch, scale: str) -> None:
+    assert distpro("search", "tiny.yaml", "search.scale=loss", "search.epochs=1", "-o", "p.safetensors").status == 0
+    given = ["transfer", "tiny.yaml", "-p", "p.safetensors", f"distill.scale={scale}", "-q"]
+    whole = distpro(*given, "--run-dir", "whole", "--json")
     original = loop.Trainer._train_step
 
     def stop(self: loop.Trainer, batch: object) -> None:
@@ -100,11 +104,22 @@ def test_transfer_resumes_bit_identical(distpro: Run, process: Path, monkeypatch
         self.interruption.pending = self.progress.step == 3
 
     monkeypatch.setattr(loop.Trainer, "_train_step", stop)
-    assert distpro("transfer", "-p", "p.safetensors", "--run-dir", "part", "-q").status == 130
+    assert distpro(*given, "--run-dir", "part").status == 130
     monkeypatch.setattr(loop.Trainer, "_train_step", original)
-    resumed = distpro("transfer", "-p", "p.safetensors", "--run-dir", "part", "--resume", "-q", "--json")
+    resumed = distpro(*given, "--run-dir", "part", "--resume", "--json")
     assert resumed.status == 0, resumed.err
     assert Path(whole.json["student"]["weights"]).read_bytes() == Path(resumed.json["student"]["weights"]).read_bytes()
+    other = distpro(*given, f"distill.scale={'recorded' if scale == 'measured' else 'measured'}", "--json")
+    assert Path(other.json["student"]["weights"]).read_bytes() != Path(whole.json["student"]["weights"]).read_bytes()
+
+
+def test_weights_that_are_factors_have_no_unit_to_measure(distpro: Run) -> None:
+    runs = [
+        distpro("transfer", "tiny.yaml", "-p", "uniform", f"distill.scale={scale}", "-q", "--json").json
+        for scale in ("recorded", "measured")
+    ]
+    one, other = (load_file(run["student"]["weights"]) for run in runs)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_resuming_a_finished_run_prints_its_result_again(distpro: Run) -> None:

@@ -6,17 +6,19 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from distpro_cli.process.process import Process
 from distpro_cli.recipe.schema import PathwayGroup, Search
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.alpha import AlphaOptimizer, Record
 from distpro_cli.training.hypergradients import make_hypergradient
-from distpro_cli.training.scale import GradientScale, LossScale, Scale, measure, num_steps
+from distpro_cli.training.scale import GradientScale, LossScale, Scale, distances, measure, num_steps
 from distpro_cli.training.step import Distiller
-from distpro_cli.training.weights import SearchedWeights
+from distpro_cli.training.weights import ScheduledWeights, SearchedWeights
 from tests.helpers import CPU
 from tests.training.test_hypergradients import OWN_BLOCKS, SHARED_BLOCKS, batch_in_float64, batches, in_float64
 from tests.training.test_hypergradients import make_distiller as make
@@ -196,3 +198,29 @@ def test_the_hypergradient_goes_through_the_scale(normalization: str) -> None:
     assert alpha.alpha_k.grad is not None and alpha.log_kappa.grad is not None
     found = [*alpha.alpha_k.grad.tolist(), alpha.log_kappa.grad.item()]
     assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)
+
+
+def test_a_run_measures_the_unit_of_its_weights_itself() -> None:
+    """What multiplies a distance is its weight over the running loss of this run; one that is off keeps its own."""
+    distiller, (inner, _) = make(momentum=0.9), batches()
+    infos = distiller.trained.infos
+    others = np.linspace(3, 1, 5 * (len(infos) - 2)).reshape(5, -1)
+    table = np.column_stack([np.linspace(1, 2, 5), np.zeros(5), others])
+    table[2:4, 1] = 0.7  # is on for a part of the run
+    alpha = (table > 0).astype(np.float32)
+    process = Process(np.linspace(0, 1, 5), table, alpha, infos, "none", "")
+    source = ScheduledWeights(distiller, process.schedule(threshold=0.5), 5, LossScale(distiller, 5))
+    plain = make(momentum=0.9)
+    mean_k, seen = distances(plain, inner, 0), []
+    for step in range(5):
+        weights = process.schedule(threshold=0.5).at(step / 5).tolist()
+        given = [float(weight / mean) for weight, mean in zip(weights, mean_k, strict=True)]
+        expected = plain.step(inner, given, step)
+        losses, _ = source.step(inner, step)
+        assert losses.distances.keys() == expected.distances.keys()
+        seen.append(1 in losses.distances)
+        torch.testing.assert_close(source.current(), given)
+        torch.testing.assert_close(dict(losses.distances), dict(expected.distances))
+        for k, distance in expected.distances.items():
+            mean_k[k] = 0.9 * mean_k[k] + 0.1 * distance
+    assert True in seen and False in seen
