@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import typer
 
@@ -22,7 +22,7 @@ from distpro_cli.commands.search import search
 from distpro_cli.commands.train import train
 from distpro_cli.commands.transfer import transfer
 from distpro_cli.errors import DistproError, escaped, first_line
-from distpro_cli.world import joined
+from distpro_cli.world import joined, several_are_named
 
 _TOO_MANY_FILES = "too many open files"
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for number, handler in handlers.items():
             with contextlib.suppress(ValueError):  # not the main thread
                 signal.signal(number, handler)
+    if several_are_named():
+        _end_rank(status)
     sys.exit(status)
 
 
@@ -90,6 +92,14 @@ def _run(given: list[str]) -> int:
         status = INTERRUPTED if isinstance(error, InterruptedRunError) else WRONG_INPUT
     _flush_errors()
     return int(status or DONE)
+
+
+def _end_rank(status: int) -> NoReturn:
+    """Ends one of several ranks at once: torch's threads may abort the interpreter's own end, or wait for other ranks."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _tell(text: str) -> None:

@@ -202,6 +202,11 @@ def current_world() -> World:
     return _world
 
 
+def several_are_named() -> bool:
+    """Says whether the environment, as torchrun sets it, makes this process one of several ranks."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and all(os.environ.get(name) for name in _NEEDED)
+
+
 @contextmanager
 def joined() -> Iterator[World]:
     """Joins the ranks that torchrun's environment names, if it names several, and leaves them at the end.
@@ -213,7 +218,7 @@ def joined() -> Iterator[World]:
         DistproError: they cannot be reached.
     """
     global _world
-    if os.environ.get("WORLD_SIZE", "1") == "1" or not all(os.environ.get(name) for name in _NEEDED):
+    if not several_are_named():
         yield _world
         return
     ranks = _world = Ranks()

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import distpro_cli.workflows.search  # noqa: F401  # once, before the forks
+from distpro_cli.cli import main
 from distpro_cli.process.file import load_process
 from tests.conftest import Run
 from tests.ranks import NO_RANKS, fork_ranks
-from tests.soak import run_command
 
 VIT = "name: vit_tiny_patch16_224, options: {patch_size: 4, embed_dim: 12, depth: 2, num_heads: 2}"
 RECIPE = f"""\
@@ -44,15 +44,15 @@ def start_folder(path: Path) -> Path:
 def on_ranks(folder: Path, *arguments: str, size: int = 2, **environment: str) -> tuple[list[int], str]:
     """Runs the command line on forked ranks; returns exit statuses, and what all of them said on stderr."""
 
-    def work() -> int:
+    def work() -> None:
         os.chdir(folder)
-        status, out, errors = run_command(*arguments)
-        (folder / f"errors-{os.environ['RANK']}").write_text(errors)
-        assert not out or os.environ["RANK"] == "0"
-        return status
+        for stream in ("stdout", "stderr"):
+            setattr(sys, stream, Path(f"{stream}-{os.environ['RANK']}").open("w", encoding="utf-8"))  # noqa: SIM115
+        main(arguments)
 
     statuses = fork_ranks(size, work, {"DISTPRO_CACHE": str(folder.parent / "cache"), "STOPS_BY": "", **environment})
-    return statuses, "".join(path.read_text() for path in sorted(folder.glob("errors-*")))
+    assert not (folder / "stdout-1").read_text()
+    return statuses, "".join(path.read_text() for path in sorted(folder.glob("stderr-*")))
 
 
 @pytest.fixture(scope="module")
