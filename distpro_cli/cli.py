@@ -95,7 +95,7 @@ def _run(given: list[str]) -> int:
 
 
 def _end_rank(status: int) -> NoReturn:
-    """Ends one of several ranks at once: torch's threads may abort the interpreter's own end, or wait for other ranks."""
+    """Ends one of several ranks at once: torch's threads may abort the interpreter's own end, or wait for others."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
