@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import typer
 
@@ -22,6 +22,7 @@ from distpro_cli.commands.search import search
 from distpro_cli.commands.train import train
 from distpro_cli.commands.transfer import transfer
 from distpro_cli.errors import DistproError, escaped, first_line
+from distpro_cli.world import joined, several_are_named
 
 _TOO_MANY_FILES = "too many open files"
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for number, handler in handlers.items():
             with contextlib.suppress(ValueError):  # not the main thread
                 signal.signal(number, handler)
+    if several_are_named():
+        _end_rank(status)
     sys.exit(status)
 
 
@@ -61,10 +64,11 @@ def _run(given: list[str]) -> int:
         print(f"distpro {version('distpro-cli')}")
         return DONE
     try:
-        status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
-        sys.stdout.flush()  # here, since a failure at the interpreter's exit could not be reported
-        if status == INTERRUPTED:  # so does typer answer a KeyboardInterrupt
-            _tell("interrupted")
+        with joined():
+            status = app([a for a in given if a != "--debug"], prog_name="distpro", standalone_mode=False)
+            sys.stdout.flush()  # here, since a failure at the interpreter's exit could not be reported
+            if status == INTERRUPTED:  # so does typer answer a KeyboardInterrupt
+                raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         _tell("interrupted")
         status = INTERRUPTED
@@ -88,6 +92,14 @@ def _run(given: list[str]) -> int:
         status = INTERRUPTED if isinstance(error, InterruptedRunError) else WRONG_INPUT
     _flush_errors()
     return int(status or DONE)
+
+
+def _end_rank(status: int) -> NoReturn:
+    """Ends one of several ranks at once: torch's threads may abort the interpreter's own end, or wait for others."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _tell(text: str) -> None:

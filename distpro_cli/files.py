@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from distpro_cli.errors import DiskFullError, DistproError
+from distpro_cli.world import current_world
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OLD_SECONDS = 24 * 3600.0
@@ -20,11 +21,13 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 def check_writable(path: Path, *, force: bool) -> None:
     """Refuses a target that cannot be written, or that exists when it may not be replaced.
 
-    A long run checks this before it starts. A missing folder is created.
+    A long run checks this before it starts. A missing folder is created. Of many ranks, the main one does it.
 
     Raises:
         DistproError: with the remedy.
     """
+    if not current_world().is_main:
+        return
     if path.is_dir():
         raise DistproError(f"{path} is a folder; name a file")
     if path.exists() and not path.is_file():
@@ -42,11 +45,14 @@ def check_writable(path: Path, *, force: bool) -> None:
 def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
     """Replaces `path` by a file of this content, text as UTF-8: written aside, flushed, renamed.
 
-    A missing folder is created. On any failure the old file stays, and no temporary file is left.
+    A missing folder is created. On any failure the old file stays, and no temporary file is left. Of many ranks, the
+    main one writes.
 
     Raises:
         DistproError: the folder is read-only, the disk full, or the like.
     """
+    if not current_world().is_main:
+        return
     target = Path(os.path.realpath(path))
     # A name of its own: two runs may write the same target, and a killed one may have left its file.
     aside = target.with_name(f".distpro-{os.urandom(6).hex()}.tmp")

@@ -23,7 +23,7 @@ ROOMS = [
     "process",
     "recipe",
 ]
-GROUND = {"errors", "files", "image_size", "metric", "randomness", "registry", "user_code", "versions"}
+GROUND = {"errors", "files", "image_size", "metric", "randomness", "registry", "user_code", "versions", "world"}
 ROOF = {"__init__", "__main__", "cli"}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "build" not in path.parts)
 

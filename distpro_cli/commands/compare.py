@@ -22,6 +22,7 @@ from distpro_cli.commands.options import (
 from distpro_cli.commands.running import in_context, print_json, read_recipe
 from distpro_cli.errors import DistproError, escaped, nearest
 from distpro_cli.recipe.scheme_names import ONLINE_METHODS, SCHEME_NAMES
+from distpro_cli.world import current_world
 
 if TYPE_CHECKING:
     from distpro_cli.process.process import Process
@@ -82,6 +83,8 @@ def compare(
     from distpro_cli.recipe.load import recipe_name
     from distpro_cli.runs.lock import locked
 
+    if current_world().size > 1:
+        raise DistproError("compare runs in one process; start it without torchrun, one per GPU with other --run-dir")
     if options.json and markdown:
         raise DistproError("--json and --markdown exclude each other; give one of them")
     given = [*(overrides or []), *([f"distill.epochs={epochs}"] if epochs is not None else [])]

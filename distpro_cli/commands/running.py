@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distpro_cli.commands.options import RunOptions
 from distpro_cli.errors import DiskFullError, DistproError
 from distpro_cli.files import DISK_FULL
+from distpro_cli.world import current_world
 
 if TYPE_CHECKING:
     from distpro_cli.recipe.schema import Recipe
@@ -41,19 +42,23 @@ def run(
     inputs: Mapping[str, str | float | None] | None = None,
     output: Path | None = None,
 ) -> dict[str, Any]:
-    """Opens the run folder, does `work` in it and returns its summary; a finished run is not repeated."""
+    """Opens the run folder, does `work` in it and returns its summary; a finished run is not repeated.
+
+    A run that torchrun has started again resumes by itself.
+    """
     from distpro_cli.runs.folder import open_run_folder
 
-    folder = open_run_folder(
-        verb, name, recipe, options.run_dir, resume=options.resume, force=options.force, inputs=inputs
-    )
+    resume = options.resume or current_world().restarted
+    folder = open_run_folder(verb, name, recipe, options.run_dir, resume=resume, force=options.force, inputs=inputs)
     # What a network or a library prints does not belong among the results.
     try:
         finished = folder.finished_summary(output)
         if finished is not None:
             return finished
         with in_context(options, folder.path) as context, redirect_stdout(sys.stderr):
-            return work(folder, context)
+            summary = work(folder, context)
+        current_world().barrier()  # the main rank has written everything
+        return summary
     except InterruptedRunError:
         raise
     except Exception:
@@ -101,7 +106,7 @@ def _resume_command(path: Path) -> str:
             next(arguments, None)
         elif argument not in ("--resume", "--force") and not argument.startswith("--run-dir="):
             kept.append(argument)
-    return shlex.join(["distpro", *kept, "--run-dir", str(path), "--resume"])
+    return shlex.join([*current_world().command, *kept, "--run-dir", str(path), "--resume"])
 
 
 class InterruptedRunError(DistproError):

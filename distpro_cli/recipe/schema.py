@@ -308,6 +308,11 @@ class Recipe(Model):
         description="whether only kernels that give the same bits every time are used, and an operation without one is "
         "an error; default: on the CPU yes (where such an operation only warns), elsewhere no",
     )
+    sync_batch_norm: bool = Field(
+        False,
+        description="on many ranks (torchrun): BatchNorm takes mean and variance over the images of all of them, not "
+        "of each one's own; on CUDA only",
+    )
     checkpoint_seconds: PositiveNumber = Field(
         300.0, description="longest time between two checkpoints; one is also written after every epoch"
     )

@@ -65,7 +65,7 @@ class Training(Model):
     """How a network is trained: alone (`teacher.train`, `distpro train`) or distilled (`distill`)."""
 
     epochs: PositiveInt = Field(100, description="passes over the train set")
-    batch_size: PositiveInt = Field(128, description="images per step")
+    batch_size: PositiveInt = Field(128, description="images per step; on many ranks, of all of them")
     micro_batch_size: PositiveInt | None = Field(
         None,
         description="images that go forward and backward at a time, whose gradients add up to the batch's; less "

@@ -11,14 +11,17 @@ import torch
 
 from distpro_cli.errors import DistproError
 from distpro_cli.files import write_atomically
+from distpro_cli.world import current_world
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Replaces `path` by `state`, or leaves what was there.
+    """Replaces `path` by `state`, or leaves what was there; of many ranks, the main one does.
 
     Raises:
         DistproError: the folder is read-only or the disk full.
     """
+    if not current_world().is_main:
+        return
     # Through memory, so that a full disk is an OSError of ours and not one inside torch's writer.
     buffer = io.BytesIO()
     torch.save(state, buffer)

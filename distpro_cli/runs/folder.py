@@ -16,6 +16,7 @@ from distpro_cli.recipe.load import dump_recipe, load_recipe
 from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.identity import differences
 from distpro_cli.runs.lock import FolderLock
+from distpro_cli.world import current_world
 
 
 class _File:
@@ -56,6 +57,9 @@ class RunFolder:
         Args:
             output: The file outside the folder that the run is to make; without it the run is not done.
         """
+        return current_world().broadcast(self._finished_summary(output))
+
+    def _finished_summary(self, output: Path | None) -> dict[str, Any] | None:
         if not self.resuming or not self.summary.exists():
             return None
         try:
@@ -79,7 +83,7 @@ class RunFolder:
 
     def forget_if_nothing_made(self) -> None:
         """Removes the folder of a run that ended before it made anything, so that the next try finds it free."""
-        if not any(file.exists() for file in self.made):
+        if current_world().is_main and not any(file.exists() for file in self.made):
             with contextlib.suppress(OSError):
                 self.recipe.unlink(missing_ok=True)
                 self.inputs.unlink(missing_ok=True)
@@ -103,7 +107,7 @@ def open_run_folder(
     force: bool,
     inputs: Mapping[str, str | float | None] | None = None,
 ) -> RunFolder:
-    """Makes the folder of a run, or finds the one to resume.
+    """Makes the folder of a run, or finds the one to resume; of many ranks, the main one does.
 
     Args:
         verb: `search`, `transfer` or `train`; with `name` it makes the default folder `runs/<verb>-<name>`,
@@ -119,7 +123,16 @@ def open_run_folder(
         DistproError: the folder is in use, holds a run and neither flag is given, it was made by another recipe, or
             it cannot be written.
     """
+    world = current_world()
+    if not world.is_main:
+        return RunFolder(world.broadcast(Path()), resuming=resume)
     path = run_dir if run_dir is not None else _default_folder(f"{verb}-{name.replace('/', '-')}", resume)
+    folder = _open(path, recipe, dict(inputs or {}), resume=resume, force=force)
+    world.broadcast(path)
+    return folder
+
+
+def _open(path: Path, recipe: Recipe, inputs: dict[str, Any], *, resume: bool, force: bool) -> RunFolder:
     lock = FolderLock(path)
     folder = RunFolder(path, resuming=resume, lock=lock)
     try:
@@ -127,10 +140,10 @@ def open_run_folder(
         lock.acquire()
         sweep(path)
         if resume and folder.recipe.exists():
-            _check_same_run(folder, recipe, dict(inputs or {}))
+            _check_same_run(folder, recipe, inputs)
             return folder
         _clear(folder, force=force or resume)
-        write_atomically(folder.inputs, json.dumps(dict(inputs or {})))
+        write_atomically(folder.inputs, json.dumps(inputs))
         write_atomically(folder.recipe, dump_recipe(recipe))
     except OSError as error:
         lock.release()

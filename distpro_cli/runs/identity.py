@@ -57,6 +57,7 @@ class Identity:
             "network": {key: network[key] for key in ("name", "options", "mean", "std", "code", "weights")},
             "training": _training(training),
             **({"freeze": spec.freeze} if spec.freeze else {}),
+            **({"sync_batch_norm": True} if recipe.sync_batch_norm else {}),
             **({"teaches": "average"} if training.ema_decay is not None else {}),
             **({"output": spec.output} if spec.output is not None else {}),
             **({"timm": installed_versions()["timm"]} if spec.weights == "pretrained" else {}),

@@ -9,6 +9,7 @@ from typing import Any
 
 from distpro_cli.errors import DiskFullError, DistproError
 from distpro_cli.files import DISK_FULL, write_atomically
+from distpro_cli.world import current_world
 
 
 class MetricsFile:
@@ -21,11 +22,13 @@ class MetricsFile:
         self.path = path
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row.
+        """Appends a row; of many ranks, the main one does.
 
         Raises:
             DistproError: the file cannot be written.
         """
+        if not current_world().is_main:
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(row)) + "\n")

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
+from distpro_cli.world import current_world
+
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE_SECONDS = 3.0  # in which signals after the second are taken for one that was sent again
 _ACKNOWLEDGED = b"stopping; a checkpoint is written first (once more: stop at once)\n"
@@ -111,7 +113,7 @@ def _watch(read: int, tickets: Iterator[int]) -> None:
 
 
 def _acknowledge(tickets: Iterator[int]) -> None:
-    if next(tickets) == 0:
+    if next(tickets) == 0 and current_world().is_main:
         with contextlib.suppress(OSError):
             os.write(2, _ACKNOWLEDGED)  # not through sys.stderr, which the signal may have come into the middle of
 

@@ -20,7 +20,8 @@ from distpro_cli.randomness import derived_seed, global_states_kept, seed_global
 from distpro_cli.recipe.schema import Data
 from distpro_cli.tasks.images.classes import TaskOfClasses, some
 from distpro_cli.tasks.images.data import ImageData
-from distpro_cli.tasks.task import Batch, register_task
+from distpro_cli.tasks.task import Batch, register_task, summed_over_ranks
+from distpro_cli.world import current_world
 
 
 @register_task("classification")
@@ -79,25 +80,28 @@ class Classification(TaskOfClasses):
         return {"top1": (output.argmax(1) == classes_b).float().mean() * 100}
 
     @override
+    @summed_over_ranks
     @torch.no_grad()
     def evaluate(self, forward: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
-        """Measures a network on test batches; see `Task.evaluate`.
+        """Measures a network on the test batches of all ranks; see `Task.evaluate`.
 
         Returns:
             `top1` in percent, `top5` in percent where there are more than five classes, `loss` (mean cross-entropy
             without smoothing) and `images`. Logits that are not finite make the loss not finite.
         """
-        totals = torch.zeros(3, dtype=torch.float64)
-        images = 0
+        totals = torch.zeros(4, dtype=torch.float64)
+        more_than_five = False
         for batch in batches:
             logits_bn, targets_b = forward(batch.images_bchw), batch.targets
             more_than_five = logits_bn.shape[1] > 5
             ranked = logits_bn.topk(5 if more_than_five else 1, dim=1).indices == targets_b[:, None]
             loss = functional.cross_entropy(logits_bn, targets_b, reduction="sum")
-            totals += torch.stack([ranked[:, 0].sum().double(), ranked.any(1).sum().double(), loss.double()])
-            images += len(targets_b)
-        first, fifth, loss_sum = totals.tolist()
-        result = {"top1": 100 * first / images, "loss": loss_sum / images, "images": images}
+            found = [ranked[:, 0].sum(), ranked.any(1).sum(), loss, torch.tensor(len(targets_b))]
+            totals += torch.stack([figure.double() for figure in found])
+        world = current_world()
+        (more_than_five,) = world.any(more_than_five)  # a rank may have had no batch
+        first, fifth, loss_sum, images = world.sum(totals).tolist()
+        result = {"top1": 100 * first / images, "loss": loss_sum / images, "images": round(images)}
         if more_than_five:
             result["top5"] = 100 * fifth / images
         return result

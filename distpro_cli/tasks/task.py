@@ -9,7 +9,7 @@ Shape legend: b images, c channels, h height, w width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -25,6 +25,9 @@ from distpro_cli.registry import Registry
 
 Sizes = tuple[tuple[int, int], ...]
 Filled = tuple[tuple[float, float], ...]
+Part = tuple[int, int]  # a rank and the number of ranks, of which each has a part of every batch
+
+WHOLE: Part = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,17 @@ class Batch:
         """Returns the batch in parts of `size` images, the last one smaller; targets are split where they are tensors
         or lists with one entry per image."""
         count = len(self.images_bchw)
-        sizes = self.sizes
-        return [
-            Batch(
-                self.images_bchw[at : at + size],
-                _rows(self.targets, at, size, count),
-                None if sizes is None else sizes[at : at + size],
-            )
-            for at in range(0, count, size)
-        ]
+        return [self._rows(slice(at, at + size), range(count)[at : at + size]) for at in range(0, count, size)]
+
+    def part(self, part: Part) -> Batch:
+        """Returns a rank's part of the batch, see `rows_of`; targets as in `split`."""
+        rows = rows_of(len(self.images_bchw), part)
+        return self._rows(rows, rows)
+
+    def _rows(self, rows: slice | list[int], numbers: Sequence[int]) -> Batch:
+        sizes = None if self.sizes is None else tuple(self.sizes[number] for number in numbers)
+        targets = _rows(self.targets, rows, numbers, len(self.images_bchw))
+        return Batch(self.images_bchw[rows], targets, sizes)
 
 
 class StoredBatch(Batch):
@@ -120,12 +125,40 @@ def as_floats(images_bchw: Tensor) -> Tensor:
     return floats_bchw.div_(torch.full((), 255.0, device=images_bchw.device))
 
 
-def _rows(value: Any, start: int, size: int, count: int) -> Any:
+def _rows(value: Any, rows: slice | list[int], numbers: Sequence[int], count: int) -> Any:
     if isinstance(value, dict):
-        return {key: _rows(item, start, size, count) for key, item in value.items()}
-    if isinstance(value, Tensor) or (isinstance(value, list) and len(value) == count):
-        return value[start : start + size]
-    return type(value)(_rows(item, start, size, count) for item in value) if isinstance(value, list | tuple) else value
+        return {key: _rows(item, rows, numbers, count) for key, item in value.items()}
+    if isinstance(value, Tensor):
+        return value[rows]
+    if isinstance(value, list) and len(value) == count:
+        return [value[number] for number in numbers]
+    if isinstance(value, list | tuple):
+        return type(value)(_rows(item, rows, numbers, count) for item in value)
+    return value
+
+
+def rows_of(count: int, part: Part) -> list[int]:
+    """Returns which images of a batch a rank sees: every R-th pair of the i-th from its start and from its end.
+
+    Batches are mixed in these pairs (timm's mixup), whose places in the part are again the i-th from both its ends.
+    Where pairs are left over, every rank gets one image of them, as its last.
+
+    Args:
+        count: Images of the batch.
+        part: The rank and R.
+
+    Raises:
+        DistproError: they cannot be shared evenly.
+    """
+    rank, size = part
+    if count % size:
+        raise DistproError(
+            f"a batch of {count} images cannot be shared evenly by {size} ranks; set a batch_size (and "
+            f"search.outer_batch_size) that is a multiple of {size}, and not larger than the images there are"
+        )
+    paired = count // 2 // size * size
+    first = [*range(rank, paired, size)]
+    return [*first, *(count - 1 - row for row in reversed(first)), *range(paired + rank, count - paired, size)]
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -146,6 +179,8 @@ class TaskData(Protocol):
     load it. The steps of outer batches are moves of alpha; `inner` is the size of a train batch and the steps from one
     move to the next, for data without an outer part, whose outer batch holds no image of the train batch of its step.
     `repeats` is how often an epoch of as many samples shows an image in train batches; it is given where it is not 1.
+    `part` is given where many ranks share the batches, to methods that take it: then they return the rank's part of
+    every batch (`rows_of`), and of the test batches every R-th. Batches of other methods are cut after they are made.
 
     Attributes:
         train_size: Images to train on; the inner part where there is an outer one.
@@ -166,7 +201,7 @@ class TaskData(Protocol):
     def steps_per_epoch(self, batch_size: int) -> int: ...
 
     def train_batches(
-        self, batch_size: int, num_steps: int, start_step: int = 0, repeats: int = 1
+        self, batch_size: int, num_steps: int, start_step: int = 0, repeats: int = 1, part: Part = WHOLE
     ) -> Iterator[Batch]: ...
 
     def outer_batches(
@@ -176,9 +211,10 @@ class TaskData(Protocol):
         start_step: int = 0,
         inner: tuple[int, int] | None = None,
         repeats: int = 1,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]: ...
 
-    def test_batches(self) -> Iterator[Batch]: ...
+    def test_batches(self, *, part: Part = WHOLE) -> Iterator[Batch]: ...
 
 
 class Task(ABC):
@@ -239,7 +275,10 @@ class Task(ABC):
 
     def augment(self, batch: Batch, step: int) -> Batch:
         """Changes a whole train batch, on the device where it lies; what it draws depends on the seed and the step
-        alone."""
+        alone.
+
+        Where many ranks share the batch, it is given the rank's part, see `rows_of`.
+        """
         return batch
 
     @abstractmethod
@@ -254,6 +293,8 @@ class Task(ABC):
     def evaluate(self, forward: Callable[..., Any], batches: Iterable[Batch]) -> dict[str, float]:
         """Measures a network, which the caller has put into eval mode, on test batches.
 
+        Where many ranks train a network, each measures it on all of them, unless this is `summed_over_ranks`.
+
         Args:
             forward: Images float32 [B, C, H, W] in [0, 1], and the batch's `sizes` where images are padded, to the
                 network's output, whose tensors are float32 on the CPU.
@@ -262,6 +303,12 @@ class Task(ABC):
         Returns:
             Figures by name, that of the metric among them.
         """
+
+
+def summed_over_ranks(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks an `evaluate` that is given the rank's test batches alone, and adds up what all ranks found."""
+    evaluate.sums_over_ranks = True  # type: ignore[attr-defined]
+    return evaluate
 
 
 TASKS: Registry[type[Task]] = Registry("task", package="distpro_cli.tasks")

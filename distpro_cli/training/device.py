@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from distpro_cli.errors import DistproError, first_line
+from distpro_cli.world import current_world
 
 _MANY_FILES = 4096
 _FILES, _FILES_OF_A_WORKER = 16, 16
@@ -20,9 +21,13 @@ _FILES, _FILES_OF_A_WORKER = 16, 16
 def choose_device(name: str | None) -> torch.device:
     """Returns the device called `name`, or the best available (CUDA, Apple's MPS, CPU) when it is None.
 
+    Each of many ranks gets a GPU of its own: the one of its number among the ranks of its machine.
+
     Raises:
         DistproError: the name is unknown, or this machine has no such device.
     """
+    if current_world().size > 1:
+        name = device_of_rank(name, current_world().local_rank)
     if name is None or name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -40,6 +45,20 @@ def choose_device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise DistproError(f"--device {name}: nothing can be computed there; use cpu, cuda, cuda:N or mps")
     return device
+
+
+def device_of_rank(name: str | None, local_rank: int) -> str:
+    """Returns the device of one of many ranks, where the user has named `name`."""
+    if name not in (None, "auto", "cpu", "cuda"):
+        raise DistproError(f"--device {name}: many ranks compute on cpu or cuda, on which each takes a GPU of its own")
+    if name == "cpu" or (name != "cuda" and not torch.cuda.is_available()):
+        return "cpu"
+    if local_rank >= (count := torch.cuda.device_count()):
+        raise DistproError(
+            f"rank {local_rank} of this machine has no GPU, there are {count}; start as many ranks "
+            f"(torchrun --nproc-per-node {max(count, 1)}), or compute on the CPU (--device cpu)"
+        )
+    return f"cuda:{local_rank}"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

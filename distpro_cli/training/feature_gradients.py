@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn.functional import cosine_similarity
 
 from distpro_cli.pathways.module import Pathways, Start
+from distpro_cli.world import World
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,31 @@ def feature_gradients(
     return at_student
 
 
-def norms(gradients: list[FeatureGradients]) -> tuple[Tensor, Tensor]:
-    """Returns ‖g_0‖ and ‖g_k‖ of every pathway, float32 [K] each."""
+def norms(gradients: list[FeatureGradients], world: World) -> tuple[Tensor, Tensor]:
+    """Returns ‖g_0‖ and ‖g_k‖ of every pathway over the images of all ranks, float32 [K] each."""
     task_k = [torch.linalg.vector_norm(pair.task.float()) for pair in gradients]
     pathway_k = [torch.linalg.vector_norm(pair.pathway.float()) for pair in gradients]
-    return torch.stack(task_k), torch.stack(pathway_k)
+    if world.size == 1:
+        return torch.stack(task_k), torch.stack(pathway_k)
+    # A rank's gradients are those of the mean over its own images.
+    squares = world.sum(torch.stack([*task_k, *pathway_k]).square())
+    task, pathway = (squares.sqrt() / world.size).chunk(2)
+    return task, pathway
+
+
+def cosines(pairs: Sequence[tuple[Tensor, Tensor]], world: World) -> Tensor:
+    """Returns the cosine of the two tensors of every pair over the images of all ranks, float32 [K]; 0 where one is 0.
+
+    Args:
+        pairs: By pathway.
+        world: The ranks.
+    """
+    flat = [(left.float().flatten(), right.float().flatten()) for left, right in pairs]
+    if world.size == 1:
+        return torch.stack([cosine_similarity(left, right, dim=0) for left, right in flat])
+    products = [torch.stack([left @ right, left @ left, right @ right]) for left, right in flat]
+    dot_k, left_k, right_k = world.sum(torch.stack(products, 1)).unbind()
+    return dot_k / (left_k * right_k).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _ancestors(loss: Tensor) -> set[Node]:

@@ -27,6 +27,7 @@ from distpro_cli.training.device import DeviceClock, explaining_kernels
 from distpro_cli.training.optimiser import learning_rate
 from distpro_cli.training.step import StepLosses
 from distpro_cli.training.weights import Batches, Weights
+from distpro_cli.world import current_world
 
 REPORT_STEPS = 10  # steps between two looks at the losses; a look makes a GPU wait
 
@@ -111,6 +112,7 @@ class Trainer:
         self.metrics = MetricsFile(metrics)
         self.reporter, self.interruption = context.reporter, context.interruption
         self.metric = self.stepper.task.metric
+        self.world = current_world()
         self.progress = Progress()
         self._clock = DeviceClock(self.stepper.device)
         self._unchecked: list[tuple[int, StepLosses, StepLosses | None]] = []
@@ -124,6 +126,7 @@ class Trainer:
             Interrupted: a signal came; the checkpoint is written.
         """
         progress, plan = self.progress, self.plan
+        self.world.check_same(self._state())
         self.metrics.truncate_after(progress.step, len(progress.history))
         self._started = self._saved = time.monotonic()
         self._seconds_before = progress.train_seconds
@@ -173,8 +176,9 @@ class Trainer:
         self.save()
 
     def _checkpoint_if_due(self) -> None:
-        interrupted = self.interruption.pending
-        if interrupted or time.monotonic() - self._saved >= self.plan.checkpoint_seconds:
+        is_due = time.monotonic() - self._saved >= self.plan.checkpoint_seconds
+        interrupted, is_due = self.world.any(self.interruption.pending, is_due)
+        if interrupted or is_due:
             self._check_losses()
             self._check_weights()
             self.save()
@@ -255,16 +259,21 @@ class Trainer:
         self._saved = time.monotonic()
         self.progress.train_seconds = self._seconds_before + self._saved - self._started
         self.progress.device_seconds += self._clock.take()
+        state = self._state()
+        self.world.check_same(state)
+        where = {"device": self.stepper.device.type, "progress": self.progress.state_dict(self.metric)}
+        save_checkpoint({**where, **state}, self.plan.checkpoint_path)
+
+    def _state(self) -> dict[str, Any]:
+        """Returns what is trained, and what trains it; the same on every rank."""
         state = {
-            "device": self.stepper.device.type,
-            "progress": self.progress.state_dict(self.metric),
             **{name: module.state_dict() for name, module in self.stepper.trained.modules().items()},
             "optimizer": self.stepper.optimizer.state_dict(),
             "weights": self.weights.state_dict(),
         }
         if self.stepper.average is not None:
             state["average"] = self.stepper.average.model.state_dict()
-        save_checkpoint(state, self.plan.checkpoint_path)
+        return state
 
     def resume(self) -> None:
         """Resumes the run from its checkpoint.

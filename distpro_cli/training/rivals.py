@@ -24,14 +24,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from typing_extensions import override
 
 from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import Search
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.alpha import Record, alpha_lr
-from distpro_cli.training.feature_gradients import FeatureGradients, norms
+from distpro_cli.training.feature_gradients import FeatureGradients, cosines, norms
 from distpro_cli.training.hypergradients.cheap import CheapHypergradient
 from distpro_cli.training.scale import inverse_loss, running
 from distpro_cli.training.step import Distiller, StepLosses
@@ -138,7 +137,7 @@ class MetaBalance(NormRule):
 
     @override
     def look(self, gradients: list[FeatureGradients], step: int) -> None:
-        task_k, pathway_k = norms(gradients)
+        task_k, pathway_k = norms(gradients, self.distiller.world)
         self.state["task"] = KEPT * self.state["task"] + (1 - KEPT) * task_k
         self.state["pathway"] = KEPT * self.state["pathway"] + (1 - KEPT) * pathway_k
         self.state["relative"] = RELAX * _ratio(self.state["task"], self.state["pathway"]) + (1 - RELAX)
@@ -153,7 +152,9 @@ class Cosine(GradientRule):
 
     @override
     def look(self, gradients: list[FeatureGradients], step: int) -> None:
-        self.state["relative"] = torch.stack([cosine(pair.task, pair.pathway) for pair in gradients]).clamp(min=0)
+        self.state["relative"] = cosines([(pair.task, pair.pathway) for pair in gradients], self.distiller.world).clamp(
+            min=0
+        )
 
 
 class CosineOuter(Rival):
@@ -169,8 +170,9 @@ class CosineOuter(Rival):
     def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
         cheap = CheapHypergradient(self.distiller)
         found = cheap.differentiate(batch, self.next_outer(step), weights_k, step)
-        cosines = [cosine(change, gradient) for gradient, change in found.pairs]
-        self.state["relative"] = torch.stack(cosines).clamp(min=0)
+        self.state["relative"] = cosines(
+            [(change, gradient) for gradient, change in found.pairs], self.distiller.world
+        ).clamp(min=0)
         return found.losses, found.outer_losses
 
 
@@ -184,7 +186,7 @@ class Share(NormRule):
 
     @override
     def look(self, gradients: list[FeatureGradients], step: int) -> None:
-        task_k, pathway_k = norms(gradients)
+        task_k, pathway_k = norms(gradients, self.distiller.world)
         self.state["task"] = self.state["task"] + task_k
         self.state["pathway"] = self.state["pathway"] + pathway_k
         if step == 0 or step // self.steps_per_epoch != (step + self.interval) // self.steps_per_epoch:
@@ -269,11 +271,6 @@ RIVALS: dict[str, type[Rival]] = {
     "uncertainty": Uncertainty,
     "loss": InverseLoss,
 }
-
-
-def cosine(left: Tensor, right: Tensor) -> Tensor:
-    """Returns the cosine of two tensors as vectors, a float32 scalar; 0 where either is zero."""
-    return cosine_similarity(left.float().flatten(), right.float().flatten(), dim=0)
 
 
 def _ratio(above_k: Tensor, below_k: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def num_steps(total_steps: int) -> int:
 
 
 def distances(distiller: Distiller, batch: Batch, step: int) -> Tensor:
-    """Returns D_k of every pathway on a batch, float32 [K]; nothing else changes."""
+    """Returns D_k of every pathway on a batch of all ranks, float32 [K]; nothing else changes."""
     pathways = distiller.pathways
     active = range(len(pathways.infos))
     parts_k = []
@@ -157,11 +157,12 @@ def distances(distiller: Distiller, batch: Batch, step: int) -> Tensor:
             with autocast(distiller.device, distiller.precision):
                 found = pathways(features, teacher_features, active, part.filled)
             parts_k.append(shared(torch.stack([found[k].float() for k in active]), share))
-    return reduce(add, parts_k)
+    (distance_k,) = distiller.world.mean([reduce(add, parts_k)])
+    return distance_k
 
 
 def measure(distiller: Distiller, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-    """Returns ‖g_0‖ and ‖g_k‖ of every pathway on a batch, float32 [K] each; nothing else changes.
+    """Returns ‖g_0‖ and ‖g_k‖ of every pathway on a batch of all ranks, float32 [K] each; nothing else changes.
 
     The student draws in the step what it drew here, since every step seeds it.
     """
@@ -170,4 +171,4 @@ def measure(distiller: Distiller, batch: Batch, step: int) -> tuple[Tensor, Tens
     with unmoved_buffers(distiller.student), unmoved_buffers(distiller.pathways):
         distiller.backward(batch, torch.zeros(num_pathways, device=distiller.device), step, at_student=found)
     distiller.optimizer.zero_grad(set_to_none=True)
-    return norms([found[k] for k in range(num_pathways)])
+    return norms([found[k] for k in range(num_pathways)], distiller.world)

@@ -5,7 +5,7 @@ Shape legend: b images, c channels, h height, w width, k pathways.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from distpro_cli.networks.levels import Normalized, TappedNetwork
 from distpro_cli.pathways.module import Pathways, Start
@@ -23,6 +24,7 @@ from distpro_cli.randomness import derived_seed
 from distpro_cli.tasks.task import Batch, Filled, Task
 from distpro_cli.training.device import autocast
 from distpro_cli.training.feature_gradients import FeatureGradients, feature_gradients, joined_gradients
+from distpro_cli.world import current_world
 
 Features = dict[int, Tensor]
 Starts = dict[Start, Tensor]
@@ -60,6 +62,17 @@ class StepLosses:
     def distance_k(self) -> Tensor:
         """D_k of every pathway, [K], of a step in which all were on."""
         return torch.stack([self.distances[k] for k in range(len(self.distances))])
+
+    def tensors(self) -> list[Tensor]:
+        """Returns all of them, in a fixed order."""
+        return [*self.parts.values(), self.task, *self.distances.values(), *self.scores.values()]
+
+    def holding(self, tensors: Iterable[Tensor]) -> StepLosses:
+        """Returns the same losses with other values, in the order of `tensors`."""
+        given = iter(tensors)
+        parts = dict(zip(self.parts, given))  # noqa: B905  # the rest is for the others
+        task = next(given)
+        return StepLosses(parts, task, dict(zip(self.distances, given)), dict(zip(self.scores, given)))  # noqa: B905
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,7 @@ class Stepper:
 
     Attributes:
         average: The student with running averages of weights and buffers, in eval mode, where there is one.
+        world: The ranks that train it together, each on its part of every batch.
     """
 
     def __init__(
@@ -136,6 +150,7 @@ class Stepper:
         self.average: TappedNetwork | None = None if self._ema is None else self._ema.module
         self.student_parameters: list[Tensor] = [p for p in self.student.parameters() if p.requires_grad]
         self.trained_parameters: list[Tensor] = [p for m in trained.modules().values() for p in m.parameters()]
+        self.world = current_world()
 
     def step_alone(self, batch: Batch, step: int) -> StepLosses:
         """Trains on one batch, on the device, by the task loss; `step` seeds the step's randomness."""
@@ -145,8 +160,27 @@ class Stepper:
             parts, task = self.task_loss(output, part.targets)
             shared(task, share).backward()
             found.append((self.named(parts, task, {}, output, part), share))
+        losses = self.over_ranks(weighted_losses(found))
         self.update()
-        return weighted_losses(found)
+        return losses
+
+    def over_ranks(self, losses: StepLosses) -> StepLosses:
+        """Makes gradients and BatchNorm's running statistics, and the losses returned, those of all ranks' images.
+
+        One all-reduce: the losses ride along, so that every rank sees the same ones, and stops at the same NaN.
+        """
+        if self.world.size == 1:
+            return losses
+        own = [value.to(self.device, torch.promote_types(value.dtype, torch.float32)) for value in losses.tensors()]
+        changed = [*(p.grad for p in self.trained_parameters if p.grad is not None), *self.running_statistics()]
+        means = self.world.mean([*changed, *own])
+        torch._foreach_copy_(changed, means[: len(changed)])
+        return losses.holding(means[len(changed) :])
+
+    def running_statistics(self) -> list[Tensor]:
+        """Returns the running means and variances of what is trained."""
+        norms = (m for part in self.trained.modules().values() for m in part.modules() if isinstance(m, _NormBase))
+        return [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
 
     def micro_batches(self, batch: Batch) -> list[tuple[Batch, float]]:
         """Returns the parts in which a batch goes forward and backward, each with its share of the images."""
@@ -170,8 +204,10 @@ class Stepper:
         return output, features
 
     def seed_student(self, step: int, place: int = 0) -> None:
-        """Makes what the student draws (dropout, stochastic depth) a function of step and micro-batch alone."""
-        torch.manual_seed(derived_seed(self.seed, "student", step, *([place] if place else [])))
+        """Makes what the student draws (dropout, stochastic depth) a function of step, micro-batch and rank alone."""
+        where = [place] if place else []
+        rank = ("rank", self.world.rank) if self.world.rank else ()
+        torch.manual_seed(derived_seed(self.seed, "student", step, *where, *rank))
 
     def task_loss(self, output: Any, targets: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the parts of the task loss and their sum, with their graph."""
@@ -238,7 +274,7 @@ class Distiller(Stepper):
         at_student: dict[int, FeatureGradients] | None = None,
         starts: Starts | None = None,
     ) -> StepLosses:
-        """Fills the gradients of one step; every step of a distillation and of a search goes through here.
+        """Fills the gradients of one step, over all ranks; every step of a distillation and a search goes through here.
 
         The graph is cut where the pathways start. Every pathway goes back on its own, to its own copy of what it
         starts from, so that the graph of one pathway is held at a time, and a feature of the teacher's until the last
@@ -249,7 +285,7 @@ class Distiller(Stepper):
             batch: On the device.
             weights: As in `step`.
             step: Number of the step.
-            gradients: Is given g_k of every pathway, where that is wanted.
+            gradients: Is given g_k of every pathway, where that is wanted; like what follows, of this rank's images.
             at_student: Is given the task's gradient and g_k at the student's level of each pathway, where that is
                 wanted; the task then goes back to the levels once more, without the gradients of parameters.
             starts: Is given what the pathways start from, without graph, where that is wanted.
@@ -273,7 +309,7 @@ class Distiller(Stepper):
             at_student |= joined_gradients(at_levels)
         if starts is not None:
             starts |= joined(of_starts)
-        return weighted_losses(found)
+        return self.over_ranks(weighted_losses(found))
 
     def _backward_part(
         self,

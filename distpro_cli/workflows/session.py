@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from distpro_cli.files import expand_path
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.compiled import compile_between_taps
 from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.networks.synchronised import synchronise_batch_norm
 from distpro_cli.networks.weights import save_weights, weights_metadata
 from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import Network, Recipe, Teacher, Training
@@ -25,7 +27,7 @@ from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.identity import Identity
 from distpro_cli.runs.signals import Interruption
-from distpro_cli.tasks.task import Batch, Sizes, Task, find_task, map_tensors
+from distpro_cli.tasks.task import WHOLE, Batch, Sizes, Task, find_task, map_tensors, rows_of
 from distpro_cli.training.device import (
     autocast,
     check_open_files,
@@ -40,26 +42,38 @@ from distpro_cli.training.prefetch import SideStream, on_device
 from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
 from distpro_cli.training.weights import Batches, Weights
 from distpro_cli.versions import installed_versions
+from distpro_cli.world import current_world
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @contextmanager
 def run_context(device_name: str | None, reporter: Reporter, interruption: Interruption) -> Iterator[RunContext]:
-    """Chooses the device; what runs inside leaves torch's settings of determinism as they were."""
+    """Chooses the device; what runs inside leaves torch's settings of determinism as they were.
+
+    Of many ranks, the main one reports.
+    """
     with determinism_kept():
+        reporter = reporter if current_world().is_main else Reporter()
         yield RunContext(choose_device(device_name), reporter, interruption)
 
 
 def make_stepper(recipe: Recipe, trained: Solo, training: Training, device: torch.device) -> Stepper:
     """Makes the steps of a network on the device that is trained alone."""
+    _check_shared(training)
     return Stepper(trained, *_step_parts(recipe, trained, training), **_step_options(recipe, training, device))
 
 
 def make_distiller(recipe: Recipe, pair: Pair, training: Training, device: torch.device) -> Distiller:
     """Makes the steps of a pair on the device; labels are smoothed in training, and not where a search judges."""
+    _check_shared(training)
     judge = find_task(recipe.task)(recipe, training.model_copy(update={"label_smoothing": 0.0}))
     return Distiller(pair, *_step_parts(recipe, pair, training), judge=judge, **_step_options(recipe, training, device))
+
+
+def _check_shared(training: Training) -> None:
+    """Raises DistproError where the ranks of the run cannot share a batch evenly, before anything is trained."""
+    rows_of(training.batch_size, (0, current_world().size))
 
 
 def _step_parts(recipe: Recipe, trained: Solo | Pair, training: Training) -> tuple[torch.optim.Optimizer, Task]:
@@ -135,8 +149,14 @@ class Session:
         return f"weights {spec.weights}: {doubt}" if doubt else None
 
     def place(self, module: AnyModule) -> AnyModule:
-        """Moves a network or pathways to the device, in the recipe's memory format, unless it cannot be in that."""
+        """Moves a network or pathways to the device, in the recipe's memory format, unless it cannot be in that.
+
+        Raises:
+            DistproError: BatchNorm is to see the batch of all ranks, and cannot there.
+        """
         module.to(self.device)
+        if self.recipe.sync_batch_norm and current_world().size > 1:
+            synchronise_batch_norm(module, self.device)
         if self.recipe.channels_last and not getattr(module, "needs_contiguous", False):
             module.to(memory_format=torch.channels_last)
         return module
@@ -179,18 +199,19 @@ class Session:
         inner: tuple[int, int] | None = None,
         repeats: int = 1,
     ) -> Batches:
-        """Returns the maker of the batches of the `train` or the `outer` part, on the device.
+        """Returns the maker of the batches of the `train` or the `outer` part, on the device: of this rank's images.
 
         Args:
             part: Which.
-            batch_size: Images per step.
+            batch_size: Images per step, of all ranks.
             num_steps: Of the whole run.
             task: Augments whole batches; None: nothing does.
             inner: Of outer batches, see `TaskData`.
             repeats: Of an image in the train batches of an epoch.
 
         Raises:
-            DistproError: the data of the user's own task cannot repeat images.
+            DistproError: the data of the user's own task cannot repeat images, or the ranks of the run cannot share a
+                batch evenly.
         """
         source = self.data.train_batches if part == "train" else self.data.outer_batches
         beside_train = part == "outer" and not self.data.outer_size
@@ -198,9 +219,14 @@ class Session:
         if repeats > 1 and (part == "train" or beside_train):
             _check_repeats(source)
             options["repeats"] = repeats
+        of_rank = (current_world().rank, current_world().size)
+        rows_of(batch_size, of_rank)  # raises here where it cannot be shared
+        cut = of_rank != WHOLE and not _takes(source, "part")
+        if of_rank != WHOLE and not cut:
+            options["part"] = of_rank
 
         def prepare(step: int, batch: Batch) -> Batch:
-            batch = batch.to(self.device, self._memory_format)
+            batch = (batch.part(of_rank) if cut else batch).to(self.device, self._memory_format)
             return batch if task is None else task.augment(batch, step).to(self.device, self._memory_format)
 
         def make(start_step: int) -> Iterator[Batch]:
@@ -213,7 +239,7 @@ class Session:
         return SideStream(self.device) if self.device.type == "cuda" else None
 
     def evaluate(self, network: TappedNetwork) -> dict[str, float]:
-        """Returns the task's figures of a network on the test images, in eval mode.
+        """Returns the task's figures of a network on the test images, in eval mode; many ranks share them if they can.
 
         Raises:
             Interrupted: a signal came.
@@ -221,7 +247,8 @@ class Session:
         network.eval()
 
         def forward(images_bchw: Tensor, sizes: Sizes | None = None) -> Any:
-            self.context.interruption.check()  # the checkpoint is written before an evaluation
+            if current_world().size == 1:  # many stop together, after it
+                self.context.interruption.check()  # the checkpoint is written before an evaluation
             images_bchw = images_bchw.to(self.device, memory_format=self._memory_format, non_blocking=True)
             output, _ = network(images_bchw, sizes=sizes)
             return map_tensors(output, _to_cpu)
@@ -229,11 +256,20 @@ class Session:
         def with_images(_: int, batch: Batch) -> Batch:
             return Batch(batch.to(self.device, self._memory_format).images_bchw, batch.targets, batch.sizes)
 
-        batches = self.data.test_batches()
+        batches = self._test_batches()
         if (stream := self._side_stream()) is not None:
             batches = on_device(enumerate(batches), with_images, stream)
         with explaining_kernels(), torch.no_grad(), autocast(self.device, self.recipe.precision):
             return self.task.evaluate(forward, batches)
+
+    def _test_batches(self) -> Iterator[Batch]:
+        """Returns the test batches that this rank measures networks on."""
+        world, source = current_world(), self.data.test_batches
+        if world.size == 1 or not getattr(self.task.evaluate, "sums_over_ranks", False):
+            return source()
+        if _takes(source, "part"):
+            return source(part=(world.rank, world.size))
+        return islice(source(), world.rank, None, world.size)
 
     def total_steps(self, training: Training) -> int:
         """Returns the steps of a whole training."""
@@ -294,7 +330,7 @@ class Session:
             metrics,
             self.context,
         )
-        if resume and checkpoint.exists():
+        if current_world().broadcast(resume and checkpoint.exists()):
             trainer.resume()
         return trainer.run()
 
@@ -304,11 +340,16 @@ class Session:
 
 
 def _check_repeats(source: Callable[..., Iterator[Batch]]) -> None:
-    if "repeats" not in inspect.signature(source).parameters:
+    if not _takes(source, "repeats"):
         raise DistproError(
             f"augment_repeats: the data of this task cannot repeat images, because {source.__name__} takes no "
             "argument repeats; set augment_repeats to 1, or write it (see TaskData)"
         )
+
+
+def _takes(source: Callable[..., Iterator[Batch]], option: str) -> bool:
+    """Says whether what makes the batches of a user's own task takes what it is given only where it is needed."""
+    return option in inspect.signature(source).parameters
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

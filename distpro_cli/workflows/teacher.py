@@ -18,6 +18,7 @@ from distpro_cli.training.loop import Progress
 from distpro_cli.training.step import Solo
 from distpro_cli.training.weights import NoWeights
 from distpro_cli.workflows.session import Session
+from distpro_cli.world import current_world
 
 
 def build_teacher(session: Session, *, logits: bool = False, weights: bool = True) -> TappedNetwork:
@@ -56,7 +57,8 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
         # The teacher is trained on the whole train set, under its own seed: the same one for every run.
         school = Session(recipe.model_copy(update={"seed": spec.seed}), session.context)
         cached = teacher_cache(school)
-        if not cached.exists():
+        world = current_world()
+        if not world.broadcast(cached.exists()):
             if teacher.new_head is not None:
                 text = f"teacher {spec.name}: weights {spec.weights}, with {teacher.new_head}"
                 session.context.reporter.message(text)
@@ -67,6 +69,7 @@ def prepare_teacher(session: Session, teacher: TappedNetwork, folder: RunFolder,
                 raise DistproError(str(error)) from None
         elif announce:
             session.context.reporter.message(f"teacher {spec.name}: already trained, taken from {cached}")
+        world.barrier()  # the main rank has written them
         load_weights(teacher.model, cached)
     teacher.requires_grad_(False).eval()
 

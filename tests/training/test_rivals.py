@@ -21,6 +21,7 @@ from distpro_cli.training.feature_gradients import FeatureGradients, feature_gra
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.rivals import RIVALS, Cosine, GradientRule, Rival
 from distpro_cli.training.step import StepLosses
+from distpro_cli.world import World
 from tests.helpers import CPU, PAPER, classification, digits_recipe
 from tests.training.test_hypergradients import (
     SHARED_BLOCKS,
@@ -36,7 +37,7 @@ LOGITS = (PathwayGroup(), PathwayGroup(connections=[[4, 4]], transform="conv1", 
 
 def make(name: str, num_pathways: int = 2, steps_per_epoch: int = 2, total_steps: int = 6, **spec: Any) -> Any:
     """Makes a rival without networks; its factors are 1, 2, 3 …"""
-    distiller: Any = SimpleNamespace(device=CPU, seed=3)
+    distiller: Any = SimpleNamespace(device=CPU, seed=3, world=World())
     factor_k = torch.arange(1.0, num_pathways + 1)
     record = Record(num_pathways, total_steps, CPU)
     search = Search(method=name, **PAPER | spec)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from distpro_cli.tasks.detection.transforms import DetectionTransform, Target, p
 from distpro_cli.tasks.images.data import ImageData, Places, once
 from distpro_cli.tasks.images.loader import Order, Samples
 from distpro_cli.tasks.images.sources import Indices, Picture, Pixels, Source
-from distpro_cli.tasks.task import Batch
+from distpro_cli.tasks.task import WHOLE, Batch, Part
 
 TEST_BATCH = 4
 
@@ -81,8 +81,9 @@ class DetectionData(ImageData):
         return DetectionSamples(source, transform, seed)
 
     @override
-    def test_batches(self, batch_size: int = TEST_BATCH) -> Iterator[Batch]:
-        """Returns all test images once, those of like aspect together, unaugmented.
+    def test_batches(self, batch_size: int = TEST_BATCH, part: Part = WHOLE) -> Iterator[Batch]:
+        """Returns all test images once, those of like aspect together, unaugmented; of `part` (rank, R) every R-th
+        batch.
 
         Targets hold all that an evaluation needs of an image as it was: its `objects` and its `original_size`.
         """
@@ -90,7 +91,7 @@ class DetectionData(ImageData):
         aspects = np.array([width / height for height, width in source.sizes])
         ordered = self._test[np.argsort(aspects[self._test], kind="stable")]
         order = [once(0, ordered[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
-        for batch in self._loaded_tests(order):
+        for batch in self._loaded_tests(order[part[0] :: part[1]]):
             targets = [
                 {**own, "objects": source.objects[own["image"]], "original_size": source.sizes[own["image"]]}
                 for own in batch.targets

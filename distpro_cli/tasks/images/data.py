@@ -23,7 +23,7 @@ from distpro_cli.tasks.images.sources import Indices, Source
 from distpro_cli.tasks.images.subsets import draw_evenly, split_off
 from distpro_cli.tasks.images.transforms import TestTransform, TrainTransform
 from distpro_cli.tasks.images.workers import Workers
-from distpro_cli.tasks.task import Batch
+from distpro_cli.tasks.task import WHOLE, Batch, Part, rows_of
 
 SourceOpener = Callable[[schema.Data, str | None], Source]
 Places = Iterator[tuple[int, Indices, int]]  # epoch, its permutation, and where in it the batch of a step starts
@@ -114,7 +114,9 @@ class ImageData:
         """Returns the batches in one pass over the train images: at least one, and none that is not full."""
         return _num_batches(self.train_size, batch_size)
 
-    def train_batches(self, batch_size: int, num_steps: int, start_step: int = 0, repeats: int = 1) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, num_steps: int, start_step: int = 0, repeats: int = 1, part: Part = WHOLE
+    ) -> Iterator[Batch]:
         """Returns the batches of steps start_step..num_steps-1 of a run of `num_steps`.
 
         A batch never crosses an epoch; fewer images than `batch_size` make one batch per epoch. Batches depend on the
@@ -128,6 +130,7 @@ class ImageData:
             num_steps: Steps of the whole run.
             start_step: First step, in the middle of any epoch.
             repeats: Samples of an image in an epoch, each with its own augmentation.
+            part: Which images of every batch are wanted; they are those of the whole batch, augmented alike.
 
         Yields:
             Images float32 [B, 3, H, W] in [0, 1] and targets [B, ...].
@@ -135,7 +138,7 @@ class ImageData:
         Raises:
             DistproError: an image cannot be decoded.
         """
-        return self._augmented(self._train, "train", batch_size, range(start_step, num_steps), repeats)
+        return self._augmented(self._train, "train", batch_size, range(start_step, num_steps), part, repeats)
 
     def outer_batches(
         self,
@@ -144,6 +147,7 @@ class ImageData:
         start_step: int = 0,
         inner: tuple[int, int] | None = None,
         repeats: int = 1,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
         """Returns batches that judge: of the outer part, which passes over its own images; else like `train_batches`.
 
@@ -157,12 +161,13 @@ class ImageData:
             inner: Size of a train batch and train steps per outer batch, of a run without an outer part; None: as many
                 images, one step.
             repeats: Of the train batches; an outer batch holds an image once.
+            part: As in `train_batches`.
 
         Raises:
             DistproError: also where all images are in one train batch.
         """
         if self.outer_size:
-            return self._augmented(self._outer, "outer", batch_size, range(start_step, num_steps))
+            return self._augmented(self._outer, "outer", batch_size, range(start_step, num_steps), part)
         inner_size, interval = inner or (batch_size, 1)
         if self.train_size <= inner_size:
             raise DistproError(
@@ -172,12 +177,15 @@ class ImageData:
         steps = range(start_step * interval, num_steps * interval, interval)
         places = _places(self._train, derived_seed(self._seed, "train"), inner_size, steps)
         order = self.order_beside(places, (inner_size, repeats), batch_size)
-        return self._loaded("beside", order)
+        return self._loaded("beside", order, part)
 
-    def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
-        """Returns all test images once, in a fixed order, unaugmented; the last batch may be smaller."""
+    def test_batches(self, batch_size: int = 256, part: Part = WHOLE) -> Iterator[Batch]:
+        """Returns all test images once, in a fixed order, unaugmented; the last batch may be smaller.
+
+        Of (rank, R), `part` takes every R-th batch.
+        """
         order = [once(0, self._test[at : at + batch_size]) for at in range(0, self.test_size, batch_size)]
-        return self._loaded_tests(order)
+        return self._loaded_tests(order[part[0] :: part[1]])
 
     def transform(self, *, training: bool) -> Callable[..., Any]:
         """Makes what changes an image in training or in a test."""
@@ -195,9 +203,11 @@ class ImageData:
         """Yields, for each step, images that are not in its train batch; `inner` is its size and repeats."""
         return _order_beside(places, inner, batch_size)
 
-    def _augmented(self, part: Indices, name: str, batch_size: int, steps: range, repeats: int = 1) -> Iterator[Batch]:
-        places = _places(part, derived_seed(self._seed, name), batch_size, steps)
-        return self._loaded("train", self.order(places, batch_size, repeats))
+    def _augmented(
+        self, images: Indices, name: str, batch_size: int, steps: range, part: Part, repeats: int = 1
+    ) -> Iterator[Batch]:
+        places = _places(images, derived_seed(self._seed, name), batch_size, steps)
+        return self._loaded("train", self.order(places, batch_size, repeats), part)
 
     @cached_property
     def _samples(self) -> dict[str, Samples]:
@@ -209,10 +219,10 @@ class ImageData:
             "test": self.samples(self.test_source, test),
         }
 
-    def _loaded(self, name: str, order: Order) -> Iterator[Batch]:
+    def _loaded(self, name: str, order: Order, part: Part) -> Iterator[Batch]:
         if self._spec.cache:  # all of them before processes are forked, which then share them
             self.train_source.keep([*self._train.tolist(), *self._outer.tolist()])
-        return self._load(name, order, self._workers)
+        return self._load(name, order if part == WHOLE else _parts(order, part), self._workers)
 
     def _load(self, name: str, order: Order, workers: Workers | None) -> Iterator[Batch]:
         return load_batches(self._samples[name], order, workers, [*self._samples.values()])
@@ -244,6 +254,13 @@ def _num_batches(size: int, batch_size: int) -> int:
 def once(epoch: int, indices: Indices) -> Draw:
     """Returns the draw of these images, each in the first of its augmentations."""
     return Draw(epoch, indices, np.zeros_like(indices))
+
+
+def _parts(order: Order, part: Part) -> Order:
+    """Yields a rank's part of every batch."""
+    for draw in order:
+        rows = rows_of(len(draw.indices), part)
+        yield Draw(draw.epoch, draw.indices[rows], draw.repeats[rows])
 
 
 def _order(places: Places, batch_size: int, repeats: int) -> Order:

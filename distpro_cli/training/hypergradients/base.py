@@ -48,7 +48,8 @@ class Hypergradient(ABC):
             step: Number of the step.
 
         Returns:
-            The losses of both batches, and d(outer loss)/d(weight), [K].
+            The losses of both batches, and d(outer loss)/d(weight), [K]; the same on all ranks that share the batches,
+            whose means of what depends on their own images `distiller.world` gives.
         """
 
     def observe(self, inner: Batch, step: int) -> None:
@@ -78,7 +79,7 @@ def make_hypergradient(name: str, distiller: Distiller, options: Mapping[str, An
 
 
 def outer_gradient(distiller: Distiller, outer: Batch, step: int) -> tuple[StepLosses, list[Tensor]]:
-    """Returns the task loss on the outer batch and v, its gradient by the student's parameters.
+    """Returns the task loss on the outer batch and v, its gradient by the student's parameters, both over all ranks.
 
     The student's running statistics do not see the outer batch. Parameters the task does not reach get zeros.
     """
@@ -97,7 +98,11 @@ def outer_gradient(distiller: Distiller, outer: Batch, step: int) -> tuple[StepL
                 for before, g in zip(direction, gradients, strict=True)
             ]
             found.append((distiller.named(parts, task, {}, output, part), share))
-    return weighted_losses(found), direction
+    losses, world = weighted_losses(found), distiller.world
+    if world.size == 1:
+        return losses, direction
+    values = world.mean([*direction, *(value.to(direction[0]) for value in losses.tensors())])
+    return losses.holding(values[len(direction) :]), values[: len(direction)]
 
 
 def shift_along(direction: list[Tensor], length: float) -> Tensor:

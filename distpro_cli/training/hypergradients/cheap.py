@@ -83,7 +83,8 @@ class CheapHypergradient(Hypergradient):
         lr = learning_rate(self.distiller.optimizer)
         found = self.differentiate(inner, outer, weights_k, step)
         products = [torch.sum(gradient.to(change.dtype) * change) for gradient, change in found.pairs]
-        unclipped = torch.stack(products) * (-lr / found.shift)
+        (product_k,) = self.distiller.world.mean([torch.stack(products)])
+        unclipped = product_k * (-lr / found.shift)
         hypergradient_k = found.pulled.scale * (unclipped + lr * found.pulled.kappa * found.own_k)
         return found.losses, found.outer_losses, hypergradient_k
 

@@ -36,6 +36,7 @@ class ExactHypergradient(Hypergradient):
             losses, gradients = self._backward_part(part, weights_k, (step, place, share))
             found.append((losses, share))
             per_pathway = [_sum(*pair) for pair in zip(per_pathway, gradients, strict=True)] if place else gradients
+        losses = distiller.over_ranks(weighted_losses(found))
         lr = learning_rate(distiller.optimizer)
         update = Update(distiller, list(distiller.pathways.parameters()))
         distiller.update()
@@ -43,7 +44,8 @@ class ExactHypergradient(Hypergradient):
         pulled = update.pull_back(v)
         # Where nothing clips, the direction ends with the student's parameters.
         products = [inner_product(pulled.direction, g[: len(pulled.direction)]) for g in per_pathway]
-        return weighted_losses(found), outer_losses, torch.stack(products) * (-lr * pulled.scale)
+        (product_k,) = distiller.world.mean([torch.stack(products)])
+        return losses, outer_losses, product_k * (-lr * pulled.scale)
 
     def _backward_part(
         self, batch: Batch, weights_k: Tensor, which: tuple[int, int, float]
