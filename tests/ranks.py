@@ -38,6 +38,7 @@ def fork_ranks(size: int, work: Callable[[], int | None], environment: dict[str,
             status = 1
             try:
                 torch.set_num_threads(1)
+                torch.cuda.is_available = lambda: False  # which does not work in a fork
                 os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", **(environment or {})}

@@ -87,13 +87,19 @@ class Process:
         return known or levels_of(self.pathways, side)
 
     def mean_over_time(self) -> Process:
-        """Returns the same process with weights and alpha averaged over time: two equal rows."""
+        """Returns the same process with weights and alpha averaged over time: two equal rows.
+
+        Where there is a scale, it and the weights in units of it are.
+        """
         alpha, whole_alpha = _averaged(self.progress, self.alpha), self.whole_alpha
         if whole_alpha is not None:
             whole_alpha = _averaged(self.progress, whole_alpha)
             alpha = whole_alpha[:, list(self.columns)]
-        progress, weights = np.array([0, 1], dtype=np.float32), _averaged(self.progress, self.weights)
-        return replace(self, progress=progress, weights=weights, alpha=alpha, whole_alpha=whole_alpha, scale=None)
+        weights = _averaged(self.progress, self.scaled_weights)
+        scale = None if self.scale is None else _averaged(self.progress, self.scale)
+        weights = weights if scale is None else weights * scale
+        progress = np.array([0, 1], dtype=np.float32)
+        return replace(self, progress=progress, weights=weights, alpha=alpha, whole_alpha=whole_alpha, scale=scale)
 
     @property
     def scaled_weights(self) -> NDArray[np.floating]:
@@ -159,7 +165,7 @@ def _mean_over_time(progress_t: Float32, table_tk: NDArray[np.floating]) -> NDAr
     return mean
 
 
-def _averaged(progress_t: Float32, table_tk: Float32) -> Float32:
+def _averaged(progress_t: Float32, table_tk: NDArray[np.floating]) -> Float32:
     """Returns two equal rows."""
     return np.tile(_mean_over_time(progress_t, table_tk).astype(np.float32), (2, 1))
 

@@ -99,10 +99,10 @@ class Training(Model):
 class Distillation(Training):
     """How a student is distilled."""
 
-    scale: Literal["recorded", "measured"] = Field(
-        "recorded",
-        description="unit of a process's weights, where it was searched in one (search.scale); recorded: as in its "
-        "file, step by step; measured: anew in this run, which then follows its own losses",
+    scale: Literal["measured", "recorded"] = Field(
+        "measured",
+        description="unit of a process's weights, where it was searched in one (search.scale); measured: anew in this "
+        "run, by its own losses; recorded: as in its file, which fits runs that are much like the search alone",
     )
 
 

@@ -38,7 +38,8 @@ class SideStream:
             computing.wait_event(done)
 
             def used_there(tensor: Tensor) -> Tensor:
-                tensor.record_stream(computing)  # else its memory would be free for this stream's next batch
+                if tensor.is_cuda:
+                    tensor.record_stream(computing)  # else its memory would be free for this stream's next batch
                 return tensor
 
             map_tensors((prepared.images_bchw, prepared.targets), used_there)

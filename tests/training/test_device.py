@@ -27,7 +27,7 @@ class Puts(nn.Module):
         features = self.first(images)
         if not self.training:
             return self.head(features.mean((2, 3)))
-        copied = torch.zeros_like(features).put_(torch.arange(features.numel()), features)
+        copied = torch.zeros_like(features).put_(torch.arange(features.numel(), device=features.device), features)
         return self.head(copied.mean((2, 3)))
 """
 PUTS = ["student.name=puts.py:Puts", "distill.epochs=1"]
