@@ -28,7 +28,10 @@ def search(
     *,
     options: RunOptions,
 ) -> None:
-    """Learn a weight over time for every pathway of a teacher/student pair, and write it as a process."""
+    """Learn a weight over time for every pathway of a teacher/student pair, and write it as a process.
+
+    A tenth of the images (data.train_images) can be enough for a process that drives all of them: docs/results.md.
+    """
     from distpro_cli.files import check_writable
     from distpro_cli.recipe.load import recipe_name
 
