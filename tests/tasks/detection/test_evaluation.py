@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,14 @@ def found(*boxes: list[float], scores: list[float], labels: list[int] | None = N
 
 def figures(own: Objects, detections: dict[str, torch.Tensor], num_classes: int = 1) -> dict[str, float]:
     return average_precisions([judged(detections, SIZE, own, SIZE)], num_classes)
+
+
+@pytest.fixture(autouse=True, params=["pycocotools", "faster-coco-eval"])
+def _tool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "pycocotools":
+        monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # as if it were not installed
+    else:
+        pytest.importorskip("faster_coco_eval")
 
 
 SMALL, MEDIUM, LARGE = [5.0, 5.0, 25.0, 25.0], [50.0, 10.0, 110.0, 70.0], [150.0, 50.0, 280.0, 190.0]
@@ -98,3 +107,24 @@ def test_masks_have_figures_of_their_own() -> None:
     assert full.masks is not None
     area = int(coco_masks.area(run_lengths(own.masks[0], SIZE)))
     assert int(coco_masks.area(full.masks[0])) == pytest.approx(area, rel=0.05)
+
+
+def test_both_tools_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faster_coco_eval")
+    generator = np.random.default_rng(0)
+    images = []
+    for _ in range(8):
+        starts = generator.uniform(0, 120, (12, 2))
+        boxes = np.concatenate([starts, starts + generator.uniform(4, 110, (12, 2))], axis=1)
+        moved = boxes[:10] + generator.normal(0, 6, (10, 4))
+        labels = generator.integers(1, 4, 12).tolist()
+        own = objects(boxes.tolist(), labels, crowd=(3,))
+        scores = generator.uniform(0, 1, 10).tolist()
+        images.append(judged(found(*moved.tolist(), scores=scores, labels=labels[:10]), SIZE, own, SIZE))
+    results = []
+    for there in (True, False):
+        with monkeypatch.context() as patch:
+            if not there:
+                patch.setitem(sys.modules, "faster_coco_eval", None)
+            results.append(average_precisions(images, 3))
+    assert results[0] == pytest.approx(results[1], abs=1e-9) and 5 < results[0]["ap"] < 95
