@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,31 @@ def test_faults_can_be_left_out_and_are_counted(faulty: Path) -> None:
     assert data.train_source.objects[2].boxes_n4.tolist() == [[0, 4, 19.5, 64]]
     assert "skipped in train: 5 objects without a mask, 2 boxes outside" in data.found
     assert data.found.endswith("skipped in test: 1 broken images")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda own: own[:-1], "without"),
+        (lambda own: [*own, {"id": 900, "name": "extra"}], "with extra"),
+        (lambda own: [{**one, "name": other["name"]} for one, other in zip(own, own[::-1], strict=True)], "another order"),
+    ],
+)
+def test_splits_with_other_categories(
+    mixed: Path, tmp_path: Path, distpro: Run, changed: Callable[[list[Any]], list[Any]], message: str
+) -> None:
+    root = tmp_path / "other"
+    shutil.copytree(mixed, root)
+    content = json.loads((root / "val.json").read_text())
+    categories = changed(content["categories"])
+    known = {category["id"] for category in categories}
+    own = [entry for entry in content["annotations"] if entry["category_id"] in known]
+    write_json(root, "val", {**content, "categories": categories, "annotations": own})
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    result = distpro("search", "r.yaml", f"data.root={root}", "data.num_classes=3")
+    flat = " ".join(result.err.split())
+    assert result.status == 2 and "val.json has other categories than" in flat and message in flat, flat
+    assert not list(Path("runs").rglob("*.safetensors"))
 
 
 def test_without_masks_none_are_asked_for(faulty: Path) -> None:
