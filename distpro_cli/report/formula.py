@@ -70,7 +70,10 @@ def make_terms(
     ]
 
 
-def loss_formula(parts: Sequence[str], terms: Sequence[Term]) -> str:
+UNITS = {"loss": " / mean", "gradient": " × scale"}  # behind a distance, where the run measures the weights' unit
+
+
+def loss_formula(parts: Sequence[str], terms: Sequence[Term], unit: str | None = None) -> str:
     """Writes a loss: `task + 5 × Σ hcl(1-1, 2-2; review) + [0.3 to 2.6, mean 1.1] × kl(5-5; temperature=4)`.
 
     Pathways of one kind are summed up; connections are teacher level - student level. A weight that is not the same
@@ -79,11 +82,14 @@ def loss_formula(parts: Sequence[str], terms: Sequence[Term]) -> str:
     Args:
         parts: Names of the parts of the task loss.
         terms: Of the pathways.
+        unit: Of their weights, measured in the run; a name of `search.scale`.
     """
+    behind = UNITS.get(unit or "", "")
     kinds: dict[tuple[str, str], list[Term]] = {}
     for term in terms:
         kinds.setdefault((term.info.distance, term.kind), []).append(term)
-    return " + ".join([*parts, *(_sum(distance, kind, members) for (distance, kind), members in kinds.items())])
+    sums = (_sum(distance, kind, members) + behind for (distance, kind), members in kinds.items())
+    return " + ".join([*parts, *sums])
 
 
 def _sum(distance: str, kind: str, members: Sequence[Term]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from distpro_cli.files import expand_path
 from distpro_cli.process.file import to_bytes
 from distpro_cli.process.fitting import How
+from distpro_cli.process.library import facts_of
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.schema import Data, Network, Recipe, Training
@@ -93,6 +94,9 @@ class Identity:
                 "dropping": dict(dropping),
                 "teacher": self._teacher(),
             }
+            if process.scale is not None and self.recipe.distill.scale == "measured":
+                of_scale = hashlib.sha256(process.scale.tobytes()).hexdigest()
+                content["measured"] = [of_scale, str(facts_of(process).get("scale"))]
         return _hash(content)
 
     def search(self, seed: int) -> str:
@@ -158,8 +162,9 @@ def _differences(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, A
 
 
 def _training(training: Training) -> dict[str, Any]:
-    # A key that came later is left out at its default, so that what was made before it is found again.
-    return training.model_dump(exclude={"augment_repeats"} if training.augment_repeats == 1 else None)
+    # A key that came later is left out at its default, so that what was made before it is found again. `scale` counts
+    # where a process with a scale drives the run.
+    return training.model_dump(exclude={"scale", *(["augment_repeats"] if training.augment_repeats == 1 else [])})
 
 
 def _network(spec: Network) -> dict[str, Any]:

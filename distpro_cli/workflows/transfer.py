@@ -14,10 +14,10 @@ from distpro_cli.process.fitting import BY_LEVEL, How, Match, fitted, match_that
 from distpro_cli.process.library import facts_of
 from distpro_cli.process.process import Process
 from distpro_cli.process.schedule import Schedule
-from distpro_cli.recipe.schema import Recipe
+from distpro_cli.recipe.schema import Distillation, Recipe
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
-from distpro_cli.training.scale import SCALES, Scale
+from distpro_cli.training.scale import SCALES
 from distpro_cli.training.step import Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
 from distpro_cli.workflows.pairs import FindParts, parts_of, start_with_teacher
@@ -89,13 +89,13 @@ def transfer(
         process = replace(process, parts=find_parts(session, pair, training.batch_size))
     for tap in other_taps(process, match):
         context.say_once(tap)
-    unit = unit_of(process) if training.scale == "measured" else None
+    unit = measured_unit(training, process)
     driving = process if unit is None else process.in_units()
     schedule = fitted(driving, match).schedule(threshold=dropping.threshold, keep=dropping.keep)
     num_used = _num_used(schedule)
     if num_used:
         distiller, total_steps = session.distiller(pair, training), session.total_steps(training)
-        measured = None if unit is None else unit(distiller, total_steps)
+        measured = None if unit is None else SCALES[unit](distiller, total_steps)
         weights: Weights = ScheduledWeights(distiller, schedule, total_steps, measured)
         teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
         start_with_teacher(session, distiller)
@@ -115,9 +115,12 @@ def transfer(
     return Distilled(pair.student.released(), mean, std, summary)
 
 
-def unit_of(process: Process) -> type[Scale] | None:
-    """Returns the unit in which a process was searched; None: its weights are factors, or it does not say."""
-    return None if process.scale is None else SCALES.get(str(facts_of(process).get("scale")))
+def measured_unit(training: Distillation, process: Process) -> str | None:
+    """Returns which unit of a process's weights a run measures itself, by its name in `search.scale`; None: none, since
+    the recipe says so, or the weights are factors of the distances, or the process does not say what they are.
+    """
+    name = str(facts_of(process).get("scale"))
+    return name if training.scale == "measured" and process.scale is not None and name in SCALES else None
 
 
 def _note_match(match: Match, folder: RunFolder) -> dict[str, Any]:

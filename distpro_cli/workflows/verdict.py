@@ -17,6 +17,7 @@ from distpro_cli.report.verdict import choose
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.workflows.methods import Method
 from distpro_cli.workflows.session import Session
+from distpro_cli.workflows.transfer import measured_unit
 
 UNNAMED = "task loss"
 NOTHING: dict[str, Any] = {
@@ -69,9 +70,11 @@ def formula_of(session: Session, method: Method, row: Mapping[str, Any]) -> str:
     pair, process = method.set_up(session, folders[0])
     found = [process] if method.online is None else [load_process(folder.process) for folder in folders]
     dropping = {"threshold": method.dropping.threshold, "keep": method.dropping.keep}
-    schedules = [fit(one, pair.infos).schedule(**dropping) for one in found]
+    unit = None if method.online else measured_unit(session.recipe.distill, process)
+    driving = found if unit is None else [one.in_units() for one in found]
+    schedules = [fit(one, pair.infos).schedule(**dropping) for one in driving]
     options = [full_options(pair.pathways.distances[k], info.distance_options) for k, info in enumerate(pair.infos)]
-    return loss_formula(parts, make_terms(pair.infos, options, schedules))
+    return loss_formula(parts, make_terms(pair.infos, options, schedules), unit)
 
 
 def task_parts(metrics: Path) -> list[str]:

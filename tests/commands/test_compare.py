@@ -122,6 +122,18 @@ def test_the_formula_of_a_process_has_the_range_of_its_weights(distpro: Run, pro
     assert f"[{low:.3g} to {high:.3g}, mean " in online["verdict"]["formula"]
 
 
+def test_the_formula_says_what_a_run_measures_itself(distpro: Run) -> None:
+    scaled = ["search.scale=loss", "search.epochs=1"]
+    assert distpro("search", "tiny.yaml", *scaled, "-o", "scaled.safetensors", "-q").status == 0
+    weights = load_process("scaled.safetensors").scaled_weights
+    given = ["compare", "tiny.yaml", "-p", "scaled.safetensors", "--epochs", 1, "--methods", "process", *ONE]
+    found = distpro(*given).json["verdict"]["formula"]
+    assert found.startswith(f"cross_entropy + [{weights.min():.3g} to {weights.max():.3g}, mean ")
+    assert found.endswith("] × Σ hcl(10 pathways; conv1) / mean")
+    recorded = distpro(*given, "distill.scale=recorded", "--run-dir", "recorded").json["verdict"]["formula"]
+    assert f" to {load_process('scaled.safetensors').weights.max():.3g}, mean " in recorded and "/" not in recorded
+
+
 def test_where_every_method_diverges_none_is_recommended(distpro: Run) -> None:
     result = distpro("compare", "tiny.yaml", "--methods", "uniform", "schemes.uniform.weight=1e30", *ONE)
     assert (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from distpro_cli.process.file import load_process
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import load_recipe
 from distpro_cli.runs.identity import _network, differences
@@ -38,7 +40,15 @@ def teacher_key(*overrides: str) -> str:
 
 @pytest.mark.parametrize(
     "override",
-    ["data.workers=1", "data.cache=true", "search.epochs=9", "search.alpha_lr=0.5", "schemes.kd.weight=3", "seed=4"],
+    [
+        "data.workers=1",
+        "data.cache=true",
+        "search.epochs=9",
+        "search.alpha_lr=0.5",
+        "schemes.kd.weight=3",
+        "distill.scale=recorded",  # where no process has one
+        "seed=4",
+    ],
 )
 def test_what_does_not_matter(workplace: Path, override: str) -> None:
     assert key(override) == key()
@@ -65,6 +75,17 @@ def test_what_matters(workplace: Path, override: str) -> None:
 
 def test_seed_process_and_dropping_matter(workplace: Path) -> None:
     assert len({key(), key(seed=1), key(keep=0.5), key(keep=0.6), key(source="kd"), key(source="plain")}) == 6
+
+
+def test_the_scale_of_a_process_matters_where_a_run_measures_it(workplace: Path, process: Path) -> None:
+    plain = load_process(process)
+    scale = np.full_like(plain.weights, 2.0)
+    scaled = replace(plain, scale=scale, searched={"teacher": "any", "scale": "loss"})
+    other = replace(scaled, scale=scale * 2)
+    recorded = "distill.scale=recorded"
+    assert key(recorded, source=plain) == key(source=plain) == key(recorded, source=scaled)
+    assert len({key(source=one) for one in (plain, scaled, other)}) == 3
+    assert teacher_key(recorded) == teacher_key()
 
 
 def test_the_student_alone_is_the_same_whatever_the_teacher(workplace: Path) -> None:

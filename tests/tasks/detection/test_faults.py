@@ -106,7 +106,10 @@ def test_faults_can_be_left_out_and_are_counted(faulty: Path) -> None:
     [
         (lambda own: own[:-1], "without"),
         (lambda own: [*own, {"id": 900, "name": "extra"}], "with extra"),
-        (lambda own: [{**one, "name": other["name"]} for one, other in zip(own, own[::-1], strict=True)], "another order"),
+        (
+            lambda own: [{**one, "name": other["name"]} for one, other in zip(own, own[::-1], strict=True)],
+            "another order",
+        ),
     ],
 )
 def test_splits_with_other_categories(
