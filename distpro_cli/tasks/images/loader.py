@@ -6,6 +6,7 @@ Shape legend: b images, c channels, h height, w width; H, W those of the network
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -100,6 +101,7 @@ def load_batches(
     Raises:
         DistproError: an image cannot be decoded, or a worker died.
     """
-    made = map(samples, order) if workers is None else workers.stream(samples, order, others)
-    for images_bchw, *others in made:
-        yield StoredBatch(images_bchw, *others)
+    made = (samples(draw) for draw in order) if workers is None else workers.stream(samples, order, others)
+    with closing(made):  # before Python 3.13, closing a generator need not close the one that it reads from
+        for images_bchw, *rest in made:
+            yield StoredBatch(images_bchw, *rest)

@@ -17,7 +17,7 @@ import sys
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -76,7 +76,7 @@ class Workers:
         self._streams: dict[int, _Stream] = {}
         self._num_streams = 0
 
-    def stream(self, maker: Maker, jobs: Iterable[Any], others: Sequence[Maker] = ()) -> Iterator[Any]:
+    def stream(self, maker: Maker, jobs: Iterable[Any], others: Sequence[Maker] = ()) -> Generator[Any, None, None]:
         """Yields what the maker makes of each job, in their order.
 
         Args:
