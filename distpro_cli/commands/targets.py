@@ -61,7 +61,7 @@ def add_folder(targets: Targets, folder: Path) -> None:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent) / name for name in files if name.endswith(PROCESS_SUFFIX)]
     shipped = {path.resolve() for path in shipped_processes().values()}  # in a checkout, processes/ itself
-    for path in sorted(found):
+    for path in sorted(found, key=lambda path: path.with_suffix("").as_posix()):
         if path.resolve() not in shipped:
             targets.files[str(path)] = path
         try:

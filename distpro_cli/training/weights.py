@@ -80,6 +80,7 @@ class ScheduledWeights(Weights):
         self.total_steps = total_steps
         self.unit = unit
         self._current: Sequence[float | Tensor] = [0.0] * len(distiller.trained.infos)
+        self._scale_k: Tensor | None = None  # of the current weights
 
     @override
     def step(self, batch: Batch, step: int) -> tuple[StepLosses, StepLosses | None]:
@@ -88,7 +89,8 @@ class ScheduledWeights(Weights):
             return self.distiller.step(batch, self._current, step), None
         self.unit.look(batch, step)
         # What is dropped stays the number 0, which is not computed.
-        self._current = [w and w * scale for w, scale in zip(self._current, self.unit.scale_k, strict=True)]
+        self._scale_k = self.unit.scale_k
+        self._current = [w and w * scale for w, scale in zip(self._current, self._scale_k, strict=True)]
         losses = self.distiller.step(batch, self._current, step)
         self.unit.see(losses)
         return losses, None
@@ -99,7 +101,7 @@ class ScheduledWeights(Weights):
 
     @override
     def scale(self) -> Sequence[float]:
-        scale: list[float] = [] if self.unit is None else self.unit.scale_k.tolist()
+        scale: list[float] = [] if self._scale_k is None else self._scale_k.tolist()
         return scale
 
     @override

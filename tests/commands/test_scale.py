@@ -47,11 +47,17 @@ def test_search_inspect_and_transfer(distpro: Run, scale: str) -> None:
     pull = np.trapezoid(process.weights / process.scale, process.progress, axis=0)
     np.testing.assert_allclose([row["share"] for row in shown["pathways"]], pull / pull.sum(), rtol=1e-5)
 
-    moved = distpro("transfer", "-p", "p.safetensors", "distill.epochs=1", "-q", "--json")
-    assert moved.status == 0, moved.err
-    row = json.loads((Path(moved.json["run_dir"]) / "metrics.jsonl").read_text().splitlines()[0])
-    assert list(row["weights"].values()) == process.weights[0].tolist()
-    assert load_process(Path(moved.json["run_dir"]) / "process.safetensors").scale is not None
+    for unit in ("recorded", "measured"):
+        moved = distpro("transfer", "-p", "p.safetensors", "distill.epochs=1", f"distill.scale={unit}", "-q", "--json")
+        assert moved.status == 0, moved.err
+        row = json.loads((Path(moved.json["run_dir"]) / "metrics.jsonl").read_text().splitlines()[0])
+        weights = np.array(list(row["weights"].values()))
+        assert (weights.tolist() == process.weights[0].tolist()) is (unit == "recorded")
+        if unit == "measured" and scale == "loss":  # what each adds to the loss is then its weight in units of it
+            distances = list(row["distances"].values())
+            np.testing.assert_allclose(list(row["scaled_weights"].values()), process.scaled_weights[0], rtol=1e-5)
+            np.testing.assert_allclose(weights * distances, process.scaled_weights[0], rtol=1e-3)
+        assert load_process(Path(moved.json["run_dir"]) / "process.safetensors").scale is not None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,9 @@ def test_pathways_are_compared_in_units_of_the_scale() -> None:
     weights[4:, 0] = 30 * process.scale[0, 0] * plain.weights[4:].sum(axis=1)
     message = collapse(replace(process, weights=weights))
     assert message is not None and f"pathway {process.pathways[0].id} takes 9" in message
-    assert process.mean_over_time().scale is None
+    mean = process.mean_over_time()
+    assert mean.scale is not None and (mean.weights[0] == mean.weights[1]).all()
+    np.testing.assert_allclose(mean.scaled_weights[0], plain.mean, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
