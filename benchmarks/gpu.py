@@ -45,15 +45,13 @@ class Piece:
         name: Of its file in `--out`.
         title: On the page.
         command: Behind `python`.
-        keys: Of the JSON object that it prints, those that the page shows; none: all that are numbers.
-        methods: Of a comparison, how many there are.
+        runs: Of a comparison, how many there are in all.
     """
 
     name: str
     title: str
     command: tuple[str, ...]
-    keys: tuple[str, ...] = ()
-    methods: int = 0
+    runs: int = 0
 
 
 def pieces(out: Path, *, toy: bool, device: str | None, seeds: int, workers: int, data: str | None) -> list[Piece]:
@@ -99,7 +97,7 @@ def _of_pair(out: Path, pair: str, toy: bool, on: Sequence[str], seeds: int, wor
             f"verdict-{pair}",
             f"All of CIFAR-10, {PAIRS[pair]}, {epochs} epochs",
             (str(HERE / "verdict.py"), PAIRS[pair], *data, *taught, *lengths, *rest),
-            methods=len(METHODS),
+            runs=len(METHODS) * seeds,
         ),
     ]
 
@@ -113,7 +111,7 @@ def do(piece: Piece, out: Path, deadline: float) -> bool:
     if minutes < LEAST_MINUTES:
         return False
     command = [sys.executable, *piece.command]
-    if piece.methods:
+    if piece.runs:
         command += ["--minutes", str(minutes - LEAST_MINUTES)]
     print(f"{piece.name}: {' '.join(piece.command)}", file=sys.stderr, flush=True)
     start = time.time()
@@ -125,7 +123,7 @@ def do(piece: Piece, out: Path, deadline: float) -> bool:
         print(f"{piece.name}: not through in {minutes:.1f} minutes", file=sys.stderr)
         return False
     found = _read(done.stdout)
-    whole = not piece.methods or _runs(found) >= piece.methods * _seeds(piece)
+    whole = _runs(found) >= piece.runs
     said = (done.stdout if piece.name == "tests" else done.stderr).strip().splitlines()[-1:]
     if done.returncode and piece.name != "tests":  # tests that fail are a result
         print(f"{piece.name}: status {done.returncode}: {' '.join(said)}", file=sys.stderr)
@@ -150,13 +148,9 @@ def _read(text: str) -> Any:
         return None
 
 
-def _seeds(piece: Piece) -> int:
-    return int(piece.command[piece.command.index("--seeds") + 1])
-
-
 def _runs(found: Any) -> int:
     """Returns how many runs a comparison has, those that failed among them."""
-    methods = found["methods"] if found else []
+    methods = found.get("methods", []) if isinstance(found, dict) else []
     return sum(len(method["seeds"]) + len(method["errors"]) for method in methods)
 
 
@@ -194,12 +188,11 @@ def _machine(out: Path, device: str | None) -> str:
 
 def _figures(piece: Piece, row: Mapping[str, Any]) -> list[str]:
     found = row["found"]
-    if piece.methods:
+    if piece.runs:
         return verdict.to_markdown(found["methods"], METHODS[0]).splitlines()
     if not isinstance(found, dict):
         return [*row["said"]]
-    flat = {key: value for key, value in _flat(found) if not piece.keys or key in piece.keys}
-    return ["| | |", "| --- | ---: |", *(f"| {key} | {value:.5g} |" for key, value in flat.items())]
+    return ["| | |", "| --- | ---: |", *(f"| {key} | {value:.5g} |" for key, value in _flat(found))]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -45,8 +45,8 @@ def test_a_comparison_is_done_when_every_seed_is(gpu: ModuleType, tmp_path: Path
     rows.append({"method": "student", "seeds": [0, 1], "errors": []})
     for whole in (False, True):
         rows[0]["errors"] = ["diverged"] if whole else []
-        command = ("-c", f"print({json.dumps({'methods': rows})!r})", "--seeds", "2")
-        assert gpu.do(gpu.Piece("some", "Some", command, methods=2), tmp_path, time.time() + 600) is whole
+        command = ("-c", f"print({json.dumps({'methods': rows})!r})")
+        assert gpu.do(gpu.Piece("some", "Some", command, runs=4), tmp_path, time.time() + 600) is whole
 
 
 def test_a_page_keeps_what_is_around_the_figures(gpu: ModuleType, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def _summaries(targets: Targets, marks: Marks, *, listed: bool) -> list[dict[str
 
 
 def _likeness(targets: Targets) -> dict[str, Any]:
-    """Returns how alike several processes are, each with each, in the order in which they are listed."""
+    """Returns how alike several processes are, each with itself and those before it in the list."""
     if len(targets.sound) < 2 or len(targets.sound) < len(targets.processes):
         return {}
     from distpro_cli.process.likeness import likenesses

@@ -6,16 +6,20 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distpro_cli.errors import DistproError, nearest
 from distpro_cli.process.file import load_process
 from distpro_cli.process.process import Facts, Process
 from distpro_cli.recipe.shipped import shipped_processes
 
+if TYPE_CHECKING:
+    from distpro_cli.recipe.training import Distillation
+
 SUFFIX = ".safetensors"
 HUB = "hf://"
 FOLDER = Path("processes")
+MEASURABLE = ("loss", "gradient")  # units of weights, as `search.scale` names them
 
 
 def load_named(name: str, schemes: Sequence[str] = ()) -> Process:
@@ -87,6 +91,16 @@ def about(process: Process, path: Path | None = None) -> dict[str, Any]:
     found["gained"] = dict(process.gained)
     found["history"] = list(process.history)
     return found
+
+
+def measured_unit(training: Distillation, process: Process) -> str | None:
+    """Returns which unit of a process's weights a run measures itself, by its name in `search.scale`; None: none, since
+    the recipe says so, or the weights are factors of the distances, or the process does not say what they are.
+    """
+    if process.scale is None or training.scale != "measured":
+        return None
+    name = facts_of(process).get("scale")
+    return str(name) if name in MEASURABLE else None
 
 
 def facts_of(process: Process) -> Facts:

@@ -23,18 +23,16 @@ def likeness(one: Process, other: Process) -> float | None:
     common = [name for name in ids if name in others]
     if len(common) < 2:
         return None
-    first = _shares(one)[:, [ids.index(name) for name in common]]
-    second = _shares(other)[:, [others.index(name) for name in common]]
-    spreads = first.std() * second.std()
-    if not spreads > np.finfo(np.float32).eps:
+    first = _shares(one)[:, [ids.index(name) for name in common]].ravel()
+    second = _shares(other)[:, [others.index(name) for name in common]].ravel()
+    if not first.std() * second.std() > np.finfo(np.float32).eps:
         return None
-    covariance = ((first - first.mean()) * (second - second.mean())).mean()
-    return float(np.clip(covariance / spreads, -1.0, 1.0))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def likenesses(processes: Sequence[Process]) -> list[list[float | None]]:
-    """Returns `likeness` of every process with every other, row by row."""
-    return [[likeness(one, other) for other in processes] for one in processes]
+    """Returns `likeness` of every process with itself and with those before it, row by row."""
+    return [[likeness(one, other) for other in processes[: i + 1]] for i, one in enumerate(processes)]
 
 
 def _shares(process: Process) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from distpro_cli.files import expand_path
 from distpro_cli.process.file import to_bytes
 from distpro_cli.process.fitting import How
-from distpro_cli.process.library import facts_of
+from distpro_cli.process.library import measured_unit
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.schema import Data, Network, Recipe, Training
@@ -94,9 +94,8 @@ class Identity:
                 "dropping": dict(dropping),
                 "teacher": self._teacher(),
             }
-            if process.scale is not None and self.recipe.distill.scale == "measured":
-                of_scale = hashlib.sha256(process.scale.tobytes()).hexdigest()
-                content["measured"] = [of_scale, str(facts_of(process).get("scale"))]
+            if process.scale is not None and (unit := measured_unit(self.recipe.distill, process)):
+                content["measured"] = [unit, hashlib.sha256(process.scale.tobytes()).hexdigest()]
         return _hash(content)
 
     def search(self, seed: int) -> str:

@@ -11,14 +11,13 @@ from torch import nn
 from distpro_cli.files import write_atomically
 from distpro_cli.process.file import save_process
 from distpro_cli.process.fitting import BY_LEVEL, How, Match, fitted, match_that_fits, other_taps
-from distpro_cli.process.library import facts_of
-from distpro_cli.process.process import Process
+from distpro_cli.process.library import measured_unit
 from distpro_cli.process.schedule import Schedule
-from distpro_cli.recipe.schema import Distillation, Recipe
+from distpro_cli.recipe.schema import Recipe
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.scale import SCALES
-from distpro_cli.training.step import Solo
+from distpro_cli.training.step import Pair, Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
 from distpro_cli.workflows.pairs import FindParts, parts_of, start_with_teacher
 from distpro_cli.workflows.session import Session
@@ -93,12 +92,11 @@ def transfer(
     driving = process if unit is None else process.in_units()
     schedule = fitted(driving, match).schedule(threshold=dropping.threshold, keep=dropping.keep)
     num_used = _num_used(schedule)
+    weights: Weights
     if num_used:
-        distiller, total_steps = session.distiller(pair, training), session.total_steps(training)
-        measured = None if unit is None else SCALES[unit](distiller, total_steps)
-        weights: Weights = ScheduledWeights(distiller, schedule, total_steps, measured)
+        weights = scheduled = _scheduled(session, pair, schedule, unit)
         teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
-        start_with_teacher(session, distiller)
+        start_with_teacher(session, scheduled.distiller)
     else:
         weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None
     save_process(process, folder.process, force=True)
@@ -115,12 +113,12 @@ def transfer(
     return Distilled(pair.student.released(), mean, std, summary)
 
 
-def measured_unit(training: Distillation, process: Process) -> str | None:
-    """Returns which unit of a process's weights a run measures itself, by its name in `search.scale`; None: none, since
-    the recipe says so, or the weights are factors of the distances, or the process does not say what they are.
-    """
-    name = str(facts_of(process).get("scale"))
-    return name if training.scale == "measured" and process.scale is not None and name in SCALES else None
+def _scheduled(session: Session, pair: Pair, schedule: Schedule, unit: str | None) -> ScheduledWeights:
+    """Returns the weights of a schedule, in a unit that the run measures if one is named."""
+    training = session.recipe.distill
+    distiller, total_steps = session.distiller(pair, training), session.total_steps(training)
+    scale = None if unit is None else SCALES[unit](distiller, total_steps)
+    return ScheduledWeights(distiller, schedule, total_steps, scale)
 
 
 def _note_match(match: Match, folder: RunFolder) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from torch import nn
 
 from distpro_cli.process.file import load_process
 from distpro_cli.process.fitting import fit
+from distpro_cli.process.library import measured_unit
 from distpro_cli.report.formula import loss_formula, make_terms
 from distpro_cli.report.verdict import choose
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.workflows.methods import Method
 from distpro_cli.workflows.session import Session
-from distpro_cli.workflows.transfer import measured_unit
 
 UNNAMED = "task loss"
 NOTHING: dict[str, Any] = {

@@ -48,4 +48,4 @@ def test_over_the_pathways_that_both_have() -> None:
 def test_a_process_without_preference_has_none() -> None:
     one = make_process(21)
     even = replace(one, weights=np.ones_like(one.weights))
-    assert likenesses([one, even]) == [[pytest.approx(1.0), None], [None, None]]
+    assert likenesses([one, even]) == [[pytest.approx(1.0)], [None, None]]
