@@ -39,6 +39,7 @@ from distpro_cli.recipe.schema import LEAST_INTERVAL, MOST_INTERVAL
 from distpro_cli.training.device import describe_device
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.step import Solo, Stepper
+from distpro_cli.workflows.pairs import hasten
 from distpro_cli.workflows.step_memory import plain_step, step_memory
 
 RECIPE = (
@@ -67,6 +68,7 @@ class MemoryBench(Bench):
             recipe="imagenet/vit_base-deit_tiny",
             own=RECIPE,
         )
+        hasten(self.session, self.pair)
         self.alone = self.session.stepper(Solo(self.pair.student), self.recipe.distill)
         spec = self.recipe.search
         self.hypergradient = make_hypergradient(spec.hypergradient, self.distiller, spec.hypergradient_options)

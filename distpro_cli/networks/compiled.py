@@ -27,7 +27,7 @@ def without_compiling(model: nn.Module) -> nn.Module:
 
 
 def compile_between_taps(model: nn.Module) -> int:
-    """Compiles, in place, the largest parts of a tapped network that hold no tap; returns how many there are.
+    """Compiles, in place, the largest parts of a tapped network, or of blocks, without a tap; returns how many.
 
     Taps stay outside, so that a forward still stops where the last wanted level is. Copies of the network, and what it
     saves, are as without. Compilation itself happens when a part first runs.

@@ -47,11 +47,13 @@ class Distance:
         between_logits: Whether an automatic connection set joins the logits of both networks, and only those.
         compares_channels: Whether both features must have the same channels.
         takes_half: Whether `measure` takes a prediction of half precision as it is.
+        compiled: Whether `measure` may compile what it does (a recipe's `compile`).
     """
 
     between_logits: ClassVar[bool] = False
     compares_channels: ClassVar[bool] = True
     takes_half: ClassVar[bool] = False
+    compiled = False
 
     def check(self, teacher: LevelInfo) -> None:
         """Raises DistproError if the distance is not defined for this teacher level."""
@@ -160,11 +162,11 @@ class HierarchicalContext(_OnGrid):
     def measure(self, prediction: Tensor, target: Tensor) -> Tensor:
         # The prediction may be of half precision: its difference to float32 is float32, and no copy is held.
         if prediction.ndim == 4:
-            return hierarchical_mse(prediction - target)
+            return hierarchical_mse(prediction - target, self.compiled)
         if prediction.ndim != 3 or self.layout is None:
             return F.mse_loss(prediction.float(), target)
         num_prefix, num_tokens = self.layout.prefix, target.shape[1]
-        on_grid = hierarchical_mse(to_map(prediction - target, self.layout).contiguous())
+        on_grid = hierarchical_mse(to_map(prediction - target, self.layout).contiguous(), self.compiled)
         if num_prefix == 0 or not self.prefix:
             return on_grid
         before_grid = F.mse_loss(prediction[:, :num_prefix].float(), target[:, :num_prefix])

@@ -10,6 +10,8 @@ Shape legend: b images, c channels, h height, w width.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from distpro_cli.pathways.resize import kept, pooling_matrix
 POOL_SIZES = (4, 2, 1)
 
 
-def hierarchical_mse(difference_bchw: Tensor) -> Tensor:
+def hierarchical_mse(difference_bchw: Tensor, compiled: bool = False) -> Tensor:
     """Returns Σ_l c_l · mean(pool_l(difference)²) / Σ_l c_l.
 
     Full resolution counts 1; then l×l adaptive average pools for l = 4, 2, 1 below the height count ½, ¼, ⅛,
@@ -31,11 +33,13 @@ def hierarchical_mse(difference_bchw: Tensor) -> Tensor:
 
     Args:
         difference_bchw: Student minus teacher, [B, C, H, W], float32.
+        compiled: Whether `torch.compile` makes few kernels of it, forward and backward, which changes rounding. Where
+            pools do not divide the map it is without effect: there they are one matrix product.
 
     Returns:
         Scalar, differentiable once.
     """
-    loss: Tensor = _HierarchicalMSE.apply(difference_bchw)
+    loss: Tensor = _HierarchicalMSE.apply(difference_bchw, compiled and _divides(difference_bchw, POOL_SIZES[0]))
     return loss
 
 
@@ -48,35 +52,53 @@ def pool_weights(height: int) -> dict[int, float]:
 
 class _HierarchicalMSE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, difference_bchw: Tensor) -> Tensor:
-        weights = pool_weights(difference_bchw.shape[2])
-        pools = _pools(difference_bchw, list(weights))
+    def forward(ctx: Any, difference_bchw: Tensor, compiled: bool) -> Tensor:
+        value: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = _compiled(_value) if compiled else _value
+        loss, pools = value(difference_bchw)
         ctx.save_for_backward(difference_bchw, *pools)
-        loss = _mean_square(difference_bchw) * (1 - sum(weights.values()))
-        for pool, weight in zip(pools, weights.values(), strict=True):
-            loss = loss + weight * pool.square().mean()
+        ctx.compiled = compiled
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        difference: Tensor
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         difference, *pools = ctx.saved_tensors
-        scale = 2 * gradients[0]
-        weights = pool_weights(difference.shape[2])
-        fine = scale * ((1 - sum(weights.values())) / difference.numel())
-        if not pools:
-            return difference * fine
-        # All cells of a pool receive the same, so the coarse part stays coarse until the fine one is written.
+        gradient: Callable[[Tensor, list[Tensor], Tensor], Tensor] = _compiled(_gradient) if ctx.compiled else _gradient
         with without_autocast(difference.device):
-            coarse = _coarse_gradient(difference, pools, list(weights.values())).mul_(scale)
-        if coarse.shape == difference.shape:  # in place: each such tensor weighs as much as the feature
-            return coarse.addcmul_(difference, fine)
-        images, channels, height, width = difference.shape
-        rows, columns = coarse.shape[2:]
-        blocks = difference.view(images, channels, rows, height // rows, columns, width // columns)
-        gradient = torch.addcmul(coarse[:, :, :, None, :, None], blocks, fine)
-        return gradient.reshape(difference.shape)
+            return gradient(difference, pools, gradients[0]), None
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    made: Callable[..., Any] = torch.compile(function)
+    return made
+
+
+def _value(difference: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Returns the loss and the pools that its gradient needs."""
+    weights = pool_weights(difference.shape[2])
+    pools = _pools(difference, list(weights))
+    loss = _mean_square(difference) * (1 - sum(weights.values()))
+    for pool, weight in zip(pools, weights.values(), strict=True):
+        loss = loss + weight * pool.square().mean()
+    return loss, pools
+
+
+def _gradient(difference: Tensor, pools: list[Tensor], gradient: Tensor) -> Tensor:
+    """Returns the gradient by the difference from that by the loss."""
+    scale = 2 * gradient
+    weights = pool_weights(difference.shape[2])
+    fine = scale * ((1 - sum(weights.values())) / difference.numel())
+    if not pools:
+        return difference * fine
+    # All cells of a pool receive the same, so the coarse part stays coarse until the fine one is written.
+    coarse = _coarse_gradient(difference, pools, list(weights.values())).mul_(scale)
+    if coarse.shape == difference.shape:  # in place: each such tensor weighs as much as the feature
+        return coarse.addcmul_(difference, fine)
+    images, channels, height, width = difference.shape
+    rows, columns = coarse.shape[2:]
+    blocks = difference.view(images, channels, rows, height // rows, columns, width // columns)
+    return torch.addcmul(coarse[:, :, :, None, :, None], blocks, fine).reshape(difference.shape)
 
 
 def _mean_square(difference: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ def pull_back(
     transpose = _transpose(optimizer) or (lambda update, v: v)
     number_of = {parameter: number for number, parameter in enumerate(parameters)}
     first_rate = learning_rate(optimizer)
-    u = [torch.zeros_like(part) for part in v]
+    u: dict[int, Tensor] = {}
     for group in optimizer.param_groups:
         members = [number_of[p] for p in group["params"] if p in number_of and gradients[number_of[p]] is not None]
         if not members:
@@ -228,9 +228,8 @@ def pull_back(
         )
         rate = float(group["lr"]) / first_rate if first_rate else 1.0
         pulled = torch._foreach_mul(transpose(update, [v[n] for n in members]), rate)
-        for n, part in zip(members, pulled, strict=True):
-            u[n] = part
-    return u
+        u |= zip(members, pulled, strict=True)
+    return [u[n] if n in u else torch.zeros_like(part) for n, part in enumerate(v)]
 
 
 def largest_norm(optimizer: torch.optim.Optimizer, clip_grad: float | None) -> float | None:

@@ -448,6 +448,19 @@ def unmoved_buffers(module: nn.Module) -> Iterator[None]:
         copy_into(buffers, before)
 
 
+@contextmanager
+def standing_at(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the parameters are the values, which lie where they lay: nothing is copied, neither there nor back."""
+    own = [parameter.data for parameter in parameters]
+    try:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value
+        yield
+    finally:
+        for parameter, data in zip(parameters, own, strict=True):
+            parameter.data = data
+
+
 def clones(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Returns copies without graph, made by one kernel per type and not one per tensor."""
     made = [torch.empty_like(tensor) for tensor in tensors]

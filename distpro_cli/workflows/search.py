@@ -30,7 +30,7 @@ from distpro_cli.training.scale import SCALES
 from distpro_cli.training.step import Distiller, Pair
 from distpro_cli.training.weights import MovedWeights, SearchedWeights
 from distpro_cli.versions import installed_versions
-from distpro_cli.workflows.pairs import FindParts, build_pair, parts_of, start_with_teacher
+from distpro_cli.workflows.pairs import FindParts, build_pair, hasten, parts_of, start_with_teacher
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import measured_teacher
 
@@ -82,6 +82,7 @@ def search(
     teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
     start_with_teacher(session, distiller)
     parts = find_parts(session, pair, training.batch_size)
+    hasten(session, pair)
     progress = session.train(weights, training, title, folder.checkpoint, folder.metrics, resume=folder.resuming)
     figures = metric.last_and_best(progress.history)
     known = {} if teacher_figure is None else {f"teacher_{metric.name}": teacher_figure}

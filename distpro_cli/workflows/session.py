@@ -277,17 +277,13 @@ class Session:
 
     def stepper(self, trained: Solo, training: Training) -> Stepper:
         """Makes the steps of a network that is trained alone."""
-        self._compile(trained.student)
+        if self.recipe.compile:
+            compile_between_taps(trained.student.model)
         return make_stepper(self.recipe, trained, training, self.device)
 
     def distiller(self, pair: Pair, training: Training) -> Distiller:
         """Makes the steps of a pair."""
-        self._compile(pair.teacher, pair.student)
         return make_distiller(self.recipe, pair, training, self.device)
-
-    def _compile(self, *networks: TappedNetwork) -> None:
-        for network in networks if self.recipe.compile else ():
-            compile_between_taps(network.model)
 
     def train(
         self,

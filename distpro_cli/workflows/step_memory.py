@@ -17,6 +17,7 @@ from distpro_cli.costs.complexity import tensors_of
 from distpro_cli.costs.live_tensors import LiveTensors, without_values
 from distpro_cli.errors import first_line
 from distpro_cli.metric import Metric
+from distpro_cli.networks.frozen import round_to_bfloat16, rounded_by_autocast
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.recipe.schema import Recipe, Training
 from distpro_cli.tasks.task import Batch, Task, TaskData
@@ -89,6 +90,8 @@ def step_memory(recipe: Recipe, pair: Pair) -> StepMemory:
     student, teacher = without_values(pair.student, mode), without_values(pair.teacher, mode)
     parts = Pair(student.train(), teacher.eval().requires_grad_(False), without_values(pair.pathways, mode))
     with torch.random.fork_rng(devices=[]), mode:
+        if recipe.precision == "bfloat16":
+            round_to_bfloat16(rounded_by_autocast(teacher.model))  # as `hasten` does
         plain = _peak(recipe, parts, recipe.distill, _plain)
         alike = all(getattr(search, key) == getattr(recipe.distill, key) for key in _DECIDING)
         return StepMemory(

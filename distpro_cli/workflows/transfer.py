@@ -19,7 +19,7 @@ from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.scale import SCALES
 from distpro_cli.training.step import Pair, Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
-from distpro_cli.workflows.pairs import FindParts, parts_of, start_with_teacher
+from distpro_cli.workflows.pairs import FindParts, hasten, parts_of, start_with_teacher
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import SchemeSource, Source
 from distpro_cli.workflows.teacher import measured_teacher
@@ -97,6 +97,7 @@ def transfer(
         weights = scheduled = _scheduled(session, pair, schedule, unit)
         teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
         start_with_teacher(session, scheduled.distiller)
+        hasten(session, pair)
     else:
         weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None
     save_process(process, folder.process, force=True)

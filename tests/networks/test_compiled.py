@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from distpro_cli.networks.compiled import compile_between_taps, is_compiled
 from distpro_cli.networks.levels import TappedNetwork
+from distpro_cli.pathways import hcl
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.step import Distiller, Pair
-from distpro_cli.workflows.pairs import build_pair
+from distpro_cli.workflows.pairs import build_pair, hasten
 from distpro_cli.workflows.session import Session
 from tests.helpers import CONTEXT, digits_recipe
 
@@ -21,16 +23,16 @@ SMALL = (
     "data.image_size=8",
     "teacher={name: wrn_10_1, train: {}, levels: [0, 1]}",
     "student={name: wrn_10_1, levels: [0, 1]}",
-    "pathways=[{connections: same, transform: identity, distance: mse}]",
+    "pathways=[{connections: same, transform: conv1, distance: hcl}]",
     "distill={ema_decay: 0.5, batch_size: 4, optimizer: {lr: 0.01}}",
 )
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Counts what is compiled, by a compiler that leaves operations as they are; none is needed on the machine."""
     runs: list[int] = []
-    plain = nn.Module.compile
+    compile_with = torch.compile
 
     def as_it_is(graph: torch.fx.GraphModule, _: Any) -> Any:
         def run(*given: Tensor) -> Any:
@@ -39,15 +41,20 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return run
 
-    monkeypatch.setattr(nn.Module, "compile", lambda module: plain(module, backend=as_it_is))
-    return runs
+    monkeypatch.setattr(torch, "compile", lambda function: compile_with(function, backend=as_it_is))
+    hcl._compiled.cache_clear()
+    yield runs
+    hcl._compiled.cache_clear()
 
 
 def make(compiled: bool) -> tuple[Pair, Distiller]:
     session = Session(digits_recipe(*SMALL, f"compile={str(compiled).lower()}"), CONTEXT, 0.5)
     pair = build_pair(session)
     pair.student.train()
-    return pair, session.distiller(pair, session.recipe.distill)
+    pair.teacher.eval().requires_grad_(False)
+    distiller = session.distiller(pair, session.recipe.distill)
+    hasten(session, pair)
+    return pair, distiller
 
 
 def trained(pair: Pair, distiller: Distiller, inner: Batch, outer: Batch) -> list[Tensor]:
@@ -63,7 +70,9 @@ def test_steps_are_those_of_the_networks_as_written(graphs: list[int]) -> None:
     torch.manual_seed(0)
     inner, outer = (Batch(torch.rand(4, 3, 8, 8), torch.arange(4)) for _ in range(2))
     pair, distiller = make(compiled=True)
-    assert is_compiled(pair.student) and is_compiled(pair.teacher)
+    assert all(is_compiled(module) for module in (pair.student, pair.teacher, pair.pathways.transforms))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in pair.student.modules())
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in pair.teacher.modules()) == 4  # behind no convolution
     assert distiller.average is not None and not is_compiled(distiller.average)
     found = trained(pair, distiller, inner, outer)
     assert graphs

@@ -84,7 +84,7 @@ def outer_gradient(distiller: Distiller, outer: Batch, step: int) -> tuple[StepL
     The student's running statistics do not see the outer batch. Parameters the task does not reach get zeros.
     """
     found = []
-    direction = [torch.zeros_like(p) for p in distiller.student_parameters]
+    direction: list[Tensor | None] = [None] * len(distiller.student_parameters)
     # The buffers go back only after the backward pass, whose graph holds on to them.
     with unmoved_buffers(distiller.student):
         for place, (part, share) in enumerate(distiller.micro_batches(outer)):
@@ -94,15 +94,16 @@ def outer_gradient(distiller: Distiller, outer: Batch, step: int) -> tuple[StepL
             loss = task if share == 1.0 else task * share
             gradients = torch.autograd.grad(loss, distiller.student_parameters, allow_unused=True)
             direction = [
-                before if g is None else g if share == 1.0 else before + g
+                before if g is None else g if before is None else before + g
                 for before, g in zip(direction, gradients, strict=True)
             ]
             found.append((distiller.named(parts, task, {}, output, part), share))
+    v = [torch.zeros_like(p) if g is None else g for p, g in zip(distiller.student_parameters, direction, strict=True)]
     losses, world = weighted_losses(found), distiller.world
     if world.size == 1:
-        return losses, direction
-    values = world.mean([*direction, *(value.to(direction[0]) for value in losses.tensors())])
-    return losses.holding(values[len(direction) :]), values[: len(direction)]
+        return losses, v
+    values = world.mean([*v, *(value.to(v[0]) for value in losses.tensors())])
+    return losses.holding(values[len(v) :]), values[: len(v)]
 
 
 def shift_along(direction: list[Tensor], length: float) -> Tensor:

@@ -28,9 +28,8 @@ from distpro_cli.training.step import (
     PathwayGradients,
     Starts,
     StepLosses,
-    clones,
-    copy_into,
     joined,
+    standing_at,
     unmoved_buffers,
 )
 
@@ -112,25 +111,23 @@ class CheapHypergradient(Hypergradient):
     ) -> tuple[Starts, Tensor]:
         """Returns F(w_t + ξ u) - F(w_t) of every start in float32, and ξ; all parameters end at step t + 1.
 
-        `starts` is F(w_t); None: it is run again.
+        `starts` is F(w_t); None: it is run again. `before` is w_t, and w_t + ξ u afterwards.
         """
         distiller = self.distiller
         moved = [*distiller.student_parameters, *distiller.pathways.shared.parameters()]
         shift = shift_along(direction, self.shift_length)
-        after = clones(moved)
         with (
             torch.no_grad(),
             full_float32(),
             as_written(distiller.student),
             unmoved_buffers(distiller.student),
             unmoved_buffers(distiller.pathways.shared),
+            standing_at(moved, before),
         ):
-            copy_into(moved, before)
             if starts is None:
                 starts = self._starts(inner, step)
-            torch._foreach_add_(moved[: len(direction)], torch._foreach_mul(direction, shift))
+            torch._foreach_add_(before[: len(direction)], torch._foreach_mul(direction, shift))
             shifted = self._starts(inner, step)
-            copy_into(moved, after)
         # Taken out one by one, so that no third tensor of the whole batch stands beside every two.
         return {start: shifted.pop(start) - starts.pop(start) for start in [*shifted]}, shift
 

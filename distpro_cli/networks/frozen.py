@@ -1,0 +1,203 @@
+"""A teacher that is ready to teach, made cheaper: fewer kernels, and weights that are rounded once.
+
+Its weights are not to be read any more afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame, SyncBatchNormAct
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from distpro_cli.image_size import ImageSize, height_width
+from distpro_cli.networks.compiled import as_written
+from distpro_cli.networks.dry_run import dry_images
+from distpro_cli.networks.levels import TappedNetwork
+
+_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_NORMS_WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct)
+# Of these exact types autocast rounds weight and bias as they are; a subclass may make others from them in float32.
+_ROUNDED = (*_CONVOLUTIONS, nn.Linear, nn.Conv1d, nn.Conv3d)
+
+
+def fold_batch_norm(network: TappedNetwork, image_size: ImageSize) -> int:
+    """Folds BatchNorm in eval mode into the convolution before it, in place; the same function but for rounding.
+
+    A dry forward shows which convolutions' outputs are read by one BatchNorm and by nothing else, each once; those
+    where a level is tapped between the two stay as they are.
+
+    Args:
+        network: Frozen, in eval mode.
+        image_size: Of its images in pixels.
+
+    Returns:
+        The number of folded ones.
+    """
+    convolutions = {
+        id(module.weight): module
+        for module in network.model.modules()
+        if type(module) in _CONVOLUTIONS and not module._forward_hooks
+    }
+    norms = {
+        id(module.running_mean): module
+        for module in network.model.modules()
+        if type(module) in (*_NORMS, *_NORMS_WITH_ACTIVATION)
+        and module.running_mean is not None
+        and not module._forward_pre_hooks
+    }
+    images_bchw = dry_images(height_width(image_size), network.mean, network.std)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), as_written(network), _Readers() as readers:
+        network.model(images_bchw)
+    pairs = [
+        (convolutions[weight], norms[mean])
+        for weight, mean in readers.read_by_one(set(norms))
+        if weight in convolutions
+    ]
+    for convolution, norm in pairs:
+        _fold(convolution, norm)
+    return len(pairs)
+
+
+class _Readers(TorchDispatchMode):
+    """Follows, through one forward, who reads what convolutions write; holds those tensors until it is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._weights: Counter[int] = Counter()  # how many convolutions used a weight, by its id
+        self._written: dict[int, tuple[Tensor, int]] = {}  # by id a convolution's output, and the id of its weight
+        self._readers: dict[int, list[list[int]]] = {}  # by id of an output, what operations that read it were given
+        self._uses: Counter[int] = Counter()  # how many operations were given a tensor, by its id
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = [id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._uses.update(given)
+        for read in given:
+            if read in self._written:
+                self._readers[read].append(given)
+        if func._overloadpacket.__name__ == "convolution":
+            self._written[id(out)] = out, id(args[1])
+            self._readers[id(out)] = []
+        return out
+
+    def read_by_one(self, others: set[int]) -> list[tuple[int, int]]:
+        """Returns the weights of convolutions read by one operation alone, with the one of `others` that it is given.
+
+        All by id; weights, and others, that several operations use are left out.
+        """
+        found = []
+        for output, (_, weight) in self._written.items():
+            if len(self._readers[output]) == 1 and self._uses[weight] == 1:
+                found += [(weight, other) for other in self._readers[output][0] if other in others]
+        return [(weight, other) for weight, other in found if self._uses[other] == 1]
+
+
+class _Folded(nn.Module):
+    """What is left of a BatchNorm."""
+
+    def forward(self, map_bchw: Tensor) -> Tensor:
+        return map_bchw
+
+
+class _FoldedBeforeActivation(nn.Module):
+    """What is left of timm's BatchNorm with an activation."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, map_bchw: Tensor) -> Tensor:
+        activated: Tensor = self.act(self.drop(map_bchw))
+        return activated
+
+
+@torch.no_grad()
+def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+    """Gives the convolution what the BatchNorm behind it does; the latter stays where it is, and does nothing more."""
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, _BatchNorm)
+    weight, bias = fuse_conv_bn_weights(
+        _exactly(convolution.weight),
+        _exactly(convolution.bias),
+        _exactly(norm.running_mean),
+        _exactly(norm.running_var),
+        norm.eps,
+        _exactly(norm.weight),
+        _exactly(norm.bias),
+    )
+    own = convolution.weight
+    own.copy_(weight)
+    convolution.bias = nn.Parameter(bias.to(own.device, own.dtype), requires_grad=False)
+    left = _FoldedBeforeActivation if type(norm) in _NORMS_WITH_ACTIVATION else _Folded
+    norm.__class__ = left  # type: ignore[assignment]
+    norm._parameters.clear()
+    norm._buffers.clear()
+
+
+def _exactly(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.cpu().double()  # some devices have no float64
+
+
+def round_once(
+    network: TappedNetwork, image_size: ImageSize, autocast: Callable[[], AbstractContextManager[object]]
+) -> int:
+    """Rounds to bfloat16, in place, the weights that autocast would round in every forward.
+
+    Nothing is rounded where features or output would not be the same to the bit.
+
+    Args:
+        network: Frozen, in eval mode.
+        image_size: Of its images in pixels.
+        autocast: Makes the context of its forwards.
+
+    Returns:
+        How many tensors were rounded.
+    """
+    found = rounded_by_autocast(network.model)
+    before = _all_of(network, image_size, autocast)
+    exact = [parameter.data for parameter in found]
+    round_to_bfloat16(found)
+    try:
+        after = _all_of(network, image_size, autocast)
+        same = len(before) == len(after) and all(map(torch.equal, before, after))
+    except Exception:  # whatever a network says of weights that are not float32
+        same = False
+    if not same:
+        for parameter, data in zip(found, exact, strict=True):
+            parameter.data = data
+    return len(found) if same else 0
+
+
+def rounded_by_autocast(model: nn.Module) -> list[nn.Parameter]:
+    """Returns the float32 weights and biases that autocast rounds in every forward."""
+    return [
+        parameter
+        for module in model.modules()
+        if type(module) in _ROUNDED
+        for parameter in module._parameters.values()
+        if parameter is not None and parameter.dtype == torch.float32
+    ]
+
+
+def round_to_bfloat16(parameters: Iterable[nn.Parameter]) -> None:
+    """Rounds parameters in place."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _all_of(
+    network: TappedNetwork, image_size: ImageSize, autocast: Callable[[], AbstractContextManager[object]]
+) -> list[Tensor]:
+    """Returns output and all features of noise, in eval mode."""
+    images_bchw = dry_images(height_width(image_size), torch.zeros_like(network.mean), torch.ones_like(network.std))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), as_written(network), autocast():
+        output, features = network(images_bchw, levels=[level.number for level in network.levels])
+    return [leaf for leaf in tree_leaves([output, features]) if isinstance(leaf, Tensor)]
