@@ -16,6 +16,7 @@ Another pair, size or precision by overrides of the recipe, here that of ImageNe
 | cosine_float32, cosine_bfloat16 | cosine of our hypergradient to the exact one, which is always in full float32 |
 | cosine_optimizer_adamw | cosine of our hypergradient to the finite difference, in float64, of a step by AdamW |
 | cosine_optimizer_clipped | likewise, of a step by Nesterov SGD whose gradient is clipped; both at 16×16 |
+| teacher_folded_over_plain | the teacher's forward with BatchNorm folded, as off the CPU and by `compile`, over without |
 | memory_search_over_plain | peak memory of a search step over that of a plain step, networks and optimiser included |
 | memory_plain_over_student | peak memory of a plain step over that of a step of the student alone, likewise |
 | busy_plain, busy_search | on CUDA: time that the step's kernels take over the time that the step takes |
@@ -42,6 +43,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from distpro_cli import load_recipe
 from distpro_cli.networks.build import build_network
+from distpro_cli.networks.frozen import fold_batch_norm
+from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.defaults import ends_with_logits, groups_for
 from distpro_cli.pathways.module import Pathways
@@ -49,9 +52,10 @@ from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.signals import Interruption
 from distpro_cli.tasks.task import Batch
-from distpro_cli.training.device import choose_device, describe_device, full_float32
+from distpro_cli.training.device import autocast, choose_device, describe_device, full_float32
 from distpro_cli.training.hypergradients import Hypergradient, make_hypergradient
 from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
+from distpro_cli.workflows.pairs import hasten
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.step_memory import standing_tensors
 
@@ -256,12 +260,28 @@ def finite_difference(bench: Bench) -> Tensor:
     return torch.stack([outer_loss(change_k) - outer_loss(-change_k) for change_k in changes]) / (2 * WEIGHT_CHANGE)
 
 
+def time_folded(bench: Bench, repetitions: int) -> float:
+    """Returns the time of the teacher's forward to its deepest level with BatchNorm folded, over without."""
+    teacher = bench.pair.teacher
+    folded = copy.deepcopy(teacher)
+    fold_batch_norm(folded, bench.recipe.data.image_size)
+
+    def forward(network: TappedNetwork) -> Callable[[], object]:
+        return lambda: network(bench.inner.images_bchw, levels=[len(network.levels)], output=False)
+
+    with torch.no_grad(), autocast(bench.device, bench.recipe.precision):
+        seconds = time_interleaved(bench, {"folded": forward(folded), "plain": forward(teacher)}, repetitions)
+    return seconds["folded"] / seconds["plain"]
+
+
 def measure(
     device: str | None, batch_size: int, repetitions: int, overrides: Sequence[str], with_cosines: bool
 ) -> dict[str, float | int | str]:
     """Returns all ratios, with the seconds they come from."""
     bench = Bench(device, batch_size, *overrides, num_batches=NUM_BATCHES if with_cosines else 2)
     distiller = bench.distiller
+    folded = time_folded(bench, repetitions)
+    hasten(bench.session, bench.pair)
     alone = bench.session.stepper(Solo(bench.pair.student), bench.recipe.distill)
     searches: dict[str, Hypergradient] = {
         name: make_hypergradient(name, distiller) for name in ("cheap", "central-difference")
@@ -288,6 +308,7 @@ def measure(
         "search_step_over_plain": search_step,
         "plain_over_floor": seconds["plain"] / seconds["floor"],
         "central_over_ours": seconds["central"] / seconds["search"],
+        "teacher_folded_over_plain": folded,
         "memory_search_over_plain": memory["search"] / memory["plain"],
         "memory_plain_over_student": memory["plain"] / memory["student"],
         "pathways": len(bench.weights_k),

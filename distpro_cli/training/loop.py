@@ -153,10 +153,11 @@ class Trainer:
             losses, outer_losses = self.weights.step(batch, step)
         self.progress.step += 1
         self._unchecked.append((step, losses, outer_losses))
-        if self.stepper.device.type == "cpu" or self.progress.step % REPORT_STEPS == 0:
+        looks = step % REPORT_STEPS == 0 or self.progress.step == self.plan.total_steps
+        if looks or self.stepper.device.type == "cpu":
             self._check_losses()
-        if step % REPORT_STEPS == 0 or self.progress.step == self.plan.total_steps:
-            self._report(step, losses, outer_losses)
+        if looks:
+            self._report(step, losses.read(), None if outer_losses is None else outer_losses.read())
 
     def _end_epoch(self) -> None:
         self._check_losses()

@@ -67,6 +67,10 @@ class StepLosses:
         """Returns all of them, in a fixed order."""
         return [*self.parts.values(), self.task, *self.distances.values(), *self.scores.values()]
 
+    def read(self) -> StepLosses:
+        """Returns the same losses in main memory, by one copy."""
+        return self.holding(torch.stack([value.float() for value in self.tensors()]).cpu())
+
     def holding(self, tensors: Iterable[Tensor]) -> StepLosses:
         """Returns the same losses with other values, in the order of `tensors`."""
         given = iter(tensors)

@@ -21,6 +21,7 @@ from distpro_cli.process.schedule import Schedule
 from distpro_cli.report.progress import Reporter
 from distpro_cli.runs.context import RunContext
 from distpro_cli.runs.signals import Interruption
+from distpro_cli.training.step import StepLosses
 from distpro_cli.training.weights import ScheduledWeights
 from distpro_cli.workflows.pairs import build_pair
 from distpro_cli.workflows.search import searched_weights
@@ -135,3 +136,12 @@ def test_a_step_reads_nothing_and_makes_nothing_in_main_memory(
             with watched() as traffic:
                 weights.step(inner, step)
             assert traffic == Traffic()
+
+
+def test_a_look_at_losses_is_one_copy() -> None:
+    parts = {"cross_entropy": torch.tensor(0.1), "token": torch.tensor(0.5, dtype=torch.bfloat16)}
+    losses = StepLosses(parts, torch.tensor(0.6), {3: torch.tensor(2.0)}, {"top1": torch.tensor(12.5)})
+    read = losses.read()
+    assert [value.item() for value in read.tensors()] == [value.item() for value in losses.tensors()]
+    assert len({value.untyped_storage().data_ptr() for value in read.tensors()}) == 1
+    assert (list(read.parts), list(read.distances), list(read.scores)) == (list(parts), [3], ["top1"])
