@@ -16,7 +16,7 @@ Another pair, size or precision by overrides of the recipe, here that of ImageNe
 | cosine_float32, cosine_bfloat16 | cosine of our hypergradient to the exact one, which is always in full float32 |
 | cosine_optimizer_adamw | cosine of our hypergradient to the finite difference, in float64, of a step by AdamW |
 | cosine_optimizer_clipped | likewise, of a step by Nesterov SGD whose gradient is clipped; both at 16×16 |
-| teacher_folded_over_plain | the teacher's forward with BatchNorm folded, as off the CPU and by `compile`, over without |
+| teacher_folded_over_plain | the teacher's forward with BatchNorm folded, as off the CPU and by `compile`, over plain |
 | memory_search_over_plain | peak memory of a search step over that of a plain step, networks and optimiser included |
 | memory_plain_over_student | peak memory of a plain step over that of a step of the student alone, likewise |
 | busy_plain, busy_search | on CUDA: time that the step's kernels take over the time that the step takes |
