@@ -300,8 +300,9 @@ class Recipe(Model):
     channels_last: bool = Field(True, description="memory format of images and networks")
     compile: bool = Field(
         False,
-        description="whether the parts of both networks between the levels that are tapped are compiled "
-        "(torch.compile): fewer and larger kernels, minutes of waiting at first, and other rounding",
+        description="whether the parts of both networks between the levels that are tapped, and the pathways, are "
+        "compiled (torch.compile), and a frozen BatchNorm is folded into its convolution: fewer and larger kernels, "
+        "minutes of waiting at first, and other rounding",
     )
     deterministic: bool | None = Field(
         None,
