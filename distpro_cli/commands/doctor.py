@@ -21,6 +21,7 @@ import typer
 from distpro_cli.commands.options import Json
 from distpro_cli.commands.running import print_json
 from distpro_cli.errors import DistproError, first_line
+from distpro_cli.files import cache_folder
 
 PACKAGES = ("distpro-cli", "torch", "torchvision", "timm", "numpy", "safetensors", "pydantic", "typer", "rich")
 TINY_RECIPE = """\
@@ -196,7 +197,7 @@ def _driver() -> str | None:
 
 
 def _caches() -> list[dict[str, Any]]:
-    places = {"trained teachers": _teacher_cache(), "pretrained weights and data": _hub_cache()}
+    places = {"trained teachers": cache_folder(), "pretrained weights and data": _hub_cache()}
     places["temporary files"] = Path(tempfile.gettempdir())
     if Path("/dev/shm").is_dir():
         places["shared memory"] = Path("/dev/shm")
@@ -210,15 +211,6 @@ def _caches() -> list[dict[str, Any]]:
             entry["free_bytes"] = shutil.disk_usage(there).free
         caches.append(entry)
     return caches
-
-
-def _teacher_cache() -> Path:
-    # The same rule as `workflows.teacher.cache_folder`, which imports torch.
-    with contextlib.suppress(Exception):
-        from distpro_cli.workflows.teacher import cache_folder
-
-        return cache_folder()
-    return Path(os.environ.get("DISTPRO_CACHE", "~/.cache/distpro")).expanduser()
 
 
 def _hub_cache() -> Path:
