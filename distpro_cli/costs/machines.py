@@ -113,7 +113,7 @@ def machines(kind: str | None = None) -> dict[str, Machine]:
         DistproError: what is kept cannot be read.
     """
     kept = load_calibrations()
-    chosen = next((name for name in KINDS if name in kept), "") if kind is None else kind
+    chosen = next((name for name in KINDS if kept.get(name)), "") if kind is None else kind
     return {precision: one.machine(precision) for precision, one in kept.get(chosen, {}).items()}
 
 
