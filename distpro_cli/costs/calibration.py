@@ -105,7 +105,7 @@ class Ready:
         self._module = case.make().train().to(device)
         self._given = torch.ones(num_images, *case.shape, device=device, dtype=self._dtype)
         if len(case.shape) > 1:
-            self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._module.to(memory_format=torch.channels_last)
             self._given = self._given.contiguous(memory_format=torch.channels_last)
         self._given.requires_grad_()
         self._ones = torch.ones_like(self.forward(), requires_grad=False)
@@ -178,7 +178,9 @@ def calibrate(device: torch.device, precision: str, name: str) -> Calibration:
                 median_error=float(np.median(errors)),
             )
     free = "moving bytes" if of_byte <= 0 else "arithmetic"
-    raise DistproError(f"{name}, {precision}: the timings make no sense ({free} took no time); try again when it is idle")
+    raise DistproError(
+        f"{name}, {precision}: the timings make no sense ({free} took no time); try again when it is idle"
+    )
 
 
 def measured(device: torch.device, precision: str) -> tuple[list[Work], list[float]]:

@@ -36,7 +36,7 @@ class Calibration:
         flops_per_byte: As in `Machine`, as are the next two.
         backward_factor: Likewise.
         operation_bytes: Likewise.
-        worst_error: Largest relative error with which these constants tell the times they were read off, 0.1 being 10 %.
+        worst_error: Largest relative error of these constants for the times they were read off, 0.1 being 10 %.
         median_error: The median one.
     """
 

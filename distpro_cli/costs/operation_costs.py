@@ -1,4 +1,4 @@
-"""What operations do, from their shapes alone: bytes moved and arithmetic; and what that costs on the built-in machine."""
+"""What operations do and what it costs on the built-in machine, from their shapes alone."""
 
 from __future__ import annotations
 

@@ -152,9 +152,14 @@ class Process:
         """Returns the mean cost of a step under `schedule`, over that of a full one; None where parts are unknown."""
         return relative_cost(self.parts, schedule) if self.parts else None
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether it knows what its parts do, and so what they cost on any machine."""
+        return any(part.work is not None for part in self.parts)
+
     def on_machine(self, machine: Machine) -> Process:
-        """Returns the same process with costs as they are on a machine; itself where it does not hold its work."""
-        if not any(part.work for part in self.parts):
+        """Returns the same process with the costs of a machine; itself where it does not hold its work."""
+        if not self.holds_work:
             return self
         return replace(self, parts=weighed(self.parts, machine), machine=machine)
 
