@@ -71,7 +71,7 @@ def _encode_new(process: Process) -> dict[str, str]:
         "searched": dict(process.searched),
         "gained": dict(process.gained),
         "history": list(process.history),
-        "work": [asdict(part.work) for part in process.parts if part.work is not None],
+        "work": [_plain_work(part.work) for part in process.parts if part.work is not None],
     }
     return {name: to_json(values[name]) for name in NEW_IN_2 if values[name]}
 
@@ -276,6 +276,10 @@ def _part(value: Any, where: str) -> Part:
 
 def _plain_part(part: Part) -> dict[str, Any]:
     return {"name": part.name, "cost": part.cost, "pathways": part.pathways}
+
+
+def _plain_work(work: Work) -> dict[str, float]:
+    return {key: float(value) for key, value in asdict(work).items()}
 
 
 def _work(value: Any, where: str) -> Work:
