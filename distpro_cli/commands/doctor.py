@@ -46,7 +46,8 @@ def doctor(
         typer.Option(
             "--calibrate",
             help="Measure what moving bytes, arithmetic and starting an operation cost on the device, some seconds, "
-            "and keep it in the cache: inspect and compare estimate costs by it from then on.",
+            "and keep it in the cache: inspect and compare estimate costs by it from then on. Best while nothing else "
+            "runs.",
         ),
     ] = False,
     json: Json = False,
@@ -151,12 +152,10 @@ def measure(device: str | None) -> dict[str, Any]:
         precisions = [name for name in PRECISIONS if name == "float32" or _bfloat16(str(chosen))]
         found = {name: calibrate(chosen, name, describe_device(chosen)) for name in precisions}
         path = keep_calibrations(chosen.type, found)
+    except DistproError as error:
+        return {"error": first_line(error)}
     except Exception as error:  # such as memory that is full
-        return {
-            "error": first_line(error)
-            if isinstance(error, DistproError)
-            else f"{type(error).__name__}: {first_line(error)}"
-        }
+        return {"error": f"{type(error).__name__}: {first_line(error)}"}
     return {"file": str(path), "kind": chosen.type, **{name: asdict(one) for name, one in found.items()}}
 
 

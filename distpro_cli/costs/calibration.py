@@ -6,7 +6,6 @@ float32 whatever the precision that is measured: so in bfloat16 the constants ta
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -184,19 +183,19 @@ def calibrate(device: torch.device, precision: str, name: str) -> Calibration:
 
 
 def measured(device: torch.device, precision: str) -> tuple[list[Work], list[float]]:
-    """Returns the work of every pass of every case, and how many seconds it took: the median of its repetitions.
+    """Returns the work of every pass of every case, and how many seconds it took: its fastest repetition.
 
-    Cases take turns, so that what else the machine does meanwhile slows all of them alike.
+    What else the machine does meanwhile only slows, and cases take turns, so that the repetitions of each lie apart.
     """
     num_images = NUM_IMAGES[device.type]
     works = [Ready(case, torch.device("meta"), "float32", num_images).work() for case in CASES]
     ready = [Ready(case, device, precision, num_images) for case in CASES]
     calls = [one.calls(forward.moved_bytes) for one, (forward, _) in zip(ready, works, strict=True)]
     rounds = [
-        [time for one, count in zip(ready, calls, strict=True) for time in one.seconds(count)]
+        [took for one, count in zip(ready, calls, strict=True) for took in one.seconds(count)]
         for _ in range(REPETITIONS)
     ]
-    seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
+    seconds = [min(times) for times in zip(*rounds, strict=True)]
     pairs = list(zip((work for both in works for work in both), seconds, strict=True))
     pairs = [(work, took) for work, took in pairs if work.operations]  # a sum's way back only hands its gradient on
     return [work for work, _ in pairs], [took for _, took in pairs]

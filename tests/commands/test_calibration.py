@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from distpro_cli.costs.machines import load_calibrations
+from distpro_cli.costs.machines import Calibration, keep_calibrations, load_calibrations
+from distpro_cli.errors import DistproError
 from distpro_cli.process.file import load_process, save_process, to_bytes
 from distpro_cli.process.machine import Work
 from distpro_cli.recipe.load import parse_recipe
@@ -166,6 +167,8 @@ def test_a_folder_in_its_place_is_one_line(distpro: Run, cache: Path) -> None:
     (cache / "calibration.json").mkdir(parents=True)
     result = distpro("inspect", write("p.safetensors"))
     assert result.status == 0 and "calibration.json: cannot be read" in result.err and result.err.count("\n") == 1
+    with pytest.raises(DistproError, match="calibration.json cannot be written"):
+        keep_calibrations("cpu", {"float32": Calibration("a machine", 2, 3, 10, 0.5, 0.1)})
     kept = distpro("doctor", "--calibrate", "--no-test", "--device", "nowhere")
     assert kept.status == 2 and "error: calibration: --device nowhere: not available here" in kept.err
 
