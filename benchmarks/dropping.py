@@ -4,7 +4,8 @@
 
 Real steps run at moments spread over a run, each with the weights that a schedule has there, full and dropped in
 turns; times are medians over repetitions, as shares of the full process's. Predictions are those of
-`distpro inspect`. Two processes, both with every weight on before dropping:
+`distpro inspect`, by the built-in constants and by those that `distpro doctor --calibrate` measures, here in the same
+run before and after the steps. Two processes, both with every weight on before dropping:
 
 - late-sparse: all pathways fade while 5-4 and 5-5 stay, the low teacher levels first, as searches find them;
 - even: every pathway is on equally long, equally many at any time.
@@ -13,8 +14,12 @@ turns; times are medians over repetitions, as shares of the full process's. Pred
 | --- | --- |
 | time_at_keep_50, time_at_keep_26 | late-sparse process, 50 % and 26 % of the entries kept, over full |
 | even_time_at_keep_50, even_time_at_keep_26 | the same of the even process |
-| predicted_… | what the process file predicts for each |
-| worst_prediction_error | largest relative error of a prediction, 0.1 being 10 % |
+| predicted_… | what the process file predicts for each, by the built-in constants |
+| worst_prediction_error | largest relative error of these, 0.1 being 10 % |
+| measured_predicted_… | the same by constants measured before the steps |
+| worst_measured_prediction_error | largest relative error of these |
+| worst_later_prediction_error | the same by constants measured after the steps |
+| constants | those measured before the steps, and how well they tell the times they were read off |
 | teacher_forward_… | mean share of the teacher's forward that was run, by its own predicted cost |
 
 The paper's ratios (ImageNet-1K, 81 and 60 of 102 GPU hours at 80 % kept) are 0.79 and 0.59.
@@ -27,18 +32,21 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from distpro_cli import load_recipe
+from distpro_cli.costs.calibration import calibrate
+from distpro_cli.costs.machines import Calibration
 from distpro_cli.costs.step_costs import step_parts
 from distpro_cli.networks.build import build_network
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
-from distpro_cli.process.cost import relative_cost
+from distpro_cli.process.cost import relative_cost, weighed
 from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.process.schedule import Schedule
@@ -120,6 +128,7 @@ def to_process(bench: Bench, alpha: np.ndarray) -> Process:
 
 def measure(bench: Bench, num_moments: int, repetitions: int) -> dict[str, Any]:
     """Returns all ratios."""
+    before = calibrated(bench)
     processes = {"": late_sparse(bench), "even_": even(bench)}
     schedules: dict[str, Schedule] = {"full": processes[""].schedule()}
     predicted: dict[str, float] = {}
@@ -144,8 +153,28 @@ def measure(bench: Bench, num_moments: int, repetitions: int) -> dict[str, Any]:
         result[name] = statistics.mean(statistics.median(values) for values in seconds[name]) / full
         result[f"predicted_{name}"] = value
         result[f"teacher_forward_{name}"] = teacher[name] / num_moments
-    result["worst_prediction_error"] = max(abs(value / result[name] - 1) for name, value in predicted.items())
-    return result | {"full_step_seconds": full}
+    result["worst_prediction_error"] = worst_error(result, predicted)
+    by_measured = predictions(bench, schedules, before)
+    result |= {f"measured_predicted_{name}": value for name, value in by_measured.items()}
+    result["worst_measured_prediction_error"] = worst_error(result, by_measured)
+    result["worst_later_prediction_error"] = worst_error(result, predictions(bench, schedules, calibrated(bench)))
+    return result | {"full_step_seconds": full, "constants": asdict(before)}
+
+
+def calibrated(bench: Bench) -> Calibration:
+    """Measures the machine as `distpro doctor --calibrate` does, in the precision of the steps."""
+    return calibrate(bench.device, "float32", describe_device(bench.device))
+
+
+def predictions(bench: Bench, schedules: Mapping[str, Schedule], measured: Calibration) -> dict[str, float]:
+    """Returns what measured constants predict for every schedule but the full one."""
+    parts = weighed(bench.parts, measured.machine("float32"))
+    return {name: relative_cost(parts, schedule) for name, schedule in schedules.items() if name != "full"}
+
+
+def worst_error(result: Mapping[str, Any], predicted: Mapping[str, float]) -> float:
+    """Returns the largest relative error of predictions of the measured ratios."""
+    return max(abs(value / result[name] - 1) for name, value in predicted.items())
 
 
 def teacher_share(bench: Bench, weights: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Atomic writing of files, and paths as recipes write them."""
+"""Atomic writing of files, paths as recipes write them, and the cache folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -112,3 +113,14 @@ def expand_path(text: str) -> Path:
         return Path(expanded).expanduser()
     except RuntimeError:
         raise DistproError(f"path '{text}': '~' cannot be resolved here; write the whole path") from None
+
+
+def cache_folder() -> Path:
+    """Returns $DISTPRO_CACHE, else the platform's cache folder for distpro."""
+    if named := os.environ.get("DISTPRO_CACHE"):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "distpro" / "cache"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/distpro").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "distpro"

@@ -1,4 +1,4 @@
-"""distpro doctor: what is installed here, what it can compute on, and whether a small search runs."""
+"""distpro doctor: what is installed here, what it can compute on, whether a small search runs, what costs how much."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,7 @@ import typer
 from distpro_cli.commands.options import Json
 from distpro_cli.commands.running import print_json
 from distpro_cli.errors import DistproError, first_line
+from distpro_cli.files import cache_folder
 
 PACKAGES = ("distpro-cli", "torch", "torchvision", "timm", "numpy", "safetensors", "pydantic", "typer", "rich")
 TINY_RECIPE = """\
@@ -35,8 +37,19 @@ _SIZE_SECONDS = 2.0  # spent on adding up the files of one cache
 
 
 def doctor(
-    device: Annotated[str | None, typer.Option("--device", help="Where the self-test runs; default: the best.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Where the self-test and --calibrate run; default: the best.")
+    ] = None,
     test: Annotated[bool, typer.Option("--test/--no-test", help="Whether the self-test runs: some seconds.")] = True,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Measure what moving bytes, arithmetic and starting an operation cost on the device, some seconds, "
+            "and keep it in the cache: inspect and compare estimate costs by it from then on. Best while nothing else "
+            "runs.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show versions, devices, caches and whether a tiny search runs: what to paste into an issue."""
@@ -45,6 +58,10 @@ def doctor(
         report["self_test"] = self_test(device)
         if "error" in report["self_test"]:
             report["problems"].append(f"self-test: {report['self_test']['error']}")
+    if calibrate and not report["problems"]:
+        report["calibration"] = measure(device)
+        if "error" in report["calibration"]:
+            report["problems"].append(f"calibration: {report['calibration']['error']}")
     if json:
         print_json(report)
     else:
@@ -114,6 +131,32 @@ def self_test(device: str | None) -> dict[str, Any]:
     except Exception as error:
         return {"error": f"{type(error).__name__}: {first_line(error)}"}
     return {"seconds": round(time.monotonic() - start, 1), "device": shown}
+
+
+def measure(device: str | None) -> dict[str, Any]:
+    """Measures what operations cost on a device, in every precision that it computes in, and keeps it in the cache.
+
+    Args:
+        device: As `--device`; None: the best.
+
+    Returns:
+        The `file` it is kept in, the `kind` of device, and what was found by precision (see `Calibration`), or an
+        `error`.
+    """
+    try:
+        from distpro_cli.costs.calibration import calibrate
+        from distpro_cli.costs.machines import PRECISIONS, keep_calibrations
+        from distpro_cli.training.device import choose_device, describe_device
+
+        chosen = choose_device(device)
+        precisions = [name for name in PRECISIONS if name == "float32" or _bfloat16(str(chosen))]
+        found = {name: calibrate(chosen, name, describe_device(chosen)) for name in precisions}
+        path = keep_calibrations(chosen.type, found)
+    except DistproError as error:
+        return {"error": first_line(error)}
+    except Exception as error:  # such as memory that is full
+        return {"error": f"{type(error).__name__}: {first_line(error)}"}
+    return {"file": str(path), "kind": chosen.type, **{name: asdict(one) for name, one in found.items()}}
 
 
 @contextmanager
@@ -196,7 +239,7 @@ def _driver() -> str | None:
 
 
 def _caches() -> list[dict[str, Any]]:
-    places = {"trained teachers": _teacher_cache(), "pretrained weights and data": _hub_cache()}
+    places = {"trained teachers": cache_folder(), "pretrained weights and data": _hub_cache()}
     places["temporary files"] = Path(tempfile.gettempdir())
     if Path("/dev/shm").is_dir():
         places["shared memory"] = Path("/dev/shm")
@@ -210,15 +253,6 @@ def _caches() -> list[dict[str, Any]]:
             entry["free_bytes"] = shutil.disk_usage(there).free
         caches.append(entry)
     return caches
-
-
-def _teacher_cache() -> Path:
-    # The same rule as `workflows.teacher.cache_folder`, which imports torch.
-    with contextlib.suppress(Exception):
-        from distpro_cli.workflows.teacher import cache_folder
-
-        return cache_folder()
-    return Path(os.environ.get("DISTPRO_CACHE", "~/.cache/distpro")).expanduser()
 
 
 def _hub_cache() -> Path:
@@ -264,3 +298,24 @@ def _print(report: Mapping[str, Any]) -> None:
         say(f"{cache['name']}: {cache['path']}{used}{free}{'' if cache['writable'] else ', not writable'}")
     if "error" not in report.get("self_test", {"error": ""}):
         say(f"self-test   passed in {report['self_test']['seconds']} s on {report['self_test']['device']}")
+    if "error" not in report.get("calibration", {"error": ""}):
+        _print_calibration(report["calibration"])
+
+
+def _print_calibration(found: Mapping[str, Any]) -> None:
+    from distpro_cli.costs.machines import PRECISIONS
+    from distpro_cli.process.machine import BUILT_IN
+    from distpro_cli.report.terminal import say, size
+
+    for name in (name for name in PRECISIONS if name in found):
+        one, margin = found[name], 12 * " "
+        say(f"calibration {one['device']}, {name} (built-in constants in brackets)")
+        flops = f"{one['flops_per_byte']:.3g} ({BUILT_IN.flops_per_byte:g})"
+        say(f"{margin}floating-point operations while a byte is moved: {flops}")
+        slower = f"{one['backward_factor']:.3g} ({BUILT_IN.backward_factor:g})"
+        say(f"{margin}a convolution's products in the backward pass over those in the forward pass: {slower}")
+        started = f"{size(one['operation_bytes'])} ({size(BUILT_IN.operation_bytes)})"
+        say(f"{margin}bytes moved while an operation starts: {started}")
+        errors = f"{100 * one['median_error']:.0f} % (median), {100 * one['worst_error']:.0f} % (worst)"
+        say(f"{margin}error with which these constants tell the times measured: {errors}")
+    say(f"kept in {found['file']}; inspect and compare estimate costs by it")

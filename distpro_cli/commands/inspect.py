@@ -18,6 +18,7 @@ from distpro_cli.errors import DistproError, ProcessError, escaped
 if TYPE_CHECKING:
     from distpro_cli.commands.targets import Targets
     from distpro_cli.process.fitting import How
+    from distpro_cli.process.machine import Machine
     from distpro_cli.process.process import Process
 
 # The thresholds and the shares kept under which a process is shown: `thresholds` and `keeps` of `summarize`.
@@ -62,6 +63,14 @@ def inspect(
     keep: Annotated[
         str | None, typer.Option("--keep", help="Shares of the entries for which the cost is shown: 0.8,0.5.")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            help="cpu, cuda or mps, as measured by doctor --calibrate: where costs are told for; default: the best "
+            "measured, else built-in constants.",
+        ),
+    ] = None,
     match: Match = "level",
     allow: Allow = None,
     force: Force = False,
@@ -85,10 +94,11 @@ def inspect(
         if not quiet:
             print(escaped(f"table: {export}"), file=sys.stderr)
         return
+    machines = _machines(device, quiet=quiet)
     if not paths:
-        _inspect_all(marks, picture, json=json)
+        _inspect_all(marks, picture, machines, json=json)
     else:
-        _inspect_paths(paths, marks, picture, how, json=json)
+        _inspect_paths(paths, marks, picture, how, machines, json=json)
     if plot is not None and not quiet:
         print(escaped(f"plot: {plot}"), file=sys.stderr)
 
@@ -104,12 +114,46 @@ def _import_numpy() -> None:
         del os.environ[name]
 
 
-def _inspect_paths(paths: Sequence[str], marks: Marks, picture: Picture | None, how: How, *, json: bool) -> None:
+def _machines(device: str | None, *, quiet: bool) -> Mapping[str, Machine]:
+    """Returns the machines that costs are told for, by precision; none: the built-in one.
+
+    Raises:
+        DistproError: a device is asked for that was not measured.
+    """
+    from distpro_cli.costs.machines import KINDS, machines
+
+    if device is None:
+        try:
+            return machines()
+        except DistproError as error:
+            if not quiet:
+                print(f"{error}; costs are told by the built-in constants", file=sys.stderr)
+            return {}
+    kind = device.partition(":")[0]
+    if kind not in KINDS:
+        raise DistproError(f"--device {device}: there is no such kind of device; allowed: {', '.join(sorted(KINDS))}")
+    if not (found := machines(kind)):
+        raise DistproError(
+            f"--device {device}: not measured here; measure it: distpro doctor --calibrate --device {device}"
+        )
+    return found
+
+
+def _inspect_paths(
+    paths: Sequence[str],
+    marks: Marks,
+    picture: Picture | None,
+    how: How,
+    machines: Mapping[str, Machine],
+    *,
+    json: bool,
+) -> None:
     from distpro_cli.commands.targets import find_targets
 
     overrides = [text for text in paths if "=" in text and not os.path.lexists(text)]
     paths = [text for text in paths if text not in overrides]
     targets = find_targets(paths)
+    _weigh(targets, machines)
     if overrides and not targets.recipes:
         raise DistproError(f"{overrides[0]}: an override applies only to recipes, and none is given; give a RECIPE")
     reports = [(source, _recipe_report(source, overrides)) for source in targets.recipes]
@@ -151,7 +195,19 @@ def _inspect_paths(paths: Sequence[str], marks: Marks, picture: Picture | None, 
         print_fit(entry["process"], entry["recipe"], entry)
 
 
-def _inspect_all(marks: Marks, picture: Picture | None, *, json: bool) -> None:
+def _weigh(targets: Targets, machines: Mapping[str, Machine]) -> None:
+    """Tells the costs of all processes for the machine of their precision, where there is one."""
+    if not machines:
+        return
+    from distpro_cli.process.library import precision_of
+
+    for place, (label, process) in enumerate(targets.processes):
+        if not isinstance(process, str) and process.holds_work:
+            machine = machines.get(precision_of(process))
+            targets.processes[place] = (label, process if machine is None else process.on_machine(machine))
+
+
+def _inspect_all(marks: Marks, picture: Picture | None, machines: Mapping[str, Machine], *, json: bool) -> None:
     from distpro_cli.commands.targets import Targets, add_folder
     from distpro_cli.process.file import load_process
     from distpro_cli.recipe.shipped import shipped_processes, shipped_recipes
@@ -163,6 +219,7 @@ def _inspect_all(marks: Marks, picture: Picture | None, *, json: bool) -> None:
     for name, path in shipped_processes().items():
         if path.read_bytes() not in seen:
             targets.processes.append((name, load_process(path)))
+    _weigh(targets, machines)
     recipes = [_recipe_entry(name, path) for name, path in shipped_recipes().items()]
     _plot(targets.sound, picture)
     summaries = _summaries(targets, marks, listed=True)

@@ -1,37 +1,52 @@
-"""What operations cost, from their shapes alone: arithmetic and bytes moved, in one unit."""
+"""What operations do and what it costs on the built-in machine, from their shapes alone."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-# The machine: how many floating-point operations of a convolution or matrix product take as long as moving a
-# byte, and how much longer products of a backward pass take than their number of operations says. Read off a
-# server's CPU core in float32 (80 GFLOP/s forward, 57 backward, 13 GB/s). Only ratios of costs are ever used.
-FLOPS_PER_BYTE = 6.0
-BACKWARD_FACTOR = 1.4
+from distpro_cli.process.machine import BUILT_IN, Work
+
+Counts = NDArray[np.float64]  # [5]: cost on the built-in machine in bytes moved, then the fields of `Work`
 
 
 class OperationCosts(TorchDispatchMode):
-    """Adds up the cost of every operation that runs inside it, backward passes included.
+    """Counts every operation that runs inside it, backward passes included.
 
     Attributes:
-        total: So far, in bytes moved; arithmetic is converted by `FLOPS_PER_BYTE`.
+        counts: So far.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0.0
+        self.counts: Counts = np.zeros(5)
+
+    @property
+    def total(self) -> float:
+        """The cost so far on the built-in machine, in bytes moved."""
+        return float(self.counts[0])
+
+    @property
+    def work(self) -> Work:
+        """The work so far."""
+        return Work(*self.counts[1:].tolist())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.total += _moved_bytes(func, (args, kwargs), out) + _flops(func, args, kwargs, out) / FLOPS_PER_BYTE
+        num_bytes = _moved_bytes(func, (args, kwargs), out)
+        flops = _flops(func, args, kwargs, out)
+        backward = func._overloadpacket.__name__ == "convolution_backward"
+        forward_flops, backward_flops = (0.0, flops) if backward else (flops, 0.0)
+        work = Work(num_bytes, forward_flops, backward_flops, float(num_bytes > 0))
+        self.counts += (BUILT_IN.cost(work), num_bytes, forward_flops, backward_flops, work.operations)
         return out
 
 
@@ -56,9 +71,8 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> float:
     if name == "convolution_backward":
         gradient, given, weight = args[:3]
         num_products = int(args[10][0]) + int(args[10][1])
-        return BACKWARD_FACTOR * num_products * _convolution_flops(weight, given if args[7] else gradient)
+        return num_products * _convolution_flops(weight, given if args[7] else gradient)
     count = flop_registry.get(func._overloadpacket)
-    # A matrix product does not say which pass it belongs to, and backward ones take little longer than forward ones.
     return 0.0 if count is None else float(count(*args, **kwargs, out_val=out))
 
 

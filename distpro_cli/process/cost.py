@@ -6,11 +6,12 @@ Shape legend: t rows, k pathways.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distpro_cli.process.machine import Machine, Work
 from distpro_cli.process.schedule import Schedule
 
 STUDENT_FORWARD = "student forward"
@@ -27,11 +28,18 @@ class Part:
         name: Such as `teacher 2` (the teacher's forward from its level 1 to level 2), `5-3` (that pathway).
         cost: Of one step, ≥ 0; parts of one process have one arbitrary unit.
         pathways: Columns of which one must be on for it to run, from 0; None: it always runs.
+        work: What it does in one step, by which another machine costs it; None: not known.
     """
 
     name: str
     cost: float
     pathways: tuple[int, ...] | None = None
+    work: Work | None = None
+
+
+def weighed(parts: Sequence[Part], machine: Machine) -> tuple[Part, ...]:
+    """Returns the parts with the costs that they have on a machine; those whose work is not known as they are."""
+    return tuple(part if part.work is None else replace(part, cost=machine.cost(part.work)) for part in parts)
 
 
 def relative_cost(parts: Sequence[Part], schedule: Schedule) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
 from distpro_cli.errors import ProcessError
 from distpro_cli.process.container import from_json, to_json
 from distpro_cli.process.cost import Part
+from distpro_cli.process.machine import BUILT_IN, Work
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.process import SIDES, Process
 
@@ -22,12 +23,14 @@ MAX_LEVELS = 10_000
 KINDS = ("map", "tokens", "vector", "logits")
 MAX_NAME = 500
 _MAX_NUMBER = 2**53
+_MOST_WORK = 1e30
 _LEVEL_KEYS = {"number", "count", "name", "kind", "reduction", "shape"}  # where it is tapped stands in `levels`
 _GRID_KEYS = {"prefix", "grid"}  # of tokens, where they are not what `LevelInfo` makes of the shape
 _PART_KEYS = {"name", "cost", "pathways"}
+_WORK_KEYS = {field.name for field in fields(Work)}
 MAX_HISTORY = 1000
 FEATURES = ("output", "before-activation", "after-activation")
-NEW_IN_2 = ("levels", "searched", "gained", "history")
+NEW_IN_2 = ("levels", "searched", "gained", "history", "work")
 _OPTIONAL = {"parts", *NEW_IN_2}
 _PATHWAY_KEYS = {"id", "teacher", "student", "transform", "distance", "transform_options", "distance_options"}
 
@@ -36,8 +39,14 @@ def encode_fields(process: Process) -> dict[str, str]:
     """Returns the metadata of a process as strings, format and version left out.
 
     Raises:
-        ProcessError: a value is not one that JSON knows, or that `decode_fields` would refuse.
+        ProcessError: a value is not one that JSON knows, or that `decode_fields` would refuse; or a measured machine
+            weighed the costs of its parts.
     """
+    if process.machine != BUILT_IN:
+        raise ProcessError(
+            f"its costs are those on {process.machine.name}; a file holds those of the built-in constants: write the "
+            "process as it was read"
+        )
     return {
         "pathways": to_json([_plain(pathway) for pathway in process.pathways]),
         "normalization": process.normalization,
@@ -45,7 +54,7 @@ def encode_fields(process: Process) -> dict[str, str]:
         "versions": to_json(dict(process.versions)),
         "seed": str(process.seed),
         "measured": to_json(dict(process.measured)),
-        **({"parts": to_json([asdict(part) for part in process.parts])} if process.parts else {}),
+        **({"parts": to_json([_plain_part(part) for part in process.parts])} if process.parts else {}),
         **_encode_new(process),
     }
 
@@ -62,6 +71,7 @@ def _encode_new(process: Process) -> dict[str, str]:
         "searched": dict(process.searched),
         "gained": dict(process.gained),
         "history": list(process.history),
+        "work": [_plain_work(part.work) for part in process.parts if part.work is not None],
     }
     return {name: to_json(values[name]) for name in NEW_IN_2 if values[name]}
 
@@ -76,10 +86,20 @@ def decode_fields(metadata: dict[str, str]) -> dict[str, Any]:
     if missing:
         raise ProcessError(f"the metadata lacks {', '.join(missing)}")
     values = {name: decode(metadata[name]) for name, decode in _DECODERS.items() if name in metadata}
+    if (work := values.pop("work", None)) is not None:
+        values["parts"] = _with_work(values.get("parts", ()), work)
     if levels := values.pop("levels", None):
         values |= {f"{side}_levels": levels[side] for side in SIDES}
         values["pathways"] = tuple(_with_features(info, levels) for info in values["pathways"])
     return values
+
+
+def _with_work(parts: tuple[Part, ...], works: tuple[Work, ...]) -> tuple[Part, ...]:
+    if not parts:
+        raise ProcessError("the metadata holds work, and no parts of a step whose work it could be")
+    if len(works) != len(parts):
+        raise ProcessError(f"the metadata holds the work of {len(works)} parts, and there are {len(parts)}")
+    return tuple(replace(part, work=work) for part, work in zip(parts, works, strict=True))
 
 
 def _with_features(info: PathwayInfo, levels: dict[str, tuple[LevelInfo, ...]]) -> PathwayInfo:
@@ -254,6 +274,22 @@ def _part(value: Any, where: str) -> Part:
     return Part(_name(value["name"], f"{where}: name"), float(cost), None if columns is None else tuple(columns))
 
 
+def _plain_part(part: Part) -> dict[str, Any]:
+    return {"name": part.name, "cost": part.cost, "pathways": part.pathways}
+
+
+def _plain_work(work: Work) -> dict[str, float]:
+    return {key: float(value) for key, value in asdict(work).items()}
+
+
+def _work(value: Any, where: str) -> Work:
+    _check_keys(value, _WORK_KEYS, where)
+    for key, number in value.items():
+        if type(number) not in (int, float) or not 0 <= number <= _MOST_WORK:
+            raise ProcessError(f"{where}: {key} is {_shown(number)}; expected a number from 0 to {_MOST_WORK:g}")
+    return Work(**{key: float(number) for key, number in value.items()})
+
+
 def _seed(text: str) -> int:
     if re.fullmatch(r"-?[0-9]{1,20}", text) is None:
         raise ProcessError(f"the metadata's seed is {_shown(text)}; expected a whole number")
@@ -277,4 +313,5 @@ _DECODERS: dict[str, Callable[[str], Any]] = {
     "searched": lambda text: _facts(text, "searched"),
     "gained": lambda text: _facts(text, "gained"),
     "history": lambda text: _items(text, "history line", MAX_HISTORY, _name),
+    "work": lambda text: _items(text, "work item", MAX_PARTS, _work),
 }

@@ -128,6 +128,16 @@ def facts_of(process: Process) -> Facts:
     return {**{key: value for key, value in found.items() if value is not None}, **process.searched}
 
 
+def precision_of(process: Process) -> str:
+    """Returns the precision of the recipe inside; float32, the default, where that cannot be read."""
+    from distpro_cli.recipe.load import parse_recipe
+
+    try:
+        return parse_recipe(process.recipe).precision
+    except DistproError:  # of another version, or nothing of ours
+        return "float32"
+
+
 def data_name(name: str, root: str | None) -> str:
     """Returns what data are called: their name, of a folder its own, without the way there and a variable's `$`."""
     return name if name != "folder" or root is None else Path(root).name.strip("${}") or name

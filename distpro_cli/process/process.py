@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distpro_cli.errors import ProcessError
-from distpro_cli.process.cost import Part, relative_cost
+from distpro_cli.process.cost import Part, relative_cost, weighed
+from distpro_cli.process.machine import BUILT_IN, Machine
 from distpro_cli.process.pathway import LevelInfo, PathwayInfo
 from distpro_cli.process.schedule import Float32, Schedule, interpolate, kept_entries
 
@@ -39,6 +40,7 @@ class Process:
         seed: Seed of the search.
         measured: What the search measured; nothing that differs between two equal searches.
         parts: What a step costs that trains the pair with all pathways on, part by part; none: not known.
+        machine: On which the parts cost that; in a file always the built-in one.
         whole_alpha: [T, K'], alpha of the process that `fit` took these columns from; it decides in place of `alpha`
             what a threshold or a share drops. None: nothing was left out or moved.
         columns: Where in `whole_alpha` each pathway lies, from 0; [K].
@@ -72,6 +74,7 @@ class Process:
     searched: Facts = field(default_factory=dict)
     gained: Facts = field(default_factory=dict)
     history: tuple[str, ...] = ()
+    machine: Machine = BUILT_IN
 
     def __post_init__(self) -> None:
         """Takes the tables as float32 and checks them."""
@@ -149,6 +152,17 @@ class Process:
         """Returns the mean cost of a step under `schedule`, over that of a full one; None where parts are unknown."""
         return relative_cost(self.parts, schedule) if self.parts else None
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether it knows what its parts do, and so what they cost on any machine."""
+        return any(part.work is not None for part in self.parts)
+
+    def on_machine(self, machine: Machine) -> Process:
+        """Returns the same process with the costs of a machine; itself where it does not hold its work."""
+        if not self.holds_work:
+            return self
+        return replace(self, parts=weighed(self.parts, machine), machine=machine)
+
 
 def levels_of(pathways: Iterable[PathwayInfo], side: str) -> tuple[LevelInfo, ...]:
     """Returns the levels that pathways join on one `side`, shallow to deep; the first of a number decides."""
@@ -208,6 +222,11 @@ def _check_tables(process: Process) -> None:
 def _check_parts(process: Process) -> None:
     if process.parts and not 0 < sum(part.cost for part in process.parts) < np.inf:
         raise ProcessError("the costs of the parts do not add up to a finite number above 0")
+    works = [part.work for part in process.parts if part.work is not None]
+    if works and len(works) < len(process.parts):
+        raise ProcessError(f"{len(works)} of {len(process.parts)} parts hold their work; all of them do, or none")
+    if works and not sum(work.moved_bytes for work in works) > 0:
+        raise ProcessError("the work of the parts moves no bytes")
     named = sum(len(pathways) for pathways in {part.pathways or () for part in process.parts} if len(pathways) > 1)
     if named * len(process.progress) > _MOST_WORK:
         raise ProcessError(f"the parts name {named} pathways over {len(process.progress)} rows; that is too many")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ def summarize(
     its `share` of the sum of the means, in [0, 1], in units of the scale where the process has one.
     `remaining_percent` maps a threshold to the entries left, `relative_cost` to the cost of a step over that of a
     full one; `keep` maps the share of the entries kept to both. `step_cost` is the part of a full step's cost that
-    the student, the teacher and the pathways have. Costs are None where the process does not hold what its steps cost.
+    the student, the teacher and the pathways have; `machine` is what tells the costs, its `name` empty where it is
+    the built-in one. All of these are None where the process does not hold what its steps cost.
     """
     at_threshold = {f"{threshold:g}": process.schedule(threshold=threshold) for threshold in thresholds}
     columns = zip(process.at(0.0), process.at(0.5), process.at(1.0), process.mean, process.share, strict=True)
@@ -52,6 +54,7 @@ def summarize(
         else None,
         "keep": {f"{keep:g}": _at_keep(process, keep) for keep in keeps},
         "step_cost": _step_cost(process),
+        "machine": asdict(process.machine) if process.parts else None,
         "normalization": process.normalization,
         "seed": process.seed,
         "versions": dict(process.versions),

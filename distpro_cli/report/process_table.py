@@ -188,6 +188,12 @@ def _print_dropping(console: Console, summary: Mapping[str, Any]) -> None:
     else:
         shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in summary["step_cost"].items())
         console.print(f"a step with nothing dropped, estimated: {shares}")
+        console.print(_told_by(summary["machine"]["name"]))
+
+
+def _told_by(name: str) -> str:
+    """Says which machine tells costs."""
+    return f"costs as measured on {one_line(name)}" if name else "costs by built-in constants, a CPU core's in float32"
 
 
 def _print_likeness(console: Console, processes: Sequence[tuple[str, Process]]) -> None:
@@ -221,6 +227,10 @@ def _print_thresholds(
         left = [f"{schedule.remaining_percent:.0f}" for schedule in schedules]
         table.add_row(escaped(label), *(f"{a} / {b}" for a, b in zip(left, shown, strict=True)))
     console.print(table)
+    known = {label: _told_by(process.machine.name) for label, process in processes if process.parts}
+    for text in dict.fromkeys(known.values()):
+        labels = ", ".join(escaped(label) for label in known if known[label] == text)
+        console.print(text if len(set(known.values())) == 1 else f"{labels}: {text}")
 
 
 def _percentages(percent_by_mark: Mapping[str, float]) -> str:

@@ -140,7 +140,8 @@ class Comparison:
             return self.search.cost
         whole = next((other.name for other in self.methods if other.process is process and other.is_whole), "")
         training = self.recipe.distill
-        return estimated_search_cost(process, of_method.get(whole, []), training, self.session.total_steps(training))
+        num_steps = self.session.total_steps(training)
+        return estimated_search_cost(process, of_method.get(whole, []), training, num_steps, self.session)
 
     def run(self) -> list[tuple[Run, dict[str, Any]]]:
         """Does what is not done yet; returns every run with its summary, seed by seed.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import tempfile
 from pathlib import Path
 
 from distpro_cli.errors import DistproError, NonFiniteLossError
-from distpro_cli.files import sweep
+from distpro_cli.files import cache_folder, sweep
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.networks.preparation import is_trained_first, refusal
 from distpro_cli.networks.weights import load_weights
@@ -158,14 +156,3 @@ def _make_folder(folder: Path) -> None:
         raise DistproError(
             f"{folder}: nothing can be written there ({error.strerror}); set DISTPRO_CACHE to another folder"
         ) from None
-
-
-def cache_folder() -> Path:
-    """Returns $DISTPRO_CACHE, else the platform's cache folder for distpro."""
-    if named := os.environ.get("DISTPRO_CACHE"):
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "distpro" / "cache"
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches/distpro").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "distpro"

@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from distpro_cli.costs.complexity import without_computing
-from distpro_cli.costs.operation_costs import BACKWARD_FACTOR, FLOPS_PER_BYTE, OperationCosts
+from distpro_cli.costs.operation_costs import OperationCosts
 from distpro_cli.costs.step_costs import UPDATE_PASSES, step_parts
 from distpro_cli.networks.build import build_network
 from distpro_cli.networks.levels import TappedNetwork
 from distpro_cli.pathways.connections import resolve_pathways
 from distpro_cli.pathways.module import Pathways
 from distpro_cli.process.cost import Part
+from distpro_cli.process.machine import BUILT_IN, Machine, Work
 from distpro_cli.recipe.schema import Data, Network, PathwayGroup
 from tests.networks.stub import TASK
 
 FLOAT = 4
+FLOPS_PER_BYTE, BACKWARD_FACTOR = 6.0, 1.4  # of the built-in machine
 SIZE, BATCH = 16, 8
 
 
@@ -60,6 +62,52 @@ def test_a_convolution_forward_and_backward(groups: int) -> None:
         out.backward(ones)
     both = cost(2 * sizes[0] + 2 * sizes[1] + sizes[2], 2 * BACKWARD_FACTOR * product)
     assert backward.total == pytest.approx(both)
+    assert forward.work == Work(sizes.sum(), product, 0, 1)
+    assert backward.work == Work(2 * sizes[0] + 2 * sizes[1] + sizes[2], 0, 2 * product, 1)
+
+
+def test_views_run_no_kernel() -> None:
+    map_bchw = torch.zeros(2, 4, 8, 8)
+    with OperationCosts() as spent:
+        (map_bchw.flatten(1).t()[1:] + 1).mul_(2)
+    assert spent.work.operations == 2
+
+
+def test_the_built_in_machine_adds_up_what_was_added_before_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Work] = []
+
+    class Watched(Machine):
+        def cost(self, work: Work) -> float:
+            seen.append(work)
+            return super().cost(work)
+
+    monkeypatch.setattr("distpro_cli.costs.operation_costs.BUILT_IN", Watched())
+    student = build_network(Network(name="wrn_10_1"), Data(name="digits", image_size=SIZE), TASK)
+    with OperationCosts() as spent:
+        output, _ = student(torch.zeros(BATCH, 3, SIZE, SIZE))
+        output.square().sum().backward()
+    total = 0.0
+    for work in seen:
+        total += work.moved_bytes + (work.flops + BACKWARD_FACTOR * work.backward_flops) / FLOPS_PER_BYTE
+    assert spent.total == total > 0
+    assert spent.work.operations == sum(work.moved_bytes > 0 for work in seen) > 50
+    assert spent.work.backward_flops > spent.work.flops > 0
+
+
+def test_a_part_holds_the_work_that_it_costs() -> None:
+    parts, _ = parts_of(
+        PathwayGroup(transform="conv1"),
+        PathwayGroup(connections="same", transform="review", transform_options={"mid": 8}),
+    )
+    for part in parts.values():
+        assert part.work is not None and part.work.moved_bytes > 0
+        assert BUILT_IN.cost(part.work) == pytest.approx(part.cost, abs=2)  # both are rounded to whole numbers
+    student = build_network(Network(name="wrn_10_1"), Data(name="digits", image_size=SIZE), TASK)
+    with OperationCosts() as spent, torch.no_grad():
+        student(torch.zeros(BATCH, 3, SIZE, SIZE))
+    forward = parts["student forward"].work
+    assert forward is not None and forward.flops == pytest.approx(spent.work.flops)
+    assert parts["student update"].work == Work(UPDATE_PASSES * FLOAT * 77_850, 0, 0, 0)
 
 
 def test_a_transposed_convolution() -> None:
