@@ -12,7 +12,7 @@ types:
 	mypy
 
 test:
-	pytest
+	pytest -n 2
 
 bench:
 	python benchmarks/step_cost.py

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # which share the cores, here and in what they start
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 TINY_RECIPE = """\
 data:
   {name: digits, image_size: 16, train_images: 160, test_images: 80, workers: 0, augment: {crop: pad, flip: 0.0}}

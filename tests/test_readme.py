@@ -80,7 +80,7 @@ def test_its_python_runs(workplace: Path) -> None:
 def test_its_installation_is_what_ci_runs() -> None:
     blocks = [text.strip() for language, text in BLOCKS if not language]
     assert blocks[0] == "pip install . && distpro search recipes/quickstart.yaml"
-    assert blocks[1] == "pip install '.[test]' && pytest"
+    assert blocks[1] == "pip install '.[test]' && pytest -n 2"
     assert blocks[1] in (ROOT / ".ci" / "run").read_text()
 
 
