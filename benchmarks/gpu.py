@@ -28,7 +28,10 @@ import verdict  # the benchmark beside this one
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- figures of benchmarks/gpu.py -->\n", "<!-- end of the figures -->\n"
-TESTS = ("tests/training", "tests/pathways", "tests/workflows", "tests/tasks", "tests/commands/test_trust.py")
+TESTS = (
+    *(f"tests/{room}" for room in ("training", "pathways", "networks", "workflows", "tasks")),
+    *(f"tests/commands/test_{name}.py" for name in ("trust", "whole_path", "calibration")),
+)
 TOY_TESTS = ("tests/training/test_scale.py",)
 PAIRS = {"wrn": "cifar10/wrn_16_2-wrn_10_1", "resnet": "cifar10/resnet20-resnet8"}
 METHODS = ("process", "student", "kd", "uniform", "reviewkd+kd", "reviewkd", "online")
@@ -59,7 +62,8 @@ def pieces(out: Path, *, toy: bool, device: str | None, seeds: int, workers: int
     on = ("--device", device) if device else ()
     small = ("data.image_size=16", "teacher.name=wrn_10_1", "student.name=wrn_10_1") if toy else ()
     imagenet = ("precision=bfloat16", "data.image_size=224", "teacher.name=resnet50", "student.name=mobilenetv2_100")
-    wide = ("--batch-size", "2", *small) if toy else ("--batch-size", "256", *imagenet)
+    wide = ("--no-cosines", "--batch-size", "2", *small) if toy else ("--no-cosines", "--batch-size", "256", *imagenet)
+    compiled = () if toy else ("compile=true",)
     shape = ("--batch-size", "1", "--pathways", "5") if toy else ("--batch-size", "128")
     once = ("--repetitions", "1") if toy else ()
     batch = ("--batch-size", "4" if toy else "128")
@@ -67,10 +71,11 @@ def pieces(out: Path, *, toy: bool, device: str | None, seeds: int, workers: int
     step, memory, dropping = (str(HERE / f"{name}.py") for name in ("step_cost", "memory", "dropping"))
     shapes = ("--batch-size", "2", "--image-size", "32", "--moments", "2") if toy else ("--batch-size", "128")
     found = [
-        Piece("doctor", "The machine", ("-m", "distpro_cli", "doctor", "--json")),
+        Piece("doctor", "The machine", ("-m", "distpro_cli", "doctor", "--calibrate", "--json", *on)),
         Piece("tests", "Tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", *(TOY_TESTS if toy else TESTS))),
         Piece("step_cost", "Steps on small images", (step, "--json", *batch, *once, *on, *small)),
-        Piece("step_cost_imagenet", "Steps at ImageNet's shapes", (step, "--json", "--no-cosines", *wide, *once, *on)),
+        Piece("step_cost_imagenet", "Steps at ImageNet's shapes", (step, "--json", *wide, *once, *on)),
+        Piece("step_cost_compiled", "The same, compiled", (step, "--json", *wide, *compiled, *once, *on)),
         Piece("memory", "Memory, ViT-B/16 → DeiT-Tiny", (memory, "--json", *shape, *on)),
         Piece("dropping", "Dropping pathways, ResNet-50 → MobileNetV2", (dropping, "--json", *shapes, *once, *on)),
         Piece("loader", "Loading images", (str(HERE / "loader.py"), "--json", *(loader if toy else ()), *once, *on)),

@@ -60,7 +60,7 @@ def test_a_page_keeps_what_is_around_the_figures(gpu: ModuleType, tmp_path: Path
 @pytest.mark.parametrize("toy", [False, True])
 def test_the_pieces_are_there(gpu: ModuleType, tmp_path: Path, toy: bool) -> None:
     found = gpu.pieces(tmp_path, toy=toy, device="cpu", seeds=5, workers=2, data="somewhere")
-    assert len({piece.name for piece in found}) == len(found) == 11
+    assert len({piece.name for piece in found}) == len(found) == 12
     for piece in found:
         first = Path(piece.command[0])
         assert piece.command[0] in ("-m", "-c") or first.is_file() or first.name == "loader.py"
