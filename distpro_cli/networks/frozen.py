@@ -33,8 +33,8 @@ _ROUNDED = (*_CONVOLUTIONS, nn.Linear, nn.Conv1d, nn.Conv3d)
 def fold_batch_norm(network: TappedNetwork, image_size: ImageSize) -> int:
     """Folds BatchNorm in eval mode into the convolution before it, in place; the same function but for rounding.
 
-    A dry forward shows which convolutions' outputs are read by one BatchNorm and by nothing else, each once; those
-    where a level is tapped between the two stay as they are.
+    A dry forward shows which convolutions' outputs are read by one BatchNorm and by nothing else, each once; what is
+    a level, or the network's output, stays as it is.
 
     Args:
         network: Frozen, in eval mode.
@@ -43,24 +43,14 @@ def fold_batch_norm(network: TappedNetwork, image_size: ImageSize) -> int:
     Returns:
         The number of folded ones.
     """
-    convolutions = {
-        id(module.weight): module
-        for module in network.model.modules()
-        if type(module) in _CONVOLUTIONS and not module._forward_hooks
-    }
-    norms = {
-        id(module.running_mean): module
-        for module in network.model.modules()
-        if type(module) in (*_NORMS, *_NORMS_WITH_ACTIVATION)
-        and module.running_mean is not None
-        and not module._forward_pre_hooks
-    }
-    images_bchw = dry_images(height_width(image_size), network.mean, network.std)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), as_written(network), _Readers() as readers:
-        network.model(images_bchw)
+    modules = list(network.model.modules())
+    convolutions = {id(module.weight): module for module in modules if type(module) in _CONVOLUTIONS}
+    norms = {id(module.running_mean): module for module in modules if type(module) in _NORMS + _NORMS_WITH_ACTIVATION}
+    with _Readers() as readers:
+        seen = {id(tensor) for tensor in _all_of(network, image_size)}
     pairs = [
         (convolutions[weight], norms[mean])
-        for weight, mean in readers.read_by_one(set(norms))
+        for weight, mean in readers.read_by_one(set(norms), seen)
         if weight in convolutions
     ]
     for convolution, norm in pairs:
@@ -73,7 +63,6 @@ class _Readers(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._weights: Counter[int] = Counter()  # how many convolutions used a weight, by its id
         self._written: dict[int, tuple[Tensor, int]] = {}  # by id a convolution's output, and the id of its weight
         self._readers: dict[int, list[list[int]]] = {}  # by id of an output, what operations that read it were given
         self._uses: Counter[int] = Counter()  # how many operations were given a tensor, by its id
@@ -90,14 +79,14 @@ class _Readers(TorchDispatchMode):
             self._readers[id(out)] = []
         return out
 
-    def read_by_one(self, others: set[int]) -> list[tuple[int, int]]:
+    def read_by_one(self, others: set[int], seen: set[int]) -> list[tuple[int, int]]:
         """Returns the weights of convolutions read by one operation alone, with the one of `others` that it is given.
 
-        All by id; weights, and others, that several operations use are left out.
+        All by id; weights, and others, that several operations use are left out, and outputs that are `seen`.
         """
         found = []
         for output, (_, weight) in self._written.items():
-            if len(self._readers[output]) == 1 and self._uses[weight] == 1:
+            if output not in seen and len(self._readers[output]) == 1 and self._uses[weight] == 1:
                 found += [(weight, other) for other in self._readers[output][0] if other in others]
         return [(weight, other) for weight, other in found if self._uses[other] == 1]
 
@@ -162,11 +151,13 @@ def round_once(
         How many tensors were rounded.
     """
     found = rounded_by_autocast(network.model)
-    before = _all_of(network, image_size, autocast)
+    with autocast():
+        before = _all_of(network, image_size)
     exact = [parameter.data for parameter in found]
     round_to_bfloat16(found)
     try:
-        after = _all_of(network, image_size, autocast)
+        with autocast():
+            after = _all_of(network, image_size)
         same = len(before) == len(after) and all(map(torch.equal, before, after))
     except Exception:  # whatever a network says of weights that are not float32
         same = False
@@ -193,11 +184,9 @@ def round_to_bfloat16(parameters: Iterable[nn.Parameter]) -> None:
         parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _all_of(
-    network: TappedNetwork, image_size: ImageSize, autocast: Callable[[], AbstractContextManager[object]]
-) -> list[Tensor]:
+def _all_of(network: TappedNetwork, image_size: ImageSize) -> list[Tensor]:
     """Returns output and all features of noise, in eval mode."""
     images_bchw = dry_images(height_width(image_size), torch.zeros_like(network.mean), torch.ones_like(network.std))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), as_written(network), autocast():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), as_written(network):
         output, features = network(images_bchw, levels=[level.number for level in network.levels])
     return [leaf for leaf in tree_leaves([output, features]) if isinstance(leaf, Tensor)]

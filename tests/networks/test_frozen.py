@@ -59,7 +59,8 @@ class Branches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.plain, self.twice, self.shared = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.plain = nn.Sequential(nn.Conv2d(3, 4, 3))
+        self.twice, self.shared = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
         self.with_activation = nn.Conv2d(4, 4, 1, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
         self.activated = BatchNormAct2d(4)
@@ -85,8 +86,9 @@ def test_only_what_one_batch_norm_reads_is_folded() -> None:
     assert fold_batch_norm(network, 32) == 0
 
 
-def test_a_level_between_convolution_and_batch_norm_stays() -> None:
-    network = tapped(Branches(), levels=["plain"]).double()
+@pytest.mark.parametrize("level", ["plain", "plain.0"])
+def test_a_level_between_convolution_and_batch_norm_stays(level: str) -> None:
+    network = tapped(Branches(), levels=[level]).double()
     expected = seen(network)
     assert fold_batch_norm(network, 32) == 1
     assert all(map(torch.equal, seen(network)[1:], expected[1:]))
