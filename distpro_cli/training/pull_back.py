@@ -19,7 +19,8 @@ from timm.optim import SGDW, AdamWLegacy, Lamb, Lion
 from torch import Tensor, nn
 
 from distpro_cli.training.optimiser import learning_rate
-from distpro_cli.training.step import Distiller, clones
+from distpro_cli.training.step import Distiller
+from distpro_cli.training.tensors import clones
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from typing_extensions import override
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import autocast
 from distpro_cli.training.feature_gradients import FeatureGradients, norms
-from distpro_cli.training.step import Distiller, StepLosses, shared, unmoved_buffers
+from distpro_cli.training.step import Distiller, StepLosses, shared
+from distpro_cli.training.tensors import unmoved_buffers
 
 LEAST_STEPS, MOST_STEPS = 10, 200
 SHARE_OF_STEPS = 0.02

@@ -21,7 +21,8 @@ from distpro_cli.runs.checkpoint import load_checkpoint
 from distpro_cli.runs.folder import RunFolder
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import autocast
-from distpro_cli.training.step import Distiller, unmoved_buffers
+from distpro_cli.training.step import Distiller
+from distpro_cli.training.tensors import unmoved_buffers
 from distpro_cli.workflows.methods import Method
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.teacher import prepare_teacher

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from distpro_cli.registry import Registry, check_options
 from distpro_cli.tasks.task import Batch
-from distpro_cli.training.step import Distiller, StepLosses, unmoved_buffers, weighted_losses
+from distpro_cli.training.step import Distiller, StepLosses, weighted_losses
+from distpro_cli.training.tensors import unmoved_buffers
 
 
 class Hypergradient(ABC):

@@ -18,7 +18,8 @@ from distpro_cli.training.hypergradients.base import (
     shift_along,
 )
 from distpro_cli.training.optimiser import learning_rate
-from distpro_cli.training.step import Distiller, StepLosses, unmoved_buffers
+from distpro_cli.training.step import Distiller, StepLosses
+from distpro_cli.training.tensors import unmoved_buffers
 
 
 @register_hypergradient("central-difference")

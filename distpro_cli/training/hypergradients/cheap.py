@@ -23,15 +23,8 @@ from distpro_cli.training.hypergradients.base import (
 )
 from distpro_cli.training.optimiser import learning_rate
 from distpro_cli.training.pull_back import PulledBack, Update, largest_norm
-from distpro_cli.training.step import (
-    Distiller,
-    PathwayGradients,
-    Starts,
-    StepLosses,
-    joined,
-    standing_at,
-    unmoved_buffers,
-)
+from distpro_cli.training.step import Distiller, PathwayGradients, Starts, StepLosses, joined
+from distpro_cli.training.tensors import standing_at, unmoved_buffers
 
 
 class Differentiated(NamedTuple):
