@@ -33,7 +33,7 @@ from distpro_cli.training.alpha import Record, alpha_lr
 from distpro_cli.training.feature_gradients import FeatureGradients, cosines, norms
 from distpro_cli.training.hypergradients.cheap import CheapHypergradient
 from distpro_cli.training.scale import inverse_loss, running
-from distpro_cli.training.step import Distiller, StepLosses
+from distpro_cli.training.step import Distiller, Kept, StepLosses
 from distpro_cli.training.weights import Batches, MovedWeights
 
 RELAX = 0.7  # r of MetaBalance
@@ -110,7 +110,7 @@ class GradientRule(Rival):
     @override
     def move(self, batch: Batch, weights_k: Tensor, step: int) -> tuple[StepLosses, StepLosses | None]:
         found: dict[int, FeatureGradients] = {}
-        losses = self.distiller.backward(batch, weights_k, step, at_student=found)
+        losses = self.distiller.backward(batch, weights_k, step, Kept(at_student=found))
         self.distiller.update()
         self.look([found[k] for k in range(weights_k.numel())], step)
         return losses, None

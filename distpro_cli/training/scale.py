@@ -18,7 +18,7 @@ from typing_extensions import override
 from distpro_cli.tasks.task import Batch
 from distpro_cli.training.device import autocast
 from distpro_cli.training.feature_gradients import FeatureGradients, norms
-from distpro_cli.training.step import Distiller, StepLosses, shared
+from distpro_cli.training.step import Distiller, Kept, StepLosses, shared
 from distpro_cli.training.tensors import unmoved_buffers
 
 LEAST_STEPS, MOST_STEPS = 10, 200
@@ -170,6 +170,6 @@ def measure(distiller: Distiller, batch: Batch, step: int) -> tuple[Tensor, Tens
     num_pathways = len(distiller.trained.infos)
     found: dict[int, FeatureGradients] = {}
     with unmoved_buffers(distiller.student), unmoved_buffers(distiller.pathways):
-        distiller.backward(batch, torch.zeros(num_pathways, device=distiller.device), step, at_student=found)
+        distiller.backward(batch, torch.zeros(num_pathways, device=distiller.device), step, Kept(at_student=found))
     distiller.optimizer.zero_grad(set_to_none=True)
     return norms([found[k] for k in range(num_pathways)], distiller.world)

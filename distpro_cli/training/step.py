@@ -29,16 +29,40 @@ Features = dict[int, Tensor]
 Starts = dict[Start, Tensor]
 
 
-class PathwayGradients(dict[int, Tensor]):
-    """g_k = ∂D_k/∂start by pathway, kept in `dtype`; None: as it comes."""
+@dataclass
+class Kept:
+    """What a step keeps of this rank's images, by pathway or start, for who gives a dict for it.
 
-    def __init__(self, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.dtype = dtype
+    Attributes:
+        gradients: g_k = ∂D_k/∂start.
+        gradient_dtype: In which they are kept; None: as they come.
+        at_student: The task's gradient and g_k at the student's level of each pathway; the task then goes back to the
+            levels once more, without the gradients of parameters.
+        starts: What the pathways start from, without graph.
+    """
 
-    def keep(self, k: int, gradient: Tensor) -> None:
-        """Takes the gradient of pathway k."""
-        self[k] = gradient if self.dtype is None else gradient.to(self.dtype)
+    gradients: dict[int, Tensor] | None = None
+    gradient_dtype: torch.dtype | None = None
+    at_student: dict[int, FeatureGradients] | None = None
+    starts: Starts | None = None
+
+    def of_part(self) -> Kept:
+        """Returns the same with nothing in it, for a micro-batch."""
+        return Kept(
+            None if self.gradients is None else {},
+            self.gradient_dtype,
+            None if self.at_student is None else {},
+            None if self.starts is None else {},
+        )
+
+    def take(self, parts: Sequence[Kept]) -> None:
+        """Takes what the micro-batches kept, out of theirs, so that each tensor is held once."""
+        if self.gradients is not None:
+            self.gradients |= joined([part.gradients or {} for part in parts])
+        if self.at_student is not None:
+            self.at_student |= joined_gradients([part.at_student or {} for part in parts])
+        if self.starts is not None:
+            self.starts |= joined([part.starts or {} for part in parts])
 
 
 @dataclass(frozen=True)
@@ -273,9 +297,7 @@ class Distiller(Stepper):
         batch: Batch,
         weights: Sequence[float | Tensor] | Tensor,
         step: int,
-        gradients: PathwayGradients | None = None,
-        at_student: dict[int, FeatureGradients] | None = None,
-        starts: Starts | None = None,
+        kept: Kept | None = None,
     ) -> StepLosses:
         """Fills the gradients of one step, over all ranks; every step of a distillation and a search goes through here.
 
@@ -288,30 +310,15 @@ class Distiller(Stepper):
             batch: On the device.
             weights: As in `step`.
             step: Number of the step.
-            gradients: Is given g_k of every pathway, where that is wanted; like what follows, of this rank's images.
-            at_student: Is given the task's gradient and g_k at the student's level of each pathway, where that is
-                wanted; the task then goes back to the levels once more, without the gradients of parameters.
-            starts: Is given what the pathways start from, without graph, where that is wanted.
+            kept: Is given what it asks for.
         """
+        kept = Kept() if kept is None else kept
         found: list[tuple[StepLosses, float]] = []
-        of_starts: list[Starts] = []
-        at_starts: list[PathwayGradients] = []
-        at_levels: list[dict[int, FeatureGradients]] = []
+        of_parts: list[Kept] = []
         for place, (part, share) in enumerate(self.micro_batches(batch)):
-            own = PathwayGradients(gradients.dtype) if gradients is not None else None
-            of_levels: dict[int, FeatureGradients] | None = {} if at_student is not None else None
-            plain: Starts | None = {} if starts is not None else None
-            losses = self._backward_part(part, weights, (step, place, share), own, of_levels, plain)
-            at_starts += [] if own is None else [own]
-            at_levels += [] if of_levels is None else [of_levels]
-            of_starts += [] if plain is None else [plain]
-            found.append((losses, share))
-        if gradients is not None:
-            gradients |= joined(at_starts)
-        if at_student is not None:
-            at_student |= joined_gradients(at_levels)
-        if starts is not None:
-            starts |= joined(of_starts)
+            of_parts.append(kept.of_part())
+            found.append((self._backward_part(part, weights, (step, place, share), of_parts[-1]), share))
+        kept.take(of_parts)
         return self.over_ranks(weighted_losses(found))
 
     def _backward_part(
@@ -319,9 +326,7 @@ class Distiller(Stepper):
         batch: Batch,
         weights: Sequence[float | Tensor] | Tensor,
         which: tuple[int, int, float],
-        gradients: PathwayGradients | None = None,
-        at_student: dict[int, FeatureGradients] | None = None,
-        plain_starts: Starts | None = None,
+        kept: Kept,
     ) -> StepLosses:
         """Does what `backward` does with one micro-batch; `which` is the step, its place and its share of the batch.
 
@@ -337,8 +342,7 @@ class Distiller(Stepper):
         with autocast(self.device, self.precision):
             starts = self.pathways.starts(features, active)
         parts, task = self.task_loss(output, batch.targets)
-        if gradients is None and at_student is not None:
-            gradients = PathwayGradients()
+        gradients = {} if kept.gradients is None and kept.at_student is not None else kept.gradients
         distances: dict[int, Tensor] = {}
         pulls: Starts = {}
         last = {self.pathways.infos[k].teacher.number: k for k in active}
@@ -352,16 +356,16 @@ class Distiller(Stepper):
             start = self.pathways.start_of[k]
             pulls[start] = pulls[start].add_(pull) if start in pulls else pull
             if gradients is not None:
-                gradients.keep(k, gradient)
-        if at_student is not None:
+                gradients[k] = gradient if kept.gradient_dtype is None else gradient.to(kept.gradient_dtype)
+        if kept.at_student is not None:
             assert gradients is not None
-            at_student |= feature_gradients(self.pathways, shared(task, share), features, starts, gradients)
+            kept.at_student |= feature_gradients(self.pathways, shared(task, share), features, starts, gradients)
         reached = [start for start in pulls if starts[start].requires_grad]
         torch.autograd.backward(
             [shared(task, share), *(starts[start] for start in reached)], [None, *(pulls[start] for start in reached)]
         )
-        if plain_starts is not None:
-            plain_starts |= {start: tensor.detach() for start, tensor in starts.items()}
+        if kept.starts is not None:
+            kept.starts |= {start: tensor.detach() for start, tensor in starts.items()}
         return self.named(parts, task, distances, output, batch)
 
     def _pathway_backward(

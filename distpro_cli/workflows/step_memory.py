@@ -24,7 +24,7 @@ from distpro_cli.tasks.task import Batch, Task, TaskData
 from distpro_cli.training.device import autocast
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.rivals import RIVALS, CosineOuter, GradientRule
-from distpro_cli.training.step import Distiller, Pair, Solo, Stepper
+from distpro_cli.training.step import Distiller, Kept, Pair, Solo, Stepper
 from distpro_cli.workflows.session import make_distiller, make_stepper
 
 CPU = torch.device("cpu")
@@ -134,7 +134,7 @@ def _search(recipe: Recipe, pair: Pair, training: Training) -> Prepared:
     if issubclass(rule, GradientRule):
 
         def look(inner: Batch, outer: Batch) -> None:
-            distiller.backward(inner, _ones(distiller), 0, at_student={})
+            distiller.backward(inner, _ones(distiller), 0, Kept(at_student={}))
             distiller.update()
 
         return distiller, look

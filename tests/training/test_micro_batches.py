@@ -14,7 +14,7 @@ from distpro_cli.tasks.task import Batch
 from distpro_cli.training.feature_gradients import FeatureGradients
 from distpro_cli.training.hypergradients import HYPERGRADIENTS, make_hypergradient
 from distpro_cli.training.scale import distances
-from distpro_cli.training.step import Distiller
+from distpro_cli.training.step import Distiller, Kept
 from tests.conftest import Run
 from tests.test_transformer_pairs import SIZE, make_distiller, recipe_of
 
@@ -70,7 +70,7 @@ def test_gradients_at_features_and_the_step_alone() -> None:
     for distiller in distillers():
         inner, _ = batches()
         at_student: dict[int, FeatureGradients] = {}
-        distiller.backward(inner, [1.0, 0.5, 0.0, 2.0], 0, at_student=at_student)
+        distiller.backward(inner, [1.0, 0.5, 0.0, 2.0], 0, Kept(at_student=at_student))
         kept.append(at_student)
         distiller.optimizer.zero_grad()
         distiller.optimizer = torch.optim.SGD(distiller.student_parameters, lr=0.05)

@@ -20,7 +20,7 @@ from distpro_cli.training.alpha import Record
 from distpro_cli.training.feature_gradients import FeatureGradients, feature_gradients
 from distpro_cli.training.hypergradients import make_hypergradient
 from distpro_cli.training.rivals import RIVALS, Cosine, GradientRule, Rival
-from distpro_cli.training.step import StepLosses
+from distpro_cli.training.step import Kept, StepLosses
 from distpro_cli.world import World
 from tests.helpers import CPU, PAPER, classification, digits_recipe
 from tests.training.test_hypergradients import (
@@ -170,7 +170,7 @@ def test_gradients_at_the_student_are_autograds(groups: Sequence[PathwayGroup]) 
     distiller, (inner, _) = in_float64(groups), map(batch_in_float64, batches())
     reference = copy.deepcopy(distiller)
     found: dict[int, FeatureGradients] = {}
-    distiller.backward(inner, weights(distiller).double(), 0, at_student=found)
+    distiller.backward(inner, weights(distiller).double(), 0, Kept(at_student=found))
     active = range(len(distiller.trained.infos))
     teacher = reference.teacher_features(inner, active)
     output, own = reference.student_forward(inner, reference.pathways.student_levels(active), 0)
@@ -190,7 +190,7 @@ def test_looking_at_them_changes_no_bit_of_the_step(groups: Sequence[PathwayGrou
     plain, looked_at = make_distiller(groups=groups), make_distiller(groups=groups)
     inner, _ = batches()
     plain.backward(inner, weights(plain), 0)
-    looked_at.backward(inner, weights(plain), 0, at_student={})
+    looked_at.backward(inner, weights(plain), 0, Kept(at_student={}))
     for mine, theirs in zip(looked_at.trained.modules().values(), plain.trained.modules().values(), strict=True):
         for ours, expected in zip(mine.parameters(), theirs.parameters(), strict=True):
             assert ours.grad is not None and expected.grad is not None and torch.equal(ours.grad, expected.grad)

@@ -23,7 +23,7 @@ from distpro_cli.training.hypergradients.base import (
 )
 from distpro_cli.training.optimiser import learning_rate
 from distpro_cli.training.pull_back import PulledBack, Update, largest_norm
-from distpro_cli.training.step import Distiller, PathwayGradients, Starts, StepLosses, joined
+from distpro_cli.training.step import Distiller, Kept, Starts, StepLosses, joined
 from distpro_cli.training.tensors import standing_at, unmoved_buffers
 
 
@@ -83,12 +83,13 @@ class CheapHypergradient(Hypergradient):
     def differentiate(self, inner: Batch, outer: Batch, weights_k: Tensor, step: int) -> Differentiated:
         """Takes the step, and runs the student once more a little along u."""
         distiller, start_of = self.distiller, self.distiller.pathways.start_of
-        gradients = PathwayGradients(torch.bfloat16 if self.keep_bfloat16 else None)
         rounded = distiller.precision != "float32" or rounds_float32(distiller.device) or is_compiled(distiller.student)
         # The difference of two rounded forwards has no digits left, so then both ends are run in full float32. Compiled
         # ones round each in its own way, so then both are run as they are written.
+        gradients: dict[int, Tensor] = {}
         starts: Starts | None = None if rounded else {}
-        losses = distiller.backward(inner, weights_k, step, gradients, starts=starts)
+        kept = Kept(gradients, torch.bfloat16 if self.keep_bfloat16 else None, starts=starts)
+        losses = distiller.backward(inner, weights_k, step, kept)
         own_k = self._own_products(weights_k)
         # v is known only after the update; then both the student and the shared blocks go back to where they were.
         update = Update(distiller, list(distiller.pathways.shared.parameters()))
