@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame, SyncBatchNormAct
+from timm.layers import BatchNormAct2d, Conv2dSame, FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from distpro_cli.image_size import ImageSize, height_width
 from distpro_cli.networks.compiled import as_written
@@ -24,71 +24,8 @@ from distpro_cli.networks.dry_run import dry_images
 from distpro_cli.networks.levels import TappedNetwork
 
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_NORMS_WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct)
 # Of these exact types autocast rounds weight and bias as they are; a subclass may make others from them in float32.
 _ROUNDED = (*_CONVOLUTIONS, nn.Linear, nn.Conv1d, nn.Conv3d)
-
-
-def fold_batch_norm(network: TappedNetwork, image_size: ImageSize) -> int:
-    """Folds BatchNorm in eval mode into the convolution before it, in place; the same function but for rounding.
-
-    A dry forward shows which convolutions' outputs are read by one BatchNorm and by nothing else, each once; what is
-    a level, or the network's output, stays as it is.
-
-    Args:
-        network: Frozen, in eval mode.
-        image_size: Of its images in pixels.
-
-    Returns:
-        The number of folded ones.
-    """
-    modules = list(network.model.modules())
-    convolutions = {id(module.weight): module for module in modules if type(module) in _CONVOLUTIONS}
-    norms = {id(module.running_mean): module for module in modules if type(module) in _NORMS + _NORMS_WITH_ACTIVATION}
-    with _Readers() as readers:
-        seen = {id(tensor) for tensor in _all_of(network, image_size)}
-    pairs = [
-        (convolutions[weight], norms[mean])
-        for weight, mean in readers.read_by_one(set(norms), seen)
-        if weight in convolutions
-    ]
-    for convolution, norm in pairs:
-        _fold(convolution, norm)
-    return len(pairs)
-
-
-class _Readers(TorchDispatchMode):
-    """Follows, through one forward, who reads what convolutions write; holds those tensors until it is dropped."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._written: dict[int, tuple[Tensor, int]] = {}  # by id a convolution's output, and the id of its weight
-        self._readers: dict[int, list[list[int]]] = {}  # by id of an output, what operations that read it were given
-        self._uses: Counter[int] = Counter()  # how many operations were given a tensor, by its id
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = [id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self._uses.update(given)
-        for read in given:
-            if read in self._written:
-                self._readers[read].append(given)
-        if func._overloadpacket.__name__ == "convolution":
-            self._written[id(out)] = out, id(args[1])
-            self._readers[id(out)] = []
-        return out
-
-    def read_by_one(self, others: set[int], seen: set[int]) -> list[tuple[int, int]]:
-        """Returns the weights of convolutions read by one operation alone, with the one of `others` that it is given.
-
-        All by id; weights, and others, that several operations use are left out, and outputs that are `seen`.
-        """
-        found = []
-        for output, (_, weight) in self._written.items():
-            if output not in seen and len(self._readers[output]) == 1 and self._uses[weight] == 1:
-                found += [(weight, other) for other in self._readers[output][0] if other in others]
-        return [(weight, other) for weight, other in found if self._uses[other] == 1]
 
 
 class _Folded(nn.Module):
@@ -109,10 +46,78 @@ class _FoldedBeforeActivation(nn.Module):
         return activated
 
 
+_LEFT: dict[type[nn.Module], type[nn.Module]] = {
+    **dict.fromkeys((nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d), _Folded),
+    **dict.fromkeys((BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d), _FoldedBeforeActivation),
+}
+
+
+def fold_batch_norm(network: TappedNetwork, image_size: ImageSize) -> int:
+    """Folds BatchNorm in eval mode into the convolution before it, in place; the same function but for rounding.
+
+    A dry forward shows which convolutions' outputs are read by one BatchNorm and by nothing else, each once; what is
+    a level, or the network's output, stays as it is.
+
+    Args:
+        network: Frozen, in eval mode.
+        image_size: Of its images in pixels.
+
+    Returns:
+        The number of folded ones.
+    """
+    modules = list(network.model.modules())
+    convolutions = {id(module.weight): module for module in modules if type(module) in _CONVOLUTIONS}
+    calls: list[tuple[int, nn.Module]] = []  # of a BatchNorm, with the id of what it was given
+
+    def called(module: nn.Module, args: Any) -> None:
+        calls.append((id(args[0]), module))
+
+    norms = [module for module in modules if type(module) in _LEFT and module.running_mean is not None]
+    handles = [norm.register_forward_pre_hook(called) for norm in norms]
+    try:
+        with _Readers() as readers:
+            seen = {id(tensor) for tensor in _all_of(network, image_size)}
+    finally:
+        for handle in handles:
+            handle.remove()
+    times = Counter(norm for _, norm in calls)
+    pairs = [
+        (convolutions[weight], norm)
+        for given, norm in calls
+        if times[norm] == 1 and given not in seen and (weight := readers.weight_behind(given)) in convolutions
+    ]
+    for convolution, norm in pairs:
+        _fold(convolution, norm)
+    return len(pairs)
+
+
+class _Readers(TorchDispatchMode):
+    """Follows, through one forward, who reads what convolutions write; holds those tensors until it is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._written: dict[int, tuple[Tensor, int]] = {}  # by id a convolution's output, and the id of its weight
+        self._uses: Counter[int] = Counter()  # how many operations were given such an output or weight, by its id
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self._uses.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        if func._overloadpacket.__name__ == "convolution":
+            self._written[id(out)] = out, id(args[1])
+            self._uses[id(out)] = 0  # whatever had this id before is gone
+        return out
+
+    def weight_behind(self, tensor: int) -> int:
+        """Returns the weight of the convolution that wrote a tensor, both by id; 0 where there is none, or where not
+        exactly one operation was given each of the two."""
+        _, weight = self._written.get(tensor, (None, 0))
+        return weight if self._uses[tensor] == self._uses[weight] == 1 else 0
+
+
 @torch.no_grad()
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+def _fold(convolution: nn.Module, norm: Any) -> None:
     """Gives the convolution what the BatchNorm behind it does; the latter stays where it is, and does nothing more."""
-    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, _BatchNorm)
+    assert isinstance(convolution, nn.Conv2d)
     weight, bias = fuse_conv_bn_weights(
         _exactly(convolution.weight),
         _exactly(convolution.bias),
@@ -125,8 +130,7 @@ def _fold(convolution: nn.Module, norm: nn.Module) -> None:
     own = convolution.weight
     own.copy_(weight)
     convolution.bias = nn.Parameter(bias.to(own.device, own.dtype), requires_grad=False)
-    left = _FoldedBeforeActivation if type(norm) in _NORMS_WITH_ACTIVATION else _Folded
-    norm.__class__ = left  # type: ignore[assignment]
+    norm.__class__ = _LEFT[type(norm)]
     norm._parameters.clear()
     norm._buffers.clear()
 

@@ -7,8 +7,9 @@ import copy
 import pytest
 import timm
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from distpro_cli.networks.frozen import fold_batch_norm, round_once
 from distpro_cli.networks.levels import TappedNetwork
@@ -92,6 +93,18 @@ def test_a_level_between_convolution_and_batch_norm_stays(level: str) -> None:
     expected = seen(network)
     assert fold_batch_norm(network, 32) == 1
     assert all(map(torch.equal, seen(network)[1:], expected[1:]))
+
+
+def test_batch_norm_that_was_frozen_before_is_folded() -> None:
+    norms = FrozenBatchNorm2d(4), FrozenBatchNormAct2d(6)
+    for norm in norms:
+        for tensor in norm.buffers():
+            nn.init.uniform_(tensor, 0.5, 2.0)
+    parts = nn.Conv2d(3, 4, 3, bias=False), norms[0], nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2), norms[1]
+    network = tapped(nn.Sequential(*parts), levels=["1", "2", "4"]).double()
+    expected = seen(network)
+    assert fold_batch_norm(network, 32) == 2 and not list(norms[0].buffers())
+    torch.testing.assert_close(seen(network), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224.untrained", "convnext_atto", "mobilenetv3_small_050"])
