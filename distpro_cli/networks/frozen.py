@@ -67,24 +67,26 @@ def fold_batch_norm(network: TappedNetwork, image_size: ImageSize) -> int:
     """
     modules = list(network.model.modules())
     convolutions = {id(module.weight): module for module in modules if type(module) in _CONVOLUTIONS}
-    calls: list[tuple[int, nn.Module]] = []  # of a BatchNorm, with the id of what it was given
+    readers, calls = _Readers(), Counter[nn.Module]()
+    behind: dict[nn.Module, int] = {}  # of a BatchNorm, the output of a convolution that it was given, by its id
 
     def called(module: nn.Module, args: Any) -> None:
-        calls.append((id(args[0]), module))
+        calls[module] += 1
+        if readers.wrote(args[0]):  # asked now: whatever is gone later leaves its id to another tensor
+            behind[module] = id(args[0])
 
     norms = [module for module in modules if type(module) in _LEFT and module.running_mean is not None]
     handles = [norm.register_forward_pre_hook(called) for norm in norms]
     try:
-        with _Readers() as readers:
+        with readers:
             seen = {id(tensor) for tensor in _all_of(network, image_size)}
     finally:
         for handle in handles:
             handle.remove()
-    times = Counter(norm for _, norm in calls)
     pairs = [
         (convolutions[weight], norm)
-        for given, norm in calls
-        if times[norm] == 1 and given not in seen and (weight := readers.weight_behind(given)) in convolutions
+        for norm, given in behind.items()
+        if calls[norm] == 1 and given not in seen and (weight := readers.weight_behind(given)) in convolutions
     ]
     for convolution, norm in pairs:
         _fold(convolution, norm)
@@ -107,10 +109,14 @@ class _Readers(TorchDispatchMode):
             self._uses[id(out)] = 0  # whatever had this id before is gone
         return out
 
+    def wrote(self, tensor: Tensor) -> bool:
+        """Says whether a tensor is what a convolution wrote."""
+        return id(tensor) in self._written
+
     def weight_behind(self, tensor: int) -> int:
-        """Returns the weight of the convolution that wrote a tensor, both by id; 0 where there is none, or where not
-        exactly one operation was given each of the two."""
-        _, weight = self._written.get(tensor, (None, 0))
+        """Returns the weight of the convolution that wrote a tensor, both by id; 0 where several operations were given
+        one of the two, or none was."""
+        _, weight = self._written[tensor]
         return weight if self._uses[tensor] == self._uses[weight] == 1 else 0
 
 
