@@ -81,14 +81,7 @@ def inspect(
     _import_numpy()
     how = to_how(match, allow)
     marks = {"thresholds": parse_thresholds(thresholds), "keeps": parse_shares(keep) if keep is not None else ()}
-    if plot is not None:
-        from distpro_cli.report.plots import check_form, check_plot_path
-
-        check_form(form)
-        check_plot_path(plot, force=force)
-    elif form != "overlaid" or normalized:
-        raise DistproError("--form and --normalized say how to plot; give --plot FILE")
-    picture = Picture(plot, form, normalized, force) if plot is not None else None
+    picture = _picture(plot, form, normalized=normalized, force=force)
     if export is not None:
         _export(paths or [], export, force=force)
         if not quiet:
@@ -101,6 +94,19 @@ def inspect(
         _inspect_paths(paths, marks, picture, how, machines, json=json)
     if plot is not None and not quiet:
         print(escaped(f"plot: {plot}"), file=sys.stderr)
+
+
+def _picture(plot: Path | None, form: str, *, normalized: bool, force: bool) -> Picture | None:
+    """Returns the plot that is asked for, once it is known that it can be drawn."""
+    if plot is None:
+        if form != "overlaid" or normalized:
+            raise DistproError("--form and --normalized say how to plot; give --plot FILE")
+        return None
+    from distpro_cli.report.plots import check_form, check_plot_path
+
+    check_form(form)
+    check_plot_path(plot, force=force)
+    return Picture(plot, form, normalized, force)
 
 
 def _import_numpy() -> None:
@@ -120,15 +126,10 @@ def _machines(device: str | None, *, quiet: bool) -> Mapping[str, Machine]:
     Raises:
         DistproError: a device is asked for that was not measured.
     """
-    from distpro_cli.costs.machines import KINDS, machines
+    from distpro_cli.costs.machines import KINDS, machines, machines_or_built_in
 
     if device is None:
-        try:
-            return machines()
-        except DistproError as error:
-            if not quiet:
-                print(f"{error}; costs are told by the built-in constants", file=sys.stderr)
-            return {}
+        return machines_or_built_in(None, lambda text: None if quiet else print(escaped(text), file=sys.stderr))
     kind = device.partition(":")[0]
     if kind not in KINDS:
         raise DistproError(f"--device {device}: there is no such kind of device; allowed: {', '.join(sorted(KINDS))}")

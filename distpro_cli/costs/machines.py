@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,15 @@ def machines(kind: str | None = None) -> dict[str, Machine]:
     kept = load_calibrations()
     chosen = next((name for name in KINDS if kept.get(name)), "") if kind is None else kind
     return {precision: one.machine(precision) for precision, one in kept.get(chosen, {}).items()}
+
+
+def machines_or_built_in(kind: str | None, say: Callable[[str], object]) -> dict[str, Machine]:
+    """Returns what `machines` does; nothing, and tells why by `say`, where what is kept cannot be read."""
+    try:
+        return machines(kind)
+    except DistproError as error:
+        say(f"{error}; costs are told by the built-in constants")
+        return {}
 
 
 def _checked(content: Any) -> Calibrations:

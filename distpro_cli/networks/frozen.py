@@ -28,13 +28,6 @@ _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 _ROUNDED = (*_CONVOLUTIONS, nn.Linear, nn.Conv1d, nn.Conv3d)
 
 
-class _Folded(nn.Module):
-    """What is left of a BatchNorm."""
-
-    def forward(self, map_bchw: Tensor) -> Tensor:
-        return map_bchw
-
-
 class _FoldedBeforeActivation(nn.Module):
     """What is left of timm's BatchNorm with an activation."""
 
@@ -46,8 +39,9 @@ class _FoldedBeforeActivation(nn.Module):
         return activated
 
 
+# What is left of a BatchNorm.
 _LEFT: dict[type[nn.Module], type[nn.Module]] = {
-    **dict.fromkeys((nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d), _Folded),
+    **dict.fromkeys((nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d), nn.Identity),
     **dict.fromkeys((BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d), _FoldedBeforeActivation),
 }
 

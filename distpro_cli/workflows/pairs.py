@@ -22,11 +22,12 @@ from distpro_cli.process.pathway import PathwayInfo
 from distpro_cli.process.process import Process
 from distpro_cli.randomness import derived_seed
 from distpro_cli.recipe.schema import PathwayGroup, Recipe
+from distpro_cli.runs.folder import RunFolder
 from distpro_cli.tasks.task import Task
 from distpro_cli.training.device import autocast
 from distpro_cli.training.step import Distiller, Pair
 from distpro_cli.workflows.session import Session
-from distpro_cli.workflows.teacher import build_teacher
+from distpro_cli.workflows.teacher import build_teacher, measured_teacher
 
 FindParts = Callable[[Session, Pair, int], tuple[Part, ...]]  # of a pair's step with so many images
 
@@ -86,6 +87,28 @@ def start_with_teacher(session: Session, distiller: Distiller) -> None:
     session.context.reporter.message(
         f"the student starts with the teacher's {', '.join(parts)}: {len(tensors)} tensors"
     )
+
+
+def make_ready(
+    session: Session, pair: Pair, distiller: Distiller, folder: RunFolder, known: float | None
+) -> float | None:
+    """Makes a pair ready for its first step: the teacher with its weights, the student with what it starts with, and
+    steps as cheap as they get.
+
+    Args:
+        session: The run.
+        pair: Its costs (`FindParts`) have been asked for: the teacher changes here.
+        distiller: Of the pair.
+        folder: Of the run.
+        known: The teacher's figure; None: it is measured.
+
+    Returns:
+        The teacher's figure.
+    """
+    figure = measured_teacher(session, pair.teacher, folder, known)
+    start_with_teacher(session, distiller)
+    hasten(session, pair)
+    return figure
 
 
 def hasten(session: Session, pair: Pair) -> None:

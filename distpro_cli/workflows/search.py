@@ -30,9 +30,8 @@ from distpro_cli.training.scale import SCALES
 from distpro_cli.training.step import Distiller, Pair
 from distpro_cli.training.weights import MovedWeights, SearchedWeights
 from distpro_cli.versions import installed_versions
-from distpro_cli.workflows.pairs import FindParts, build_pair, hasten, parts_of, start_with_teacher
+from distpro_cli.workflows.pairs import FindParts, build_pair, make_ready, parts_of
 from distpro_cli.workflows.session import Session
-from distpro_cli.workflows.teacher import measured_teacher
 
 MOST_SHARE = 0.9  # of all weight on one pathway, before a search warns
 
@@ -79,10 +78,8 @@ def search(
     pair = build_pair(session)
     distiller = session.distiller(pair, training)
     weights = searched_weights(session, distiller, training)
-    teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
-    start_with_teacher(session, distiller)
     parts = find_parts(session, pair, training.batch_size)
-    hasten(session, pair)
+    teacher_figure = make_ready(session, pair, distiller, folder, teacher_figure)
     progress = session.train(weights, training, title, folder.checkpoint, folder.metrics, resume=folder.resuming)
     figures = metric.last_and_best(progress.history)
     known = {} if teacher_figure is None else {f"teacher_{metric.name}": teacher_figure}

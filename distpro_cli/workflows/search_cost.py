@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distpro_cli.costs.machines import machines
-from distpro_cli.errors import DistproError
+from distpro_cli.costs.machines import machines_or_built_in
 from distpro_cli.process.cost import relative_rule_cost, relative_search_cost
 from distpro_cli.process.process import Process
 from distpro_cli.recipe.load import parse_recipe
@@ -47,11 +46,7 @@ def estimated_search_cost(
 
 def on_device(process: Process, session: Session) -> Process:
     """Returns the process with the costs of a run's device in its precision; as it is where that was not measured."""
-    try:
-        machine = machines(session.device.type).get(session.recipe.precision)
-    except DistproError as error:
-        session.context.say_once(f"{error}; costs are told by the built-in constants")
-        machine = None
+    machine = machines_or_built_in(session.device.type, session.context.say_once).get(session.recipe.precision)
     return process if machine is None else process.on_machine(machine)
 
 

@@ -19,10 +19,9 @@ from distpro_cli.runs.folder import RunFolder
 from distpro_cli.training.scale import SCALES
 from distpro_cli.training.step import Pair, Solo
 from distpro_cli.training.weights import NoWeights, ScheduledWeights, Weights
-from distpro_cli.workflows.pairs import FindParts, hasten, parts_of, start_with_teacher
+from distpro_cli.workflows.pairs import FindParts, make_ready, parts_of
 from distpro_cli.workflows.session import Session
 from distpro_cli.workflows.sources import SchemeSource, Source
-from distpro_cli.workflows.teacher import measured_teacher
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,7 @@ def transfer(
     weights: Weights
     if num_used:
         weights = scheduled = _scheduled(session, pair, schedule, unit)
-        teacher_figure = measured_teacher(session, pair.teacher, folder, teacher_figure)
-        start_with_teacher(session, scheduled.distiller)
-        hasten(session, pair)
+        teacher_figure = make_ready(session, pair, scheduled.distiller, folder, teacher_figure)
     else:
         weights, teacher_figure = NoWeights(session.stepper(Solo(pair.student), training)), None
     save_process(process, folder.process, force=True)
